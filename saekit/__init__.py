@@ -1,0 +1,52 @@
+"""saekit: are the latents of sparse autoencoders unique, complete and atomic?"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Names are looked up on first use, so that importing saekit costs nothing and neither
+# TransformerLens nor the widgets are loaded before they are needed.
+_EXPORTS = {
+    "saekit.models": ("load_model",),
+    "saekit.corpora": ("pack", "split"),
+    "saekit.activations": ("ActivationStore", "harvest"),
+    "saekit.dictionary": ("Dictionary",),
+    "saekit.families": ("Family",),
+    "saekit.embedded": ("current_profile", "embedded_rows", "embedded_store", "load_family"),
+    "saekit.variants": ("BatchTopK", "ReLU", "TopK"),
+    "saekit.training": ("TrainingConfig", "train"),
+    "saekit.metrics": ("ce_degradation", "evaluate"),
+    "saekit.analysis": (
+        "as_jumprelu",
+        "best_matches",
+        "ce_insertion",
+        "collect",
+        "compare",
+        "group_insertion",
+        "insertion",
+        "logit_table",
+        "splitting",
+        "splitting_tree",
+    ),
+    "saekit.provenance": ("provenance",),
+    "saekit.widgets": ("LatentExplorer", "NoveltyExplorer", "SplittingExplorer"),
+}
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+_MODULES = ("plots", "figures")
+
+__all__ = ["__version__", *sorted(_HOMES), *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"saekit.{name}")
+    raise AttributeError(f"module 'saekit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,407 @@
+"""Which latents split, stay, are refined, are lost or are novel from one width to the next?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from saekit.analysis.similarity import best_matches
+from saekit.dictionary import Dictionary
+from saekit.families import Family
+
+IDENTICAL = 0.9  # cosine from which an only child that is a mutual best match counts as the same latent
+STATUSES = ("split", "identical", "refined", "lost")
+
+
+@dataclass(frozen=True, eq=False)
+class Splitting:
+    """What becomes of a small dictionary's latents in a larger one.
+
+    Attributes
+    ----------
+    small, large : str
+        Names of the dictionaries.
+    small_width, large_width : int
+        Their widths.
+    theta : float
+        Cosine from which a small latent counts as a parent.
+    frame : DataFrame
+        One row a large latent: `latent`, `best_match`, `cosine` (with the best match), `parent`
+        (the best match, or -1 if the cosine is under theta), `novel`, and `status` (its
+        parent's, or `"novel"`).
+    frame_small : DataFrame
+        One row a small latent: `latent`, `status` (`"split"`, `"identical"`, `"refined"` or
+        `"lost"`), `children`, `best_match` (in the large dictionary), `cosine` (with it).
+    """
+
+    small: str
+    large: str
+    small_width: int
+    large_width: int
+    theta: float
+    frame: pd.DataFrame
+    frame_small: pd.DataFrame
+
+    @property
+    def flows(self) -> pd.DataFrame:
+        """One row a status: `status`, `small_latents` that have it, `large_latents` they lead to.
+
+        The rows are split, identical, refined, lost (which leads to none) and novel (which
+        comes from none).
+        """
+        statuses = [*STATUSES, "novel"]
+        count = {side: frame["status"].value_counts() for side, frame in self._sides()}
+        return pd.DataFrame({"status": statuses}).assign(
+            **{side: [int(counts.get(status, 0)) for status in statuses] for side, counts in count.items()}
+        )
+
+    def _sides(self) -> tuple[tuple[str, pd.DataFrame], tuple[str, pd.DataFrame]]:
+        return ("small_latents", self.frame_small), ("large_latents", self.frame)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Counts and shares.
+
+        `small`, `large`, `theta`; `n_split`, `n_identical`, `n_refined`, `n_lost` and
+        `share_...` of the small latents; `n_novel` and `share_novel` of the large ones;
+        `mean_children` and `max_children` of split latents.
+        """
+        status = self.frame_small["status"]
+        counts = {name: int((status == name).sum()) for name in STATUSES}
+        novel = int(self.frame["novel"].sum())
+        children = self.frame_small.loc[status == "split", "children"]
+        return {
+            "small": self.small,
+            "large": self.large,
+            "theta": self.theta,
+            **{f"n_{name}": count for name, count in counts.items()},
+            "n_novel": novel,
+            **{f"share_{name}": count / self.small_width for name, count in counts.items()},
+            "share_novel": novel / self.large_width,
+            "mean_children": float(children.mean()) if len(children) else 0.0,
+            "max_children": int(self.frame_small["children"].max()),
+        }
+
+
+def splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.7) -> Splitting:
+    """Match every latent of the large dictionary to a parent in the small one.
+
+    A large latent's parent is its best small latent if their cosine is at least theta; without
+    a parent it is novel. A small latent with two or more children is split; with exactly one it
+    is identical if the two are each other's best match at cosine 0.9 or more, and refined
+    otherwise; with none it is lost.
+
+    Parameters
+    ----------
+    small, large : Dictionary
+        Usually of neighbouring widths; two seeds of one width give the null.
+    theta : float
+        Cosine of decoder directions.
+
+    Raises
+    ------
+    ValueError
+        If the dictionaries differ in `d_in`.
+
+    Notes
+    -----
+    Novel latents are those of Leask et al. (ICLR 2025), glossary; the names for small latents
+    are ours.
+    """
+    up, down = best_matches(large, small), best_matches(small, large)
+    cosine, parent = up.cosine.cpu().numpy(), up.index.cpu().numpy()
+    # Compared in the cosines' own precision, so that theta = 0.7 means the same everywhere.
+    novel = (up.cosine < theta).cpu().numpy()
+    mutual = (down.index[up.index] == torch.arange(large.width, device=up.index.device)).cpu().numpy()
+    same = ~novel & mutual & (up.cosine >= IDENTICAL).cpu().numpy()
+
+    children = np.bincount(parent[~novel], minlength=small.width)
+    has_same = np.bincount(parent[same], minlength=small.width) > 0
+    status = np.select(
+        [children >= 2, (children == 1) & has_same, children == 1], STATUSES[:3], default=STATUSES[3]
+    )
+    return Splitting(
+        small=small.name,
+        large=large.name,
+        small_width=small.width,
+        large_width=large.width,
+        theta=theta,
+        frame=pd.DataFrame(
+            {
+                "latent": range(large.width),
+                "best_match": parent,
+                "cosine": cosine,
+                "parent": np.where(novel, -1, parent),
+                "novel": novel,
+                "status": np.where(novel, "novel", status[parent]),
+            }
+        ),
+        frame_small=pd.DataFrame(
+            {
+                "latent": range(small.width),
+                "status": status,
+                "children": children,
+                "best_match": down.index.cpu().numpy(),
+                "cosine": down.cosine.cpu().numpy(),
+            }
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class SplittingTree:
+    """How the latents of a family descend from each other, width by width.
+
+    Attributes
+    ----------
+    widths : tuple of int
+        Ascending.
+    theta : float
+        Cosine from which a latent has a parent.
+    pairs : mapping
+        `pairs[small_width]`: the `Splitting` from this width to the next one.
+    nulls : mapping
+        `nulls[width]`: the `Splitting` between two seeds of this width, or None where the
+        family has no second seed.
+    """
+
+    widths: tuple[int, ...]
+    theta: float
+    pairs: dict[int, Splitting]
+    nulls: dict[int, Splitting | None]
+
+    def __post_init__(self) -> None:
+        # For walking: parents as arrays, and each latent's children, most similar first.
+        parents, cosines, children = {}, {}, {}
+        for small, large in zip(self.widths, self.widths[1:], strict=False):
+            frame = self.pairs[small].frame
+            parents[large], cosines[large] = frame["parent"].to_numpy(), frame["cosine"].to_numpy()
+            order = np.lexsort((frame["latent"], -frame["cosine"], frame["parent"]))
+            bounds = np.searchsorted(parents[large][order], np.arange(small + 1))
+            children[small] = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        object.__setattr__(self, "_parents", parents)
+        object.__setattr__(self, "_cosines", cosines)
+        object.__setattr__(self, "_children", children)
+
+    # ------------------------------------------------------------------ frames
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row an edge: `parent_width`, `parent`, `width`, `latent`, `cosine`, `status`.
+
+        `status` is the parent's: split, identical or refined.
+        """
+        parts = []
+        for small, large in zip(self.widths, self.widths[1:], strict=False):
+            edges = self.pairs[small].frame.query("not novel")
+            parts.append(edges.assign(parent_width=small, width=large))
+        columns = ["parent_width", "parent", "width", "latent", "cosine", "status"]
+        return pd.concat(parts, ignore_index=True)[columns]
+
+    @property
+    def nodes(self) -> pd.DataFrame:
+        """One row a latent: `width`, `latent`, `parent`, `cosine`, `novel`, `children`, `status`.
+
+        `parent` is -1 and `cosine` that of the best match for novel latents; at the smallest
+        width `parent` is -1, `cosine` NaN and `novel` False. `status` is what becomes of the
+        latent at the next width, and `"leaf"` at the greatest width.
+        """
+        parts = []
+        for place, width in enumerate(self.widths):
+            nodes = pd.DataFrame({"width": width, "latent": range(width)})
+            if place:
+                up = self.pairs[self.widths[place - 1]].frame
+                nodes = nodes.assign(parent=up["parent"], cosine=up["cosine"], novel=up["novel"])
+            else:
+                nodes = nodes.assign(parent=-1, cosine=np.nan, novel=False)
+            if width in self.pairs:
+                down = self.pairs[width].frame_small
+                nodes = nodes.assign(children=down["children"], status=down["status"])
+            else:
+                nodes = nodes.assign(children=0, status="leaf")
+            parts.append(nodes)
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def flows(self) -> pd.DataFrame:
+        """Counts for a flow diagram: `small_width`, `large_width`, `status`, `small_latents`, `large_latents`.
+
+        Five rows a pair of widths (see `Splitting.flows`).
+        """
+        parts = []
+        for small, large in zip(self.widths, self.widths[1:], strict=False):
+            flows = self.pairs[small].flows
+            flows.insert(0, "small_width", small)
+            flows.insert(1, "large_width", large)
+            parts.append(flows)
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Shares of each pair beside those between seeds, never subtracted.
+
+        Columns: `pair` (such as `"1152 → 2304"`), `small_width`, `large_width`, `measure`
+        (`split`, `identical`, `refined`, `lost`: of the small latents; `novel`: of the large
+        ones), `share`, `null_small` and `null_large` (the same share between two seeds of the
+        small and the large width, NaN where there is no second seed), `note`.
+        """
+        rows = []
+        for small, large in zip(self.widths, self.widths[1:], strict=False):
+            missing = [str(width) for width in (small, large) if self.nulls[width] is None]
+            for measure in (*STATUSES, "novel"):
+                share = {
+                    name: np.nan if result is None else result.summary[f"share_{measure}"]
+                    for name, result in (
+                        ("share", self.pairs[small]),
+                        ("null_small", self.nulls[small]),
+                        ("null_large", self.nulls[large]),
+                    )
+                }
+                rows.append(
+                    {
+                        "pair": f"{small} → {large}",
+                        "small_width": small,
+                        "large_width": large,
+                        "measure": measure,
+                        **share,
+                        "note": f"no second seed of {' and '.join(missing)}" if missing else "",
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`widths`, `theta`, and by pair (`"1152 → 2304"`) the shares of each status."""
+        pairs = {
+            pair: {row.measure: float(row.share) for row in rows.itertuples()}
+            for pair, rows in self.table.groupby("pair", sort=False)
+        }
+        return {"widths": list(self.widths), "theta": self.theta, "pairs": pairs}
+
+    # ------------------------------------------------------------------ walking
+
+    def parent(self, width: int, latent: int) -> dict[str, Any] | None:
+        """The parent as `{"width", "latent", "cosine", "status"}`; None if novel or at a root.
+
+        `cosine` is that between parent and child.
+        """
+        self._check(width, latent)
+        place = self.widths.index(width)
+        if place == 0 or self._parents[width][latent] < 0:
+            return None
+        return self._node(
+            self.widths[place - 1], int(self._parents[width][latent]), self._cosines[width][latent]
+        )
+
+    def children(self, width: int, latent: int) -> list[dict[str, Any]]:
+        """The children as `{"width", "latent", "cosine", "status"}`, most similar first.
+
+        `cosine` is that between parent and child.
+        """
+        self._check(width, latent)
+        if width == self.widths[-1]:
+            return []
+        large = self.widths[self.widths.index(width) + 1]
+        return [
+            self._node(large, int(child), self._cosines[large][child])
+            for child in self._children[width][latent]
+        ]
+
+    def ancestors(self, width: int, latent: int) -> list[dict[str, Any]]:
+        """The path to the root: parent, parent's parent and so on (see `parent`)."""
+        path, node = [], self.parent(width, latent)
+        while node is not None:
+            path.append(node)
+            node = self.parent(node["width"], node["latent"])
+        return path
+
+    def subtree(self, width: int, latent: int) -> dict[str, Any]:
+        """The latent with all its descendants.
+
+        Returns
+        -------
+        dict
+            `{"width", "latent", "cosine", "status", "children"}` with `children` a list of the
+            same, most similar first. `cosine` is that with the parent, or with the best match
+            if the latent is novel; NaN at the smallest width.
+        """
+        self._check(width, latent)
+        cosine = self._cosines[width][latent] if width in self._cosines else np.nan
+        return self._grow(self._node(width, latent, cosine))
+
+    def most_split(self, n: int = 10, *, width: int | None = None) -> pd.DataFrame:
+        """The latents with the most children: `width`, `latent`, `children`, `descendants`.
+
+        Parameters
+        ----------
+        n : int
+            Number of latents.
+        width : int, optional
+            Only latents of this width.
+        """
+        frame = self.nodes
+        frame = frame[frame["status"] == "split"].assign(descendants=self._descendants())
+        if width is not None:
+            self._check(width, 0)
+            frame = frame[frame["width"] == width]
+        order = ["children", "descendants", "width", "latent"]
+        frame = frame.sort_values(order, ascending=[False, False, True, True]).head(n)
+        return frame[["width", "latent", "children", "descendants"]].reset_index(drop=True)
+
+    def _check(self, width: int, latent: int) -> None:
+        if width not in self.widths:
+            raise ValueError(f"The family has widths {list(self.widths)}, found {width}.")
+        if not 0 <= latent < width:
+            raise ValueError(f"Width {width} has latents 0 to {width - 1}, found {latent}.")
+
+    def _node(self, width: int, latent: int, cosine: float) -> dict[str, Any]:
+        status = self.pairs[width].frame_small["status"].iat[latent] if width in self.pairs else "leaf"
+        return {"width": width, "latent": latent, "cosine": float(cosine), "status": status}
+
+    def _grow(self, node: dict[str, Any]) -> dict[str, Any]:
+        children = self.children(node["width"], node["latent"])
+        return {**node, "children": [self._grow(child) for child in children]}
+
+    def _descendants(self) -> pd.Series:
+        """Number of descendants of every latent, in the order of `nodes`."""
+        counts = {self.widths[-1]: np.zeros(self.widths[-1], dtype=np.int64)}
+        for small, large in reversed(list(zip(self.widths, self.widths[1:], strict=False))):
+            has_parent = self._parents[large] >= 0
+            totals = np.zeros(small, dtype=np.int64)
+            np.add.at(totals, self._parents[large][has_parent], counts[large][has_parent] + 1)
+            counts[small] = totals
+        return pd.Series(np.concatenate([counts[width] for width in self.widths]))
+
+
+def splitting_tree(family: Family, *, theta: float = 0.7) -> SplittingTree:
+    """Splitting between all neighbouring widths of a family, with the seed nulls.
+
+    Parameters
+    ----------
+    family : Family
+        At least two widths.
+    theta : float
+        Cosine from which a latent has a parent.
+
+    Raises
+    ------
+    ValueError
+        If the family has fewer than two widths.
+    """
+    widths = family.widths
+    if len(widths) < 2:
+        raise ValueError(f"A splitting tree needs at least two widths, found {widths}.")
+    nulls = {width: family.second_seed(width) for width in widths}
+    return SplittingTree(
+        widths=tuple(widths),
+        theta=theta,
+        pairs={small.width: splitting(small, large, theta=theta) for small, large in family.pairs()},
+        nulls={
+            width: None if other is None else splitting(family[width], other, theta=theta)
+            for width, other in nulls.items()
+        },
+    )

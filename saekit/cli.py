@@ -1,0 +1,129 @@
+"""Thin commands over the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+KINDS = ("relu", "topk", "batchtopk")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one subcommand for each thing that takes long."""
+    parser = argparse.ArgumentParser(prog="saekit", description=__doc__)
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    harvest = commands.add_parser("harvest", help="store a model's activations at a hook point")
+    harvest.add_argument("store", type=Path, help="folder to write (resumes if it was interrupted)")
+    harvest.add_argument("--model", help="hub name or local folder (default: the embedded model)")
+    harvest.add_argument("--revision", help="revision on the hub")
+    harvest.add_argument("--hook-point", default="blocks.12.hook_resid_post")
+    harvest.add_argument("--text", nargs="+", type=Path, help="text files (default: the embedded corpus)")
+    harvest.add_argument("--dataset", help="Hugging Face data set, streamed")
+    harvest.add_argument("--dataset-split", default="train", help="split of --dataset")
+    harvest.add_argument("--part", choices=("train", "held-out"), default="train", help="side of the split by documents")
+    harvest.add_argument("--tokens", type=int, default=1_000_000)
+    harvest.add_argument("--context-length", type=int, default=128)
+    harvest.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+    train = commands.add_parser("train", help="train a dictionary on a store of activations")
+    train.add_argument("store", type=Path, help="folder that `saekit harvest` wrote")
+    train.add_argument("dictionary", type=Path, help="folder to write (resumes if it was interrupted)")
+    train.add_argument("--kind", choices=KINDS, default="relu")
+    train.add_argument("--width", type=int, required=True)
+    train.add_argument("--target-l0", type=float, default=36.0, help="relu: steer the sparsity coefficient to this L0")
+    train.add_argument("--k", type=int, default=32, help="topk and batchtopk: active latents a token")
+    train.add_argument("--steps", type=int, default=5000)
+    train.add_argument("--batch-size", type=int, default=512)
+    train.add_argument("--learning-rate", type=float, default=None)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--held-out", type=Path, help="store to evaluate on")
+
+    commands.add_parser("prepare", help="harvest and train what the notebooks read")
+    commands.add_parser("reproduce", help="prepare, run the notebook series, write figures/")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; errors that people can mend end it with one sentence and status 1."""
+    options = build_parser().parse_args(arguments)
+    run = {"harvest": _harvest, "train": _train, "prepare": _prepare, "reproduce": _reproduce}
+    try:
+        run[options.command](options)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        print(f"saekit {options.command}: {error.args[0] if error.args else error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"saekit {options.command}: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _harvest(options: argparse.Namespace) -> None:
+    import torch
+
+    from saekit.activations import harvest
+    from saekit.corpora import embedded_corpus, huggingface_dataset, pack, split, text_files
+    from saekit.models import load_model
+
+    if options.text:
+        documents = text_files(options.text)
+    elif options.dataset:
+        documents = huggingface_dataset(options.dataset, split=options.dataset_split)
+    else:
+        documents = embedded_corpus()
+    train, held_out = split(documents)
+    dtype = getattr(torch, options.dtype)
+    named = {} if options.model is None else {"name": options.model, "revision": options.revision}
+    model = load_model(dtype=dtype, **named)
+    rows = pack(
+        train if options.part == "train" else held_out,
+        model.tokenizer,
+        context_length=options.context_length,
+        n_tokens=options.tokens,
+    )
+    store = harvest(
+        model, rows, options.hook_point, path=options.store, dtype=dtype, progress=not options.quiet
+    )
+    print(f"{store.n_tokens} positions at {store.hook_point}, {int(store.excluded.sum())} of them excluded")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from saekit.activations import ActivationStore
+    from saekit.training import TrainingConfig, train
+    from saekit.variants import VARIANTS
+
+    settings = {"target_l0": options.target_l0} if options.kind == "relu" else {"k": options.k}
+    rate = {} if options.learning_rate is None else {"lr": options.learning_rate}
+    config = TrainingConfig(
+        variant=VARIANTS[options.kind](**settings),
+        width=options.width,
+        seed=options.seed,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        **rate,
+    )
+    result = train(
+        config,
+        ActivationStore.open(options.store),
+        held_out=None if options.held_out is None else ActivationStore.open(options.held_out),
+        checkpoint=options.dictionary / "checkpoint",
+        progress=not options.quiet,
+    )
+    result.dictionary.save(options.dictionary)
+    print("\n".join(f"{name}: {value}" for name, value in result.summary.items()))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from saekit.embedded import prepare
+
+    prepare(progress=not options.quiet)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from saekit.reproduce import reproduce
+
+    print(reproduce(progress=not options.quiet))

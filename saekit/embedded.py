@@ -1,0 +1,251 @@
+"""The embedded default: one model, one corpus, two stores of activations, and their families.
+
+Everything is made once, under `saekit.files.home()`, and found again by the settings that made it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from saekit.activations import ActivationStore, harvest
+from saekit.corpora import TokenRows, embedded_corpus, pack, split
+from saekit.dictionary import Dictionary
+from saekit.families import Family
+from saekit.files import hash_json, home
+from saekit.models import describe_model, load_model
+from saekit.training import TrainingConfig, train
+from saekit.variants import BatchTopK, ReLU
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+HOOK_POINT = "blocks.12.hook_resid_post"
+CONTEXT_LENGTH = 128
+TARGET_L0 = 36.0
+K = 32
+MEMBERS = {
+    "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (4608, 0)),
+    "batchtopk": ((1152, 0), (2304, 0)),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is harvested and trained. The held-out tokens are the same in every profile.
+
+    Attributes
+    ----------
+    name : str
+        `"default"`, whose outputs are committed, or `"test"`, which `make test` runs.
+    train_tokens : int
+        Positions harvested for training.
+    held_out_tokens : int
+        Positions harvested for evaluation, from documents that training never sees.
+    steps : int
+        Training steps of every dictionary, of `batch_size` tokens.
+    """
+
+    name: str
+    train_tokens: int
+    held_out_tokens: int
+    steps: int
+    batch_size: int = 512
+
+    @property
+    def figures_folder(self) -> Path:
+        """Where notebooks write figures: the project's `figures/` in the default profile only."""
+        if self.name == "default":
+            return project_root() / "figures"
+        return home() / f"figures-{self.name}"
+
+
+PROFILES = {
+    "default": Profile("default", train_tokens=2_000_000, held_out_tokens=100_000, steps=5_000),
+    "test": Profile("test", train_tokens=250_000, held_out_tokens=100_000, steps=1_200),
+}
+
+
+def current_profile() -> Profile:
+    """The profile that `SAEKIT_PROFILE` names, `"default"` if it is not set.
+
+    Raises
+    ------
+    ValueError
+        If there is no such profile.
+    """
+    name = os.environ.get("SAEKIT_PROFILE", "default")
+    if name not in PROFILES:
+        raise ValueError(f"SAEKIT_PROFILE must be one of {', '.join(PROFILES)}, found {name!r}.")
+    return PROFILES[name]
+
+
+def project_root() -> Path:
+    """The folder with saekit's `pyproject.toml` above the working directory, else that directory."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").exists() and (folder / "saekit").is_dir():
+            return folder
+    return here
+
+
+def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> TokenRows:
+    """Token rows of the embedded corpus.
+
+    Parameters
+    ----------
+    model : TransformerBridge
+        Its tokenizer packs the text.
+    part : {"train", "held-out"}
+        Which side of the split by documents.
+    n_tokens : int
+        Positions wanted.
+
+    Raises
+    ------
+    ValueError
+        If `part` is neither.
+    """
+    if part not in ("train", "held-out"):
+        raise ValueError(f'part must be "train" or "held-out", found {part!r}.')
+    train_documents, held_out_documents = split(embedded_corpus())
+    documents = train_documents if part == "train" else held_out_documents
+    return pack(documents, model.tokenizer, context_length=CONTEXT_LENGTH, n_tokens=n_tokens)
+
+
+def embedded_store(
+    part: str,
+    *,
+    n_tokens: int | None = None,
+    dtype: torch.dtype | None = None,
+    model: TransformerBridge | None = None,
+    progress: bool = True,
+) -> ActivationStore:
+    """Activations of the embedded model on the embedded corpus, harvested on the first call.
+
+    Parameters
+    ----------
+    part : {"train", "held-out"}
+        Which side of the split by documents.
+    n_tokens : int, optional
+        Positions; the profile's number if left out.
+    dtype : torch.dtype, optional
+        Precision of the model and of the store; bfloat16 for training and float32 for held-out
+        tokens if left out.
+    model : TransformerBridge, optional
+        The embedded model in that precision, if it is loaded already.
+    progress : bool
+        Show progress in tokens.
+
+    Returns
+    -------
+    ActivationStore
+        At `blocks.12.hook_resid_post`, in rows of 128 positions.
+    """
+    profile = current_profile()
+    if n_tokens is None:
+        n_tokens = profile.train_tokens if part == "train" else profile.held_out_tokens
+    if dtype is None:
+        dtype = torch.bfloat16 if part == "train" else torch.float32
+    path = home() / "stores" / f"embedded-{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}"
+    if (path / "manifest.json").exists():
+        store = ActivationStore.open(path, hook_point=HOOK_POINT, complete=False)
+        if store.complete:
+            return store
+    if model is None:
+        model = load_model(dtype=dtype)
+    rows = embedded_rows(model, part=part, n_tokens=n_tokens)
+    return harvest(model, rows, HOOK_POINT, path=path, dtype=dtype, progress=progress)
+
+
+def embedded_configs(kind: str) -> list[TrainingConfig]:
+    """The training settings of an embedded family in the current profile.
+
+    Raises
+    ------
+    ValueError
+        If there is no embedded family of this kind.
+    """
+    if kind not in MEMBERS:
+        raise ValueError(f"There is no embedded family {kind!r}; there are {', '.join(MEMBERS)}.")
+    profile = current_profile()
+    variant = ReLU(target_l0=TARGET_L0) if kind == "relu" else BatchTopK(k=K)
+    return [
+        TrainingConfig(
+            variant=variant, width=width, seed=seed, steps=profile.steps, batch_size=profile.batch_size
+        )
+        for width, seed in MEMBERS[kind]
+    ]
+
+
+def train_embedded_family(kind: str, *, progress: bool = True) -> Family:
+    """Train what is missing of an embedded family, resuming where a run was stopped."""
+    folders = _member_folders(kind)
+    for config, folder in zip(embedded_configs(kind), folders, strict=True):
+        if not (folder / "dictionary.json").exists():
+            store, held_out = embedded_store("train"), embedded_store("held-out")
+            checkpoint = folder / "checkpoint"
+            result = train(config, store, held_out=held_out, checkpoint=checkpoint, progress=progress)
+            result.log.to_csv(folder / "log.csv", index=False)
+            result.dictionary.save(folder)
+    return Family(Dictionary.load(folder) for folder in folders)
+
+
+def load_family(source: str | Path) -> Family:
+    """A family of dictionaries.
+
+    Parameters
+    ----------
+    source : str or Path
+        `"relu"` or `"batchtopk"` for the embedded ones, else a folder of dictionaries that
+        `Family.save` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the embedded family has not been trained yet, or the folder holds no dictionaries.
+    """
+    if str(source) not in MEMBERS:
+        return Family.load(source)
+    folders = _member_folders(str(source))
+    if any(not (folder / "dictionary.json").exists() for folder in folders):
+        raise FileNotFoundError(
+            f"The embedded {source} family has not been trained on this machine: run `saekit prepare`."
+        )
+    return Family(Dictionary.load(folder) for folder in folders)
+
+
+def _member_folders(kind: str) -> list[Path]:
+    profile = current_profile()
+    root = home() / "families" / f"{kind}-{profile.name}"
+    return [
+        root / f"{c.width}-seed{c.seed}-{hash_json([c.to_dict(), profile.train_tokens])[:12]}"
+        for c in embedded_configs(kind)
+    ]
+
+
+def prepare(*, progress: bool = True) -> None:
+    """Make what the notebooks read: the held-out store and the embedded families."""
+    embedded_store("held-out", progress=progress)
+    for kind in MEMBERS:
+        train_embedded_family(kind, progress=progress)
+
+
+__all__ = [
+    "HOOK_POINT",
+    "PROFILES",
+    "Profile",
+    "current_profile",
+    "describe_model",
+    "embedded_configs",
+    "embedded_rows",
+    "embedded_store",
+    "load_family",
+    "prepare",
+    "project_root",
+    "train_embedded_family",
+]

@@ -1,0 +1,407 @@
+"""House style, and figures that can be cited: the same bytes on every run, with their numbers.
+
+A figure is saved with the data it shows (CSV), what it was made from (JSON) and what a paper needs
+(PDF, LaTeX). Nothing written depends on the clock, on paths or on the user's matplotlib settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from saekit.files import hash_file, read_json, write_bytes, write_json
+
+FORMAT = "saekit-figure-1"
+SUFFIXES = ("pdf", "svg", "png", "csv", "tex")  # beside the JSON, which is written last
+VERSIONED = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "torch", "transformer-lens")
+
+FULL, HALF = 5.5, 2.7  # inches: the text width of ICLR and NeurIPS, and half of it
+
+_BLUE, _ORANGE, _GREEN, _VERMILION, *_, _SKY = sns.color_palette("colorblind").as_hex()
+
+KIND_COLOURS = {"relu": _BLUE, "batchtopk": _ORANGE, "topk": _GREEN}
+KIND_MARKERS = {"relu": "o", "batchtopk": "s", "topk": "^"}
+KIND_NAMES = {"relu": "ReLU", "batchtopk": "BatchTopK", "topk": "TopK"}
+NOVEL, RECONSTRUCTION = _VERMILION, _SKY
+NULL = "#8c8c8c"  # second seeds, chance lines, nulls
+INK = "#262626"
+
+STYLE = {
+    "font.family": "STIXGeneral",  # ships inside matplotlib, so it is the same on every machine
+    "mathtext.fontset": "stix",
+    "text.usetex": False,
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.borderaxespad": 0.3,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
+    "axes.prop_cycle": mpl.cycler(color=sns.color_palette("colorblind").as_hex()),
+    "figure.dpi": 300,
+    "savefig.dpi": 300,
+    "savefig.bbox": None,  # "tight" would change the width, and with it the size of the text
+    "pdf.fonttype": 42,  # embedded TrueType: Type 3 fonts are refused by venues
+    "ps.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "saekit",
+}
+
+# PDF and SVG would otherwise carry the time of day; each format takes only keys of its own.
+_METADATA: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Creator": "saekit"},
+    "svg": {"Date": None, "Creator": "saekit"},
+    "png": {"Software": None},
+}
+
+
+def width_colours(widths: Sequence[int]) -> dict[int, str]:
+    """One colour a width, from light (narrow) to dark (wide)."""
+    return dict(zip(sorted(widths), sns.color_palette("crest", len(widths)).as_hex(), strict=True))
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The style of every figure here, whatever the user's matplotlib settings are."""
+    with mpl.style.context("default"), mpl.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float = FULL, height: float = 2.2) -> Figure:
+    """An empty figure of this size in inches, outside pyplot; call inside `house_style`."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@dataclass(frozen=True, eq=False)
+class Plot:
+    """A figure with the numbers that it shows.
+
+    Attributes
+    ----------
+    figure : Figure
+        The figure, in house style.
+    data : DataFrame
+        Exactly the plotted numbers.
+    caption : str
+        For a paper; its first sentence is the title.
+    alt : str
+        What a reader who cannot see the figure needs.
+    """
+
+    figure: Figure
+    data: pd.DataFrame
+    caption: str
+    alt: str
+
+    def __post_init__(self) -> None:
+        # Place everything once: constrained layout would move things by rounding on each later draw.
+        with house_style():
+            self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+
+    def save(
+        self,
+        name: str,
+        *,
+        inputs: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folder: str | Path = "figures",
+    ) -> list[Path]:
+        """Write the bundle of files (see `save_figure`) and return their paths."""
+        return save_figure(
+            self.figure,
+            name,
+            data=self.data,
+            caption=self.caption,
+            alt=self.alt,
+            inputs=inputs,
+            settings=settings,
+            folder=folder,
+        )
+
+    def __repr__(self) -> str:
+        return f"Plot({self.caption.partition('. ')[0].rstrip('.')}; {len(self.data)} rows)"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        width, height = self.figure.get_size_inches()
+        data = {"image/png": render(self.figure, "png", dpi=200), "text/plain": repr(self)}
+        return data, {"image/png": {"width": round(width * 120), "height": round(height * 120)}}
+
+
+def render(figure: Figure, kind: str, *, dpi: int = 300) -> bytes:
+    """The figure as PDF, SVG or PNG: the same bytes whenever and wherever it is called."""
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+def save_figure(
+    figure: Figure,
+    name: str,
+    *,
+    data: pd.DataFrame,
+    caption: str,
+    alt: str,
+    inputs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    folder: str | Path = "figures",
+) -> list[Path]:
+    """Write a figure that can be cited: `name.{pdf,svg,png,csv,tex,json}`.
+
+    Parameters
+    ----------
+    figure : Figure
+        Drawn under `house_style`.
+    name : str
+        File name without suffix and the LaTeX label: letters, digits, `-` and `_`.
+    data : DataFrame
+        Exactly the plotted numbers. An index that has a name, or does not just count, becomes
+        columns.
+    caption, alt : str
+        Plain text. The first sentence of the caption is the title.
+    inputs : mapping
+        What the figure was made from (names and hashes; see `saekit.provenance`), as JSON values.
+    settings : mapping
+        Parameters that decide the numbers (theta, tokens, seeds), as JSON values.
+    folder : str or Path
+        Where the files go.
+
+    Returns
+    -------
+    list of Path
+        The files, each written whole or not at all, the JSON last.
+
+    Raises
+    ------
+    ValueError
+        If the name is not usable, the data are empty or all missing, or caption or alt is blank.
+    TypeError
+        If inputs or settings hold something that JSON cannot.
+    """
+    _check_name(name)
+    for what, text in (("caption", caption), ("alt text", alt)):
+        if not text.strip():
+            raise ValueError(f"Figure {name} needs a {what}.")
+    table = _as_table(data)
+    if table.empty:
+        raise ValueError(f"Figure {name} has no data: its table has shape {list(table.shape)}.")
+    numbers = table.select_dtypes("number")
+    if numbers.empty or numbers.isna().all(axis=None):
+        raise ValueError(f"Figure {name} has no numbers to show: every value in its table is missing.")
+
+    width, height = (float(side) for side in figure.get_size_inches())
+    files = {kind: render(figure, kind) for kind in ("pdf", "svg", "png")}
+    files["csv"] = table.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
+    files["tex"] = _tex(name, caption, alt, width).encode()
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "caption": caption,
+        "alt": alt,
+        "size_in": [width, height],
+        "settings": _json(settings, f"The settings of figure {name}"),
+        "inputs": _json(inputs, f"The inputs of figure {name}"),
+        "source": source_hash(),
+        "versions": package_versions(),
+        "files": {f"{name}.{suffix}": hashlib.sha256(files[suffix]).hexdigest() for suffix in SUFFIXES},
+    }
+    folder = Path(folder)
+    paths = [folder / f"{name}.{suffix}" for suffix in (*SUFFIXES, "json")]
+    for path, suffix in zip(paths, SUFFIXES, strict=False):
+        write_bytes(path, files[suffix])
+    write_json(paths[-1], manifest)
+    return paths
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{package: version(package) for package in VERSIONED}}
+
+
+@cache
+def source_hash() -> str:
+    """SHA-256 over the package's own `.py` files: their names and contents, in order."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def citation(name: str, *, folder: str | Path = "figures") -> str:
+    """A BibTeX entry for a saved figure, to paste.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no such figure.
+    """
+    _check_name(name)
+    manifest = _read_manifest(Path(folder) / f"{name}.json")
+    title = manifest["caption"].partition(". ")[0].rstrip(".")
+    source, data = manifest["source"][:12], manifest["files"][f"{name}.csv"][:12]
+    return (
+        f"@misc{{saekit-{name},\n"
+        f"  title        = {{{_latex(title)}}},\n"
+        f"  author       = {{{{The saekit authors}}}},\n"
+        f"  howpublished = {{Figure \\texttt{{{_latex(name)}}}, made with saekit}},\n"
+        f"  note         = {{saekit source {source}, data {data} (SHA-256)}}\n"
+        f"}}\n"
+    )
+
+
+def write_index(folder: str | Path = "figures") -> Path:
+    """Write `README.md`: every figure of the folder with its caption, files and citation.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no figures, or a figure lacks one of its files.
+    ValueError
+        If a file is not the one that its figure's JSON describes.
+    """
+    folder = Path(folder)
+    manifests = [_read_manifest(path) for path in sorted(folder.glob("*.json"))]
+    if not manifests:
+        raise FileNotFoundError(f"{folder} holds no figures to index (files that save_figure wrote).")
+    sections = [
+        "# Figures\n\nEach figure comes with the numbers that it shows (CSV), what it was made from "
+        "(JSON), and a LaTeX environment to include it. The same inputs give the same bytes.\n"
+    ]
+    for manifest in manifests:
+        name = manifest["name"]
+        for file, expected in manifest["files"].items():
+            if not (folder / file).exists():
+                raise FileNotFoundError(f"Figure {name} lacks {file}: save it again.")
+            if hash_file(folder / file) != expected:
+                raise ValueError(f"{file} is not the file that {name}.json describes: save the figure again.")
+        links = " · ".join(f"[{s.upper()}]({name}.{s})" for s in (*SUFFIXES, "json"))
+        sections.append(
+            f"## {name}\n\n![{_markdown(manifest['alt'])}]({name}.png)\n\n{_markdown(manifest['caption'])}\n\n"
+            f"{links}\n\n```bibtex\n{citation(name, folder=folder)}```\n"
+        )
+    write_bytes(folder / "README.md", "\n".join(sections).encode())
+    return folder / "README.md"
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"A figure's name is made of letters, digits, - and _; found {name!r}.")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} holds no figure {path.stem}: {path.name} is not there.")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} does not say format {FORMAT!r}, so it is not a figure's JSON.")
+    return manifest
+
+
+def _as_table(data: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an index that says something turned into columns."""
+    only_counts = data.index.nlevels == 1 and data.index.name is None and data.index.dtype.kind in "iu"
+    return data if only_counts else data.reset_index()
+
+
+def _json(value: Any, what: str) -> Any:
+    """The value as JSON data; numpy's numbers become plain ones."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        raise TypeError(f"{what} must be JSON values, found {type(item).__name__}.")
+
+    try:
+        return json.loads(json.dumps(value, default=plain, allow_nan=False))
+    except ValueError as error:
+        raise ValueError(f"{what} must be finite JSON values: {error}.") from error
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "<": "$<$",
+    ">": "$>$",
+    "θ": r"$\theta$",
+    "Δ": r"$\Delta$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "“": "``",
+    "”": "''",
+}
+
+
+def _latex(text: str) -> str:
+    """Plain text as LaTeX: special characters escaped, on one line."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _markdown(text: str) -> str:
+    """Plain text as Markdown: special characters escaped, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _tex(name: str, caption: str, alt: str, width: float) -> str:
+    comment = " ".join(alt.split())
+    return (
+        f"% Alt text: {comment}\n"
+        "\\begin{figure}[t]\n"
+        "  \\centering\n"
+        f"  \\includegraphics[width={width:g}in]{{{name}.pdf}}\n"
+        f"  \\caption{{{_latex(caption)}}}\n"
+        f"  \\label{{fig:{name}}}\n"
+        "\\end{figure}\n"
+    )

@@ -1,0 +1,325 @@
+"""What a dictionary keeps and what it loses: one definition of each number, streamed.
+
+All sums are float64. Excluded positions (special tokens, first positions, massive norms) do not
+enter `evaluate`; in `ce_degradation` the original activation passes through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saekit.activations import ActivationStore, batches_of
+from saekit.dictionary import Dictionary
+from saekit.models import logits_with_replacement
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+class Moments:
+    """Running mean and total variance of activations, in float64.
+
+    `total_variance` is the sum over tokens and dimensions of squared deviations from the
+    per-dimension mean: the denominator of FVU.
+    """
+
+    def __init__(self, d_in: int) -> None:
+        self.n = 0
+        self._mean = torch.zeros(d_in, dtype=torch.float64)
+        self._deviations = torch.zeros(d_in, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch `[batch, d_in]`."""
+        if not len(x):
+            return
+        x = x.double()
+        mean = x.mean(0)
+        total = self.n + len(x)
+        shift = mean - self._mean
+        # Chan et al.: merging centred sums does not cancel where the mean is large.
+        self._deviations += ((x - mean) ** 2).sum(0) + shift**2 * (self.n * len(x) / total)
+        self._mean += shift * (len(x) / total)
+        self.n = total
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each dimension, float64 `[d_in]`."""
+        return self._mean
+
+    @property
+    def total_variance(self) -> float:
+        """Sum of squared deviations from the mean."""
+        return float(self._deviations.sum())
+
+
+def fvu(squared_error: float, total_variance: float) -> float:
+    """Fraction of variance unexplained: sum of squared errors over sum of squared deviations.
+
+    Deviations are from the per-dimension mean of the evaluation set, so that predicting this
+    mean scores 1 and a perfect reconstruction 0.
+
+    Raises
+    ------
+    ValueError
+        If the activations do not vary.
+    """
+    if not total_variance > 0:
+        raise ValueError("FVU is not defined: the activations do not vary.")
+    return squared_error / total_variance
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A dictionary's reconstruction of a set of activations.
+
+    Attributes
+    ----------
+    fvu : float
+        Fraction of variance unexplained (see `fvu`).
+    mse : float
+        Squared error summed over dimensions, averaged over tokens.
+    l0 : float
+        Mean number of active latents a token.
+    density : Tensor
+        Share of tokens on which each latent is active, float64 `[width]`.
+    n_tokens, n_excluded : int
+        Positions evaluated and left out.
+    name : str
+        The dictionary's name.
+    """
+
+    fvu: float
+    mse: float
+    l0: float
+    density: Tensor
+    n_tokens: int
+    n_excluded: int
+    name: str
+
+    @property
+    def dead_fraction(self) -> float:
+        """Share of latents that are active on none of the tokens."""
+        return float((self.density == 0).double().mean())
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a latent: `latent`, `density`, `dead`."""
+        density = self.density.numpy()
+        return pd.DataFrame({"latent": range(len(density)), "density": density, "dead": density == 0})
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers."""
+        return {
+            "dictionary": self.name,
+            "fvu": self.fvu,
+            "mse": self.mse,
+            "l0": self.l0,
+            "dead_fraction": self.dead_fraction,
+            "n_tokens": self.n_tokens,
+            "n_excluded": self.n_excluded,
+        }
+
+
+def evaluate(
+    dictionary: Dictionary,
+    activations: ActivationStore | Tensor,
+    *,
+    batch_size: int = 4096,
+    progress: bool = False,
+) -> Evaluation:
+    """FVU, MSE, L0 and density of every latent, in one pass.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        What to evaluate.
+    activations : ActivationStore or Tensor
+        A store (its excluded positions are left out and counted) or raw activations
+        `[n, d_in]`.
+    batch_size : int
+        Tokens at a time; the result does not depend on it beyond rounding.
+    progress : bool
+        Show a progress bar in tokens.
+
+    Raises
+    ------
+    ValueError
+        If there are no tokens or `d_in` does not fit.
+    """
+    moments = Moments(dictionary.d_in)
+    squared_error, active = 0.0, torch.zeros(dictionary.width, dtype=torch.long)
+    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
+        for _, x in batches_of(activations, batch_size):
+            latents = dictionary.encode_sparse(x)
+            squared_error += float((x - dictionary.decode(latents)).double().square().sum())
+            active += torch.bincount(latents.indices, minlength=dictionary.width)
+            moments.update(x)
+            bar.update(len(x))
+    if moments.n == 0:
+        raise ValueError("There are no activations to evaluate on: every position is excluded.")
+    return Evaluation(
+        fvu=fvu(squared_error, moments.total_variance),
+        mse=squared_error / moments.n,
+        l0=float(active.sum()) / moments.n,
+        density=active.double() / moments.n,
+        n_tokens=moments.n,
+        n_excluded=n_excluded(activations),
+        name=dictionary.name,
+    )
+
+
+def n_excluded(activations: ActivationStore | Tensor) -> int:
+    """Positions of a store that its filter leaves out; 0 for a plain tensor."""
+    return 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
+
+
+@dataclass(frozen=True)
+class CEDegradation:
+    """What replacing activations by reconstructions costs the language model.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row a dictionary: `dictionary`, `width`, `ce` (nats a token), `ce_degradation` (with
+        the reconstruction minus without: positive is worse), `loss_recovered_zero` and
+        `loss_recovered_mean` (share of what zero and mean ablation lose), and
+        `ce_degradation_everywhere`, with excluded positions replaced too.
+    ce_original, ce_zero_ablation, ce_mean_ablation : float
+        Cross-entropy of the untouched model and of the two ablations, in nats a token.
+    n_targets : int
+        Predicted tokens averaged over: those that are not special.
+    n_passed_through : int
+        Excluded positions, where the original activation stays.
+    """
+
+    frame: pd.DataFrame
+    ce_original: float
+    ce_zero_ablation: float
+    ce_mean_ablation: float
+    n_targets: int
+    n_passed_through: int
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers that all dictionaries share."""
+        return {
+            "ce_original": self.ce_original,
+            "ce_zero_ablation": self.ce_zero_ablation,
+            "ce_mean_ablation": self.ce_mean_ablation,
+            "n_targets": self.n_targets,
+            "n_passed_through": self.n_passed_through,
+        }
+
+
+def ce_degradation(
+    model: TransformerBridge,
+    dictionaries: Dictionary | Sequence[Dictionary],
+    store: ActivationStore,
+    *,
+    max_rows: int = 64,
+    batch_rows: int = 16,
+    progress: bool = False,
+) -> CEDegradation:
+    """Increase in cross-entropy when activations are replaced by their reconstruction.
+
+    The original activation passes through at excluded positions; the average is over positions
+    whose target is not a special token (Leask et al., ICLR 2025, glossary: CE degradation).
+
+    Parameters
+    ----------
+    model : TransformerBridge
+        The language model that the store was harvested from.
+    dictionaries : Dictionary or sequence of Dictionary
+        What to replace the store's hook point with; ablations are run once for all.
+    store : ActivationStore
+        Held-out tokens, and the mean that mean ablation inserts.
+    max_rows : int
+        Rows of tokens to run, spread evenly over the store.
+    batch_rows : int
+        Rows a forward pass.
+    progress : bool
+        Show a progress bar in forward passes.
+
+    Raises
+    ------
+    ValueError
+        If a dictionary's `d_in` does not fit the store.
+    """
+    members = [dictionaries] if isinstance(dictionaries, Dictionary) else list(dictionaries)
+    for dictionary in members:
+        if dictionary.d_in != store.d_in:
+            raise ValueError(
+                f"{dictionary.name} has d_in {dictionary.d_in}, but the store at "
+                f"{store.hook_point} has {store.d_in}."
+            )
+    moments = Moments(store.d_in)
+    for _, x in batches_of(store):
+        moments.update(x)
+    mean = moments.mean.float()
+
+    def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
+        return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)
+
+    ablations: dict[str, Callable[[Tensor], Tensor]] = {
+        "zero": torch.zeros_like,
+        "mean": lambda x: mean.expand_as(x),
+    }
+    interventions = ablations | {str(i): reconstruct(member) for i, member in enumerate(members)}
+
+    rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
+    special = store.special[rows]
+    targets = ~special[:, 1:]
+    excluded = store.excluded[rows]
+    names = ["original", *interventions, *(f"{i} everywhere" for i in range(len(members)))]
+    sums = dict.fromkeys(names, 0.0)
+    with torch.no_grad(), tqdm(total=len(names) * len(rows), disable=not progress, unit="row") as bar:
+        for start in range(0, len(rows), batch_rows):
+            part = slice(start, start + batch_rows)
+            tokens, keep = store.tokens[rows[part]], excluded[part, :, None]
+            for name in names:
+                replace = interventions.get(name.removesuffix(" everywhere"))
+                everywhere = name.endswith("everywhere")
+
+                def patched(
+                    x: Tensor,
+                    replace: Callable[[Tensor], Tensor] | None = replace,
+                    keep: Tensor = keep,
+                    everywhere: bool = everywhere,
+                ) -> Tensor:
+                    assert replace is not None
+                    replaced = replace(x.float()).to(x.dtype)
+                    return replaced if everywhere else torch.where(keep, x, replaced)
+
+                logits = logits_with_replacement(
+                    model, tokens, store.hook_point, None if replace is None else patched
+                )
+                loss = F.cross_entropy(
+                    logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
+                )
+                sums[name] += float(loss[targets[part].flatten()].double().sum())
+                bar.update(len(tokens))
+    ce = {name: total / int(targets.sum()) for name, total in sums.items()}
+    frame = pd.DataFrame(
+        {
+            "dictionary": member.name,
+            "width": member.width,
+            "ce": ce[str(i)],
+            "ce_degradation": ce[str(i)] - ce["original"],
+            "loss_recovered_zero": (ce["zero"] - ce[str(i)]) / (ce["zero"] - ce["original"]),
+            "loss_recovered_mean": (ce["mean"] - ce[str(i)]) / (ce["mean"] - ce["original"]),
+            "ce_degradation_everywhere": ce[f"{i} everywhere"] - ce["original"],
+        }
+        for i, member in enumerate(members)
+    )
+    return CEDegradation(
+        frame, ce["original"], ce["zero"], ce["mean"], int(targets.sum()), int(excluded.sum())
+    )

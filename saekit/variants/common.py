@@ -1,0 +1,217 @@
+"""What the training variants share: parameters, initialisation, the step's loss, dead latents."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from saekit.dictionary import Dictionary
+from saekit.sparse import SparseLatents, decode_active, encode_active
+
+
+@dataclass
+class SAE:
+    """A sparse autoencoder in training, on activations that are centred and scaled.
+
+    Parameters
+    ----------
+    W_enc, b_enc : Tensor
+        Encoder by rows, so that its gradient is rows too, `[width, d_in]`; bias, `[width]`.
+    W_dec, b_dec : Tensor
+        Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`.
+    state : dict of Tensor
+        What else the variant learns or counts; saved in checkpoints.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The tensors that the optimiser updates, by name."""
+        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+
+    @property
+    def width(self) -> int:
+        """Number of latents."""
+        return len(self.W_enc)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """`x @ W_enc.T + b_enc`, without a graph: `[batch, d_in]` to `[batch, width]`."""
+        with torch.no_grad():
+            return torch.addmm(self.b_enc, x, self.W_enc.T)
+
+
+def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
+    """Random decoder directions of unit norm, the encoder equal to them, biases zero.
+
+    The random stream belongs to this seed, kind and width alone: a wider dictionary does not
+    begin with a narrower one's rows, which would fake similarity across widths.
+    """
+    digest = hashlib.sha256(f"saekit {kind} {width} {seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    directions = torch.randn(width, d_in, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    return SAE(directions, torch.zeros(width), directions.clone(), torch.zeros(d_in))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One step's loss, a scalar with a graph, and the latents that were active."""
+
+    total: Tensor
+    latents: SparseLatents
+
+
+class Variant:
+    """A kind of SAE: a frozen dataclass of its settings, with these methods.
+
+    Attributes
+    ----------
+    kind : str
+        Its name in `VARIANTS`, file names and tables.
+    betas : tuple
+        Adam's averaging rates.
+    """
+
+    kind: ClassVar[str]
+    betas: ClassVar[tuple[float, float]]
+
+    def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
+        """A new SAE, in its own random stream."""
+        return initialise(kind=self.kind, width=width, d_in=d_in, seed=seed)
+
+    def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:
+        """Loss of a batch `[batch, d_in]` at a `progress` through training from 0 to 1.
+
+        Updates the state of `sae`.
+        """
+        raise NotImplementedError
+
+    def folding(self, sae: SAE) -> dict[str, Any]:
+        """What `saekit.dictionary.fold` needs besides the weights: threshold or k."""
+        raise NotImplementedError
+
+    def log(self, sae: SAE) -> dict[str, float]:
+        """Numbers of the variant's own for the training log."""
+        raise NotImplementedError
+
+    def describe(self) -> Mapping[str, Any]:
+        """The settings as JSON values."""
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class TopKVariant(Variant):
+    """What TopK and BatchTopK share: fixed sparsity, and AuxK against dead latents.
+
+    Parameters
+    ----------
+    k : int
+        Latents a token.
+    aux_coefficient : float
+        Weight of the auxiliary loss (Gao et al. 2024, section 2.3: 1/32).
+    k_aux : int, optional
+        Dead latents a token in the auxiliary loss; half of `d_in` if left out.
+    dead_after : int
+        A latent is dead once it has been silent for this many tokens.
+    """
+
+    k: int = 32
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    dead_after: int = 100_000
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
+
+    def __post_init__(self) -> None:
+        for name in ("k", "dead_after"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.k_aux is not None and self.k_aux < 1:
+            raise ValueError(f"k_aux must be at least 1, found {self.k_aux}.")
+        if self.aux_coefficient < 0:
+            raise ValueError(f"aux_coefficient must be at least 0, found {self.aux_coefficient}.")
+
+    def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
+        """A new SAE whose latents have not been silent yet."""
+        if self.k > width:
+            raise ValueError(f"k must be at most the width {width}, found {self.k}.")
+        sae = super().initialise(width=width, d_in=d_in, seed=seed)
+        sae.state["silent_tokens"] = torch.zeros(width, dtype=torch.long)
+        return sae
+
+    def select(self, sae: SAE, h: Tensor) -> SparseLatents:
+        """The latents that stay active, from the pre-activations `[batch, width]` of a batch."""
+        raise NotImplementedError
+
+    def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:  # noqa: ARG002
+        """Squared error plus `aux_coefficient` times the auxiliary loss."""
+        h = sae.pre_activations(x)
+        latents = self.select(sae, h)
+        values = encode_active(x, sae.W_enc, sae.b_enc, latents)
+        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
+        total = mean_squared_error(residual)
+        silent = sae.state["silent_tokens"]
+        silent += len(x)
+        silent[latents.indices] = 0
+        dead = (silent >= self.dead_after).nonzero().squeeze(1)
+        if len(dead) and self.aux_coefficient:
+            k_aux = self.k_aux or max(1, x.shape[1] // 2)
+            total = total + self.aux_coefficient * auxiliary_loss(sae, x, h, residual, dead, k_aux)
+        return Loss(total, latents)
+
+    def log(self, sae: SAE) -> dict[str, float]:
+        """Number of dead latents."""
+        return {"dead": int((sae.state["silent_tokens"] >= self.dead_after).sum())}
+
+
+def mean_squared_error(residual: Tensor) -> Tensor:
+    """Squared error summed over dimensions, averaged over tokens."""
+    return residual.square().sum() / len(residual)
+
+
+def auxiliary_loss(sae: SAE, x: Tensor, h: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
+    """AuxK (Gao et al. 2024, section 2.3): dead latents reconstruct what the live ones left.
+
+    The `k_aux` largest pre-activations of dead latents (all of them where fewer are dead or
+    positive) decode the residual, which is a constant here, without the decoder's bias.
+
+    Parameters
+    ----------
+    sae : SAE
+        The SAE.
+    x, h, residual : Tensor
+        Inputs `[batch, d_in]`, all pre-activations `[batch, width]`, what is left `[batch, d_in]`.
+    dead : Tensor
+        The dead latents, ascending, int64.
+    k_aux : int
+        Dead latents a token.
+    """
+    h = h[:, dead]
+    largest = h.topk(min(k_aux, len(dead)), dim=1).indices
+    active = torch.zeros_like(h, dtype=torch.bool).scatter_(1, largest, True) & (h > 0)
+    found = SparseLatents.from_mask(active, h)
+    latents = SparseLatents(found.offsets, dead[found.indices], found.values, sae.width)
+    values = encode_active(x, sae.W_enc, sae.b_enc, latents)
+    return mean_squared_error(residual.detach() - decode_active(values, sae.W_dec, latents))
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse a setting that is not a positive number.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive, found {value}.")

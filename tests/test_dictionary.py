@@ -1,0 +1,139 @@
+import pytest
+import torch
+from dictionaries import make, parameters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from saekit.dictionary import Dictionary, fold
+
+
+def unfolded(x, p, mean, scale):
+    """The SAE as it was trained: centre, scale, encode, threshold, decode, undo."""
+    z = (x - mean) * scale
+    h = z @ p["W_enc"] + p["b_enc"]
+    latents = torch.where(h > p["threshold"], h, 0.0)
+    return latents, (latents @ p["W_dec"] + p["b_dec"]) / scale + mean
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 50.0))
+def test_folding_never_changes_the_function(seed, scale):
+    p = parameters(seed=seed)
+    mean = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    x = torch.randn(30, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 2)) * 3
+    latents, x_hat = unfolded(x, p, mean, scale)
+    folded = fold(**p, mean=mean, scale=scale)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(40))
+    h = (x - mean) * scale @ p["W_enc"] + p["b_enc"]
+    safe = ((h - p["threshold"]).abs() > 1e-4 * (1 + h.abs())).all(dim=1)  # away from the threshold
+    expected = latents * p["W_dec"].norm(dim=1) / scale
+    size = x_hat.norm(dim=1, keepdim=True).clamp(min=1) + expected.norm(dim=1, keepdim=True)
+    assert ((folded.encode(x.float()) - expected)[safe].abs() <= 1e-5 * size[safe]).all()
+    assert ((folded.reconstruct(x.float()) - x_hat)[safe].abs() <= 1e-5 * size[safe]).all()
+
+
+def test_fold_refuses_what_would_change_a_topk_function():
+    p = parameters()
+    p.pop("threshold")
+    with pytest.raises(ValueError, match="TopK"):
+        fold(**p, k=3)
+    p["W_dec"] = 2 * p["W_dec"] / p["W_dec"].norm(dim=1, keepdim=True)
+    x = torch.randn(20, 12, dtype=torch.float64)
+    h = (x @ p["W_enc"] + p["b_enc"]).relu()
+    kept = torch.zeros_like(h).scatter(1, h.topk(3).indices, h.topk(3).values)
+    folded = fold(**p, k=3)
+    torch.testing.assert_close(folded.encode(x.float()).double(), 2 * kept, rtol=1e-5, atol=1e-5)
+
+
+def test_encode_of_a_row_does_not_depend_on_the_batch():
+    dictionary = make(d_in=64, width=500)
+    x = torch.randn(300, 64)
+    together = dictionary.encode(x)
+    for i in range(0, 300, 7):
+        alone = dictionary.encode(x[i : i + 1])[0]
+        torch.testing.assert_close(alone, together[i], rtol=1e-6, atol=1e-6 * float(together[i].norm()))
+        h = dictionary.pre_activations(x[i : i + 1])[0]
+        clear = (h - dictionary.threshold).abs() > 1e-5
+        assert torch.equal((alone > 0)[clear], (together[i] > 0)[clear])
+
+
+@pytest.mark.parametrize("k", [None, 5])
+def test_sparse_and_dense_paths_agree(k, monkeypatch):
+    dictionary = make()
+    dictionary = Dictionary(**dictionary.tensors(), k=k)
+    monkeypatch.setattr("saekit.dictionary.CHUNK_ELEMENTS", 40 * 7)  # several chunks
+    x = torch.randn(50, 12)
+    dense, sparse = dictionary.encode(x), dictionary.encode_sparse(x)
+    assert torch.equal(sparse.dense() > 0, dense > 0)
+    torch.testing.assert_close(sparse.dense(), dense, rtol=1e-5, atol=1e-6)  # chunks round differently
+    assert torch.equal(sparse.counts, (dense > 0).sum(1))
+    assert k is None or sparse.counts.max() <= k
+    torch.testing.assert_close(dictionary.decode(sparse), dense @ dictionary.W_dec + dictionary.b_dec)
+
+
+def test_threshold_is_strict():
+    eye = torch.eye(2)
+    dictionary = Dictionary(eye, torch.zeros(2), eye, torch.zeros(2), torch.tensor([1.0, 0.0]))
+    assert dictionary.encode(torch.tensor([[1.0, 0.0], [1.5, 2.0]])).tolist() == [[0.0, 0.0], [1.5, 2.0]]
+
+
+def test_no_rows_at_all():
+    dictionary = make()
+    assert len(dictionary.encode_sparse(torch.zeros(0, 12))) == 0
+    assert dictionary.reconstruct(torch.zeros(0, 12)).shape == (0, 12)
+
+
+def test_gather_moves_latents_with_thresholds():
+    dictionary = make()
+    x = torch.randn(20, 12)
+    index = [7, 3, 31]
+    torch.testing.assert_close(dictionary.gather(index).encode(x), dictionary.encode(x)[:, index])
+    competing = Dictionary(**dictionary.tensors(), k=4)
+    with pytest.raises(ValueError, match=r"saekit\.as_jumprelu"):
+        competing.gather(index)
+
+
+def test_save_and_load_keep_every_bit(tmp_path):
+    dictionary = make()
+    loaded = Dictionary.load(dictionary.save(tmp_path / "d"))
+    assert all(torch.equal(loaded.tensors()[n], t) for n, t in dictionary.tensors().items())
+    assert (loaded.content_hash, loaded.info, loaded.k) == (dictionary.content_hash, dictionary.info, None)
+
+
+def test_load_refuses_damage(tmp_path):
+    folder = make().save(tmp_path / "d")
+    weights = folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    with pytest.raises(FileNotFoundError, match="holds no dictionary"):
+        Dictionary.load(tmp_path)
+    weights.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+        Dictionary.load(folder)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="hash"):
+        Dictionary.load(folder)
+    weights.write_bytes(whole)
+    save_file(load_file(weights) | {"extra": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match="must hold exactly"):
+        Dictionary.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"W_dec": torch.zeros(12, 40)}, r"W_dec must have shape \[40, 12\]"),
+        ({"b_enc": torch.zeros(39)}, "b_enc"),
+        ({"threshold": torch.full((40,), -1.0)}, "at least 0"),
+        ({"b_dec": torch.full((12,), torch.nan)}, "b_dec holds values that are not finite"),
+        ({"k": 41}, "k must be between"),
+    ],
+)
+def test_bad_parameters_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Dictionary(**make().tensors() | change)
+
+
+def test_wrong_width_of_activations_is_named():
+    with pytest.raises(ValueError, match=r"\[batch, 12\], found \[3, 13\]"):
+        make().encode(torch.zeros(3, 13))

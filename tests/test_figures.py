@@ -1,0 +1,217 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from saekit.files import hash_file
+from saekit.figures import (
+    FULL,
+    INK,
+    KIND_COLOURS,
+    NOVEL,
+    NULL,
+    RECONSTRUCTION,
+    Plot,
+    citation,
+    house_style,
+    new_figure,
+    package_versions,
+    save_figure,
+    source_hash,
+    width_colours,
+    write_index,
+)
+
+SUFFIXES = {"pdf", "svg", "png", "csv", "json", "tex"}
+DATA = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1 / 3, 0.1, 1e-12]})
+
+SCRIPT = r"""
+import sys
+import matplotlib as mpl
+from saekit.figures import Plot, house_style, new_figure
+import pandas as pd
+mpl.rcParams.update(eval(sys.argv[2]))
+data = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1 / 3, 0.1, 1e-12]})
+with house_style():
+    figure = new_figure()
+    axes = figure.subplots()
+    axes.scatter(data.x, data.y, label=r"$\theta$ and text", rasterized=True)
+    axes.plot(data.x, data.y, clip_path=None)
+    axes.fill_between(data.x, data.y, hatch="//")
+    axes.legend()
+plot = Plot(figure, data, "A title. More.", "Three points.")
+if sys.argv[3] == "shown":
+    plot._repr_mimebundle_()
+plot.save("fig", inputs={"b": 1, "a": {"z": 1, "y": 2}}, settings={"theta": 0.7}, folder=sys.argv[1])
+"""
+
+
+def draw(**kwargs) -> Plot:
+    with house_style():
+        figure = new_figure()
+        figure.subplots().plot(DATA.x, DATA.y)
+    return Plot(**{"figure": figure, "data": DATA, "caption": "A title. And more.", "alt": "A line."} | kwargs)
+
+
+def save(folder, name="fig", **kwargs):
+    options = {"inputs": {}, "settings": {}, "folder": folder}
+    plot_options = {k: kwargs.pop(k) for k in ("data", "caption", "alt") if k in kwargs}
+    return draw(**plot_options).save(name, **options | kwargs)
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    """Another hash seed, time zone and user style, and having been shown before, change nothing."""
+    user_style = "{'font.size': 20, 'svg.fonttype': 'none', 'savefig.bbox': 'tight', 'mathtext.fontset': 'cm'}"
+    runs = [("0", "UTC", "{}", "fresh"), ("77", "Asia/Tokyo", user_style, "shown")]
+    for number, (seed, zone, style, shown) in enumerate(runs):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "TZ": zone}
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / str(number)), style, shown]
+        subprocess.run(command, check=True, env=environment, timeout=120)
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "01")
+    assert {name.partition(".")[2] for name in first} == SUFFIXES
+    assert first == second
+
+
+def test_no_type_3_fonts_and_no_clock(tmp_path):
+    paths = {path.suffix: path for path in save(tmp_path)}
+    pdf = paths[".pdf"].read_bytes()
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf or b"/TrueType" in pdf
+    assert b"CreationDate" not in pdf
+    assert b"<dc:date>" not in paths[".svg"].read_bytes()
+    assert b"tIME" not in paths[".png"].read_bytes()
+    assert str(tmp_path) not in paths[".json"].read_text()
+
+
+def test_csv_is_the_data(tmp_path):
+    save(tmp_path)
+    raw = (tmp_path / "fig.csv").read_bytes()
+    assert raw == b"x,y\n1,0.333333333\n2,0.1\n3,1e-12\n"
+
+
+def test_a_named_index_becomes_columns(tmp_path):
+    frame = pd.DataFrame({"y": [1.0, 2.0, 3.0]}, index=pd.MultiIndex.from_product([["a"], [1, 2, 3]]))
+    frame.index.names = ["kind", "width"]
+    save(tmp_path, "named", data=frame)
+    assert (tmp_path / "named.csv").read_text() == "kind,width,y\na,1,1\na,2,2\na,3,3\n"
+    save(tmp_path, "counting", data=DATA[DATA.x > 1])
+    assert (tmp_path / "counting.csv").read_text() == "x,y\n2,0.1\n3,1e-12\n"
+
+
+def test_json_says_what_the_figure_is_made_from(tmp_path):
+    save(tmp_path, inputs={"small": {"hash": "ab"}, "n": np.int64(3)}, settings={"theta": 0.7})
+    manifest = json.loads((tmp_path / "fig.json").read_text())
+    assert manifest["inputs"] == {"small": {"hash": "ab"}, "n": 3}
+    assert manifest["settings"] == {"theta": 0.7}
+    assert manifest["source"] == source_hash() and re.fullmatch("[0-9a-f]{64}", source_hash())
+    assert manifest["versions"] == package_versions() and package_versions()["matplotlib"] == mpl.__version__
+    assert set(manifest["files"]) == {f"fig.{suffix}" for suffix in SUFFIXES - {"json"}}
+    for file, digest in manifest["files"].items():
+        assert hash_file(tmp_path / file) == digest
+
+
+def test_tex_escapes_and_includes(tmp_path):
+    save(tmp_path, "fig_1", caption="50% of θ_0 & {x} → 3 < 4.", alt="A\nline.")
+    tex = (tmp_path / "fig_1.tex").read_text()
+    assert r"\caption{50\% of $\theta$\_0 \& \{x\} $\rightarrow$ 3 $<$ 4.}" in tex
+    assert r"\includegraphics[width=5.5in]{fig_1.pdf}" in tex and r"\label{fig:fig_1}" in tex
+    assert tex.startswith("% Alt text: A line.\n\\begin{figure}")
+
+
+def test_size_is_the_papers_column(tmp_path):
+    save(tmp_path)
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+) ?\]", (tmp_path / "fig.pdf").read_bytes())
+    assert float(box[1]) == pytest.approx(FULL * 72)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"name": "a b"}, ValueError, "name"),
+        ({"name": "../up"}, ValueError, "name"),
+        ({"data": DATA[:0]}, ValueError, "no data"),
+        ({"data": DATA * np.nan}, ValueError, "missing"),
+        ({"data": DATA[["x"]].astype(str)}, ValueError, "no numbers"),
+        ({"caption": " "}, ValueError, "caption"),
+        ({"alt": ""}, ValueError, "alt text"),
+        ({"settings": {"theta": float("nan")}}, ValueError, "finite"),
+        ({"inputs": {"path": Path("/x")}}, TypeError, "inputs of figure fig .* JSON"),
+    ],
+)
+def test_what_cannot_be_cited_is_refused_before_anything_is_written(tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        save(tmp_path / "new", **change)
+    assert not (tmp_path / "new").exists()
+
+
+def test_index_and_citation(tmp_path):
+    save(tmp_path, "fig02", caption="Second_one. Rest.")
+    save(tmp_path, "fig01", caption="First 10%. Rest.")
+    index = write_index(tmp_path)
+    text = index.read_text()
+    assert text.index("## fig01") < text.index("## fig02")
+    assert "![A line.](fig01.png)" in text and r"Second\_one. Rest." in text
+    assert all(f"](fig02.{suffix})" in text for suffix in SUFFIXES)
+    entry = citation("fig01", folder=tmp_path)
+    assert entry in text and entry.startswith("@misc{saekit-fig01,") and "{First 10\\%}" in entry
+    assert hash_file(tmp_path / "fig01.csv")[:12] in entry
+    before = index.read_bytes()
+    write_index(tmp_path)
+    assert index.read_bytes() == before
+
+
+def test_index_notices_lost_and_changed_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no figures"):
+        write_index(tmp_path)
+    save(tmp_path)
+    (tmp_path / "fig.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="fig.csv is not the file"):
+        write_index(tmp_path)
+    (tmp_path / "fig.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks fig\.csv"):
+        write_index(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no figure other"):
+        citation("other", folder=tmp_path)
+
+
+def test_a_user_style_does_not_reach_the_figure():
+    with mpl.rc_context({"axes.grid": True, "font.size": 30}):
+        with house_style():
+            assert mpl.rcParams["axes.grid"] is False and mpl.rcParams["font.size"] == 8
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_a_plot_shows_itself():
+    data, metadata = draw()._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG")
+    assert data["text/plain"] == "Plot(A title; 3 rows)"
+    assert metadata["image/png"]["width"] == 660
+
+
+def lightness(colour: str) -> float:
+    """CIE L*, what is left of a colour in a greyscale print."""
+    channels = np.array(to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+
+
+@pytest.mark.parametrize(
+    ("colours", "gap"),
+    [
+        (list(KIND_COLOURS.values()), 8),
+        ([NOVEL, RECONSTRUCTION], 15),
+        ([INK, NULL], 30),
+        (list(width_colours([576, 1152, 2304, 4608, 9216]).values()), 8),
+    ],
+)
+def test_colours_differ_in_greyscale(colours, gap):
+    assert all(abs(lightness(a) - lightness(b)) >= gap for a, b in combinations(colours, 2))
+    assert all(lightness(colour) < 75 for colour in colours)  # visible on white
