@@ -110,7 +110,7 @@ def _train(options: argparse.Namespace) -> None:
         config,
         ActivationStore.open(options.store),
         held_out=None if options.held_out is None else ActivationStore.open(options.held_out),
-        checkpoint=options.dictionary / "checkpoint",
+        checkpoint=options.dictionary / "checkpoint.safetensors",
         progress=not options.quiet,
     )
     result.dictionary.save(options.dictionary)

@@ -16,8 +16,8 @@ from saekit.activations import ActivationStore, harvest
 from saekit.corpora import TokenRows, embedded_corpus, pack, split
 from saekit.dictionary import Dictionary
 from saekit.families import Family
-from saekit.files import hash_json, home
-from saekit.models import describe_model, load_model
+from saekit.files import hash_json, home, read_json, write_bytes
+from saekit.models import load_model
 from saekit.training import TrainingConfig, train
 from saekit.variants import BatchTopK, ReLU
 
@@ -152,10 +152,8 @@ def embedded_store(
     if dtype is None:
         dtype = torch.bfloat16 if part == "train" else torch.float32
     path = home() / "stores" / f"embedded-{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}"
-    if (path / "manifest.json").exists():
-        store = ActivationStore.open(path, hook_point=HOOK_POINT, complete=False)
-        if store.complete:
-            return store
+    if (path / "manifest.json").exists() and read_json(path / "manifest.json")["complete"]:
+        return ActivationStore.open(path, hook_point=HOOK_POINT)
     if model is None:
         model = load_model(dtype=dtype)
     rows = embedded_rows(model, part=part, n_tokens=n_tokens)
@@ -188,10 +186,11 @@ def train_embedded_family(kind: str, *, progress: bool = True) -> Family:
     for config, folder in zip(embedded_configs(kind), folders, strict=True):
         if not (folder / "dictionary.json").exists():
             store, held_out = embedded_store("train"), embedded_store("held-out")
-            checkpoint = folder / "checkpoint"
+            checkpoint = folder / "checkpoint.safetensors"
             result = train(config, store, held_out=held_out, checkpoint=checkpoint, progress=progress)
-            result.log.to_csv(folder / "log.csv", index=False)
+            write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
             result.dictionary.save(folder)
+            checkpoint.unlink()
     return Family(Dictionary.load(folder) for folder in folders)
 
 
@@ -223,7 +222,7 @@ def _member_folders(kind: str) -> list[Path]:
     profile = current_profile()
     root = home() / "families" / f"{kind}-{profile.name}"
     return [
-        root / f"{c.width}-seed{c.seed}-{hash_json([c.to_dict(), profile.train_tokens])[:12]}"
+        root / f"{c.width}-seed{c.seed}-{hash_json([c.describe(), profile.train_tokens])[:12]}"
         for c in embedded_configs(kind)
     ]
 
@@ -234,18 +233,3 @@ def prepare(*, progress: bool = True) -> None:
     for kind in MEMBERS:
         train_embedded_family(kind, progress=progress)
 
-
-__all__ = [
-    "HOOK_POINT",
-    "PROFILES",
-    "Profile",
-    "current_profile",
-    "describe_model",
-    "embedded_configs",
-    "embedded_rows",
-    "embedded_store",
-    "load_family",
-    "prepare",
-    "project_root",
-    "train_embedded_family",
-]

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from saekit.files import hash_file, read_json, write_bytes, write_json
@@ -41,9 +43,10 @@ KIND_NAMES = {"relu": "ReLU", "batchtopk": "BatchTopK", "topk": "TopK"}
 NOVEL, RECONSTRUCTION = _VERMILION, _SKY
 NULL = "#8c8c8c"  # second seeds, chance lines, nulls
 INK = "#262626"
+FONTS = ["STIXGeneral", "DejaVu Sans"]  # they ship inside matplotlib: the same on every machine
 
 STYLE = {
-    "font.family": "STIXGeneral",  # ships inside matplotlib, so it is the same on every machine
+    "font.family": FONTS,
     "mathtext.fontset": "stix",
     "text.usetex": False,
     "font.size": 8,
@@ -76,7 +79,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "hatch.linewidth": 0.5,
-    "axes.prop_cycle": mpl.cycler(color=sns.color_palette("colorblind").as_hex()),
+    "axes.prop_cycle": cycler(color=sns.color_palette("colorblind").as_hex()),
     "figure.dpi": 300,
     "savefig.dpi": 300,
     "savefig.bbox": None,  # "tight" would change the width, and with it the size of the text
@@ -101,13 +104,13 @@ def width_colours(widths: Sequence[int]) -> dict[int, str]:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The style of every figure here, whatever the user's matplotlib settings are."""
-    with mpl.style.context("default"), mpl.rc_context(STYLE):
+    """Draw in the style of every figure here, whatever the user's matplotlib settings are."""
+    with matplotlib.style.context("default"), mpl.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = FULL, height: float = 2.2) -> Figure:
-    """An empty figure of this size in inches, outside pyplot; call inside `house_style`."""
+    """Make an empty figure of this size in inches, outside pyplot; call inside `house_style`."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -161,14 +164,14 @@ class Plot:
     def __repr__(self) -> str:
         return f"Plot({self.caption.partition('. ')[0].rstrip('.')}; {len(self.data)} rows)"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         width, height = self.figure.get_size_inches()
         data = {"image/png": render(self.figure, "png", dpi=200), "text/plain": repr(self)}
         return data, {"image/png": {"width": round(width * 120), "height": round(height * 120)}}
 
 
 def render(figure: Figure, kind: str, *, dpi: int = 300) -> bytes:
-    """The figure as PDF, SVG or PNG: the same bytes whenever and wherever it is called."""
+    """Return the figure as PDF, SVG or PNG: the same bytes on every call."""
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
@@ -271,7 +274,7 @@ def source_hash() -> str:
 
 
 def citation(name: str, *, folder: str | Path = "figures") -> str:
-    """A BibTeX entry for a saved figure, to paste.
+    """Give a BibTeX entry for a saved figure, to paste.
 
     Raises
     ------
@@ -319,8 +322,8 @@ def write_index(folder: str | Path = "figures") -> Path:
                 raise ValueError(f"{file} is not the file that {name}.json describes: save the figure again.")
         links = " · ".join(f"[{s.upper()}]({name}.{s})" for s in (*SUFFIXES, "json"))
         sections.append(
-            f"## {name}\n\n![{_markdown(manifest['alt'])}]({name}.png)\n\n{_markdown(manifest['caption'])}\n\n"
-            f"{links}\n\n```bibtex\n{citation(name, folder=folder)}```\n"
+            f"## {name}\n\n![{_markdown(manifest['alt'])}]({name}.png)\n\n"
+            f"{_markdown(manifest['caption'])}\n\n{links}\n\n```bibtex\n{citation(name, folder=folder)}```\n"
         )
     write_bytes(folder / "README.md", "\n".join(sections).encode())
     return folder / "README.md"
@@ -344,13 +347,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _as_table(data: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an index that says something turned into columns."""
+    """Turn an index that says something into columns."""
     only_counts = data.index.nlevels == 1 and data.index.name is None and data.index.dtype.kind in "iu"
     return data if only_counts else data.reset_index()
 
 
 def _json(value: Any, what: str) -> Any:
-    """The value as JSON data; numpy's numbers become plain ones."""
+    """Check that the value is JSON data; numpy's numbers become plain ones."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, np.generic):
@@ -375,10 +378,10 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
-    "×": r"$\times$",
+    "\u00d7": r"$\times$",
     "±": r"$\pm$",
-    "−": "$-$",
-    "–": "--",
+    "\u2212": "$-$",
+    "\u2013": "--",
     "“": "``",
     "”": "''",
 }

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from saekit.files import hash_file
 from saekit.figures import (
     FULL,
     INK,
@@ -25,11 +24,11 @@ from saekit.figures import (
     house_style,
     new_figure,
     package_versions,
-    save_figure,
     source_hash,
     width_colours,
     write_index,
 )
+from saekit.files import hash_file
 
 SUFFIXES = {"pdf", "svg", "png", "csv", "json", "tex"}
 DATA = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1 / 3, 0.1, 1e-12]})
@@ -59,7 +58,8 @@ def draw(**kwargs) -> Plot:
     with house_style():
         figure = new_figure()
         figure.subplots().plot(DATA.x, DATA.y)
-    return Plot(**{"figure": figure, "data": DATA, "caption": "A title. And more.", "alt": "A line."} | kwargs)
+    defaults = {"figure": figure, "data": DATA, "caption": "A title. And more.", "alt": "A line."}
+    return Plot(**defaults | kwargs)
 
 
 def save(folder, name="fig", **kwargs):
@@ -70,7 +70,9 @@ def save(folder, name="fig", **kwargs):
 
 def test_two_processes_write_the_same_bytes(tmp_path):
     """Another hash seed, time zone and user style, and having been shown before, change nothing."""
-    user_style = "{'font.size': 20, 'svg.fonttype': 'none', 'savefig.bbox': 'tight', 'mathtext.fontset': 'cm'}"
+    user_style = (
+        "{'font.size': 20, 'svg.fonttype': 'none', 'savefig.bbox': 'tight', 'mathtext.fontset': 'cm'}"
+    )
     runs = [("0", "UTC", "{}", "fresh"), ("77", "Asia/Tokyo", user_style, "shown")]
     for number, (seed, zone, style, shown) in enumerate(runs):
         environment = os.environ | {"PYTHONHASHSEED": seed, "TZ": zone}
@@ -84,7 +86,8 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 def test_no_type_3_fonts_and_no_clock(tmp_path):
     paths = {path.suffix: path for path in save(tmp_path)}
     pdf = paths[".pdf"].read_bytes()
-    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf or b"/TrueType" in pdf
+    assert b"/Type3" not in pdf
+    assert b"/CIDFontType2" in pdf or b"/TrueType" in pdf
     assert b"CreationDate" not in pdf
     assert b"<dc:date>" not in paths[".svg"].read_bytes()
     assert b"tIME" not in paths[".png"].read_bytes()
@@ -111,8 +114,10 @@ def test_json_says_what_the_figure_is_made_from(tmp_path):
     manifest = json.loads((tmp_path / "fig.json").read_text())
     assert manifest["inputs"] == {"small": {"hash": "ab"}, "n": 3}
     assert manifest["settings"] == {"theta": 0.7}
-    assert manifest["source"] == source_hash() and re.fullmatch("[0-9a-f]{64}", source_hash())
-    assert manifest["versions"] == package_versions() and package_versions()["matplotlib"] == mpl.__version__
+    assert manifest["source"] == source_hash()
+    assert re.fullmatch("[0-9a-f]{64}", source_hash())
+    assert manifest["versions"] == package_versions()
+    assert package_versions()["matplotlib"] == mpl.__version__
     assert set(manifest["files"]) == {f"fig.{suffix}" for suffix in SUFFIXES - {"json"}}
     for file, digest in manifest["files"].items():
         assert hash_file(tmp_path / file) == digest
@@ -122,7 +127,8 @@ def test_tex_escapes_and_includes(tmp_path):
     save(tmp_path, "fig_1", caption="50% of θ_0 & {x} → 3 < 4.", alt="A\nline.")
     tex = (tmp_path / "fig_1.tex").read_text()
     assert r"\caption{50\% of $\theta$\_0 \& \{x\} $\rightarrow$ 3 $<$ 4.}" in tex
-    assert r"\includegraphics[width=5.5in]{fig_1.pdf}" in tex and r"\label{fig:fig_1}" in tex
+    assert r"\includegraphics[width=5.5in]{fig_1.pdf}" in tex
+    assert r"\label{fig:fig_1}" in tex
     assert tex.startswith("% Alt text: A line.\n\\begin{figure}")
 
 
@@ -158,10 +164,13 @@ def test_index_and_citation(tmp_path):
     index = write_index(tmp_path)
     text = index.read_text()
     assert text.index("## fig01") < text.index("## fig02")
-    assert "![A line.](fig01.png)" in text and r"Second\_one. Rest." in text
+    assert "![A line.](fig01.png)" in text
+    assert r"Second\_one. Rest." in text
     assert all(f"](fig02.{suffix})" in text for suffix in SUFFIXES)
     entry = citation("fig01", folder=tmp_path)
-    assert entry in text and entry.startswith("@misc{saekit-fig01,") and "{First 10\\%}" in entry
+    assert entry in text
+    assert entry.startswith("@misc{saekit-fig01,")
+    assert "{First 10\\%}" in entry
     assert hash_file(tmp_path / "fig01.csv")[:12] in entry
     before = index.read_bytes()
     write_index(tmp_path)
@@ -173,7 +182,7 @@ def test_index_notices_lost_and_changed_files(tmp_path):
         write_index(tmp_path)
     save(tmp_path)
     (tmp_path / "fig.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(ValueError, match="fig.csv is not the file"):
+    with pytest.raises(ValueError, match=r"fig\.csv is not the file"):
         write_index(tmp_path)
     (tmp_path / "fig.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks fig\.csv"):
@@ -185,7 +194,8 @@ def test_index_notices_lost_and_changed_files(tmp_path):
 def test_a_user_style_does_not_reach_the_figure():
     with mpl.rc_context({"axes.grid": True, "font.size": 30}):
         with house_style():
-            assert mpl.rcParams["axes.grid"] is False and mpl.rcParams["font.size"] == 8
+            assert mpl.rcParams["axes.grid"] is False
+            assert mpl.rcParams["font.size"] == 8
         assert mpl.rcParams["font.size"] == 30
 
 

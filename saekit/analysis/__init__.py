@@ -1,0 +1,61 @@
+"""The analyses of the paper, one module each: dictionaries and activations in, results out."""
+
+from saekit.analysis.convert import Conversion, as_jumprelu
+from saekit.analysis.latents import (
+    Context,
+    Interval,
+    LatentActivations,
+    LogitTable,
+    collect,
+    contexts,
+    logit_table,
+    top_contexts,
+    top_tokens,
+)
+from saekit.analysis.novelty import (
+    CEInsertion,
+    GroupInsertion,
+    Insertion,
+    ce_insertion,
+    compare,
+    group_insertion,
+    insertion,
+)
+from saekit.analysis.similarity import (
+    BestMatches,
+    FamilySimilarity,
+    best_matches,
+    family_similarity,
+    nearest,
+)
+from saekit.analysis.splitting import Splitting, SplittingTree, splitting, splitting_tree
+
+__all__ = [
+    "BestMatches",
+    "CEInsertion",
+    "Context",
+    "Conversion",
+    "FamilySimilarity",
+    "GroupInsertion",
+    "Insertion",
+    "Interval",
+    "LatentActivations",
+    "LogitTable",
+    "Splitting",
+    "SplittingTree",
+    "as_jumprelu",
+    "best_matches",
+    "ce_insertion",
+    "collect",
+    "compare",
+    "contexts",
+    "family_similarity",
+    "group_insertion",
+    "insertion",
+    "logit_table",
+    "nearest",
+    "splitting",
+    "splitting_tree",
+    "top_contexts",
+    "top_tokens",
+]

@@ -1,9 +1,10 @@
-"""How similar are the latents of two dictionaries? Cosines of decoder directions, in chunks."""
+"""How similar the latents of two dictionaries are: cosines of decoder directions, in chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -221,7 +222,7 @@ def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity
     """
     widths = family.widths
     frames, rows = [], []
-    comparisons = [(family[a], family[b]) for a, b in zip(widths, widths[1:], strict=False)]
+    comparisons = [(family[a], family[b]) for a, b in pairwise(widths)]
     comparisons += [(family[width], family.second_seed(width)) for width in widths]
     for place, (small, large) in enumerate(comparisons):
         null = place >= len(widths) - 1

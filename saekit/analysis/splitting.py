@@ -1,8 +1,9 @@
-"""Which latents split, stay, are refined, are lost or are novel from one width to the next?"""
+"""Which latents split, stay, are refined, are lost or are novel from one width to the next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -53,14 +54,15 @@ class Splitting:
         The rows are split, identical, refined, lost (which leads to none) and novel (which
         comes from none).
         """
+        small, large = self.frame_small["status"].value_counts(), self.frame["status"].value_counts()
         statuses = [*STATUSES, "novel"]
-        count = {side: frame["status"].value_counts() for side, frame in self._sides()}
-        return pd.DataFrame({"status": statuses}).assign(
-            **{side: [int(counts.get(status, 0)) for status in statuses] for side, counts in count.items()}
+        return pd.DataFrame(
+            {
+                "status": statuses,
+                "small_latents": [int(small.get(status, 0)) for status in statuses],
+                "large_latents": [int(large.get(status, 0)) for status in statuses],
+            }
         )
-
-    def _sides(self) -> tuple[tuple[str, pd.DataFrame], tuple[str, pd.DataFrame]]:
-        return ("small_latents", self.frame_small), ("large_latents", self.frame)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -177,12 +179,12 @@ class SplittingTree:
     def __post_init__(self) -> None:
         # For walking: parents as arrays, and each latent's children, most similar first.
         parents, cosines, children = {}, {}, {}
-        for small, large in zip(self.widths, self.widths[1:], strict=False):
+        for small, large in pairwise(self.widths):
             frame = self.pairs[small].frame
             parents[large], cosines[large] = frame["parent"].to_numpy(), frame["cosine"].to_numpy()
             order = np.lexsort((frame["latent"], -frame["cosine"], frame["parent"]))
             bounds = np.searchsorted(parents[large][order], np.arange(small + 1))
-            children[small] = [order[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            children[small] = [order[a:b] for a, b in pairwise(bounds)]
         object.__setattr__(self, "_parents", parents)
         object.__setattr__(self, "_cosines", cosines)
         object.__setattr__(self, "_children", children)
@@ -196,7 +198,7 @@ class SplittingTree:
         `status` is the parent's: split, identical or refined.
         """
         parts = []
-        for small, large in zip(self.widths, self.widths[1:], strict=False):
+        for small, large in pairwise(self.widths):
             edges = self.pairs[small].frame.query("not novel")
             parts.append(edges.assign(parent_width=small, width=large))
         columns = ["parent_width", "parent", "width", "latent", "cosine", "status"]
@@ -228,12 +230,12 @@ class SplittingTree:
 
     @property
     def flows(self) -> pd.DataFrame:
-        """Counts for a flow diagram: `small_width`, `large_width`, `status`, `small_latents`, `large_latents`.
+        """Counts for a flow diagram, five rows a pair of widths.
 
-        Five rows a pair of widths (see `Splitting.flows`).
+        `small_width`, `large_width`, and the columns of `Splitting.flows`.
         """
         parts = []
-        for small, large in zip(self.widths, self.widths[1:], strict=False):
+        for small, large in pairwise(self.widths):
             flows = self.pairs[small].flows
             flows.insert(0, "small_width", small)
             flows.insert(1, "large_width", large)
@@ -250,7 +252,7 @@ class SplittingTree:
         small and the large width, NaN where there is no second seed), `note`.
         """
         rows = []
-        for small, large in zip(self.widths, self.widths[1:], strict=False):
+        for small, large in pairwise(self.widths):
             missing = [str(width) for width in (small, large) if self.nulls[width] is None]
             for measure in (*STATUSES, "novel"):
                 share = {
@@ -369,7 +371,7 @@ class SplittingTree:
     def _descendants(self) -> pd.Series:
         """Number of descendants of every latent, in the order of `nodes`."""
         counts = {self.widths[-1]: np.zeros(self.widths[-1], dtype=np.int64)}
-        for small, large in reversed(list(zip(self.widths, self.widths[1:], strict=False))):
+        for small, large in reversed(list(pairwise(self.widths))):
             has_parent = self._parents[large] >= 0
             totals = np.zeros(small, dtype=np.int64)
             np.add.at(totals, self._parents[large][has_parent], counts[large][has_parent] + 1)

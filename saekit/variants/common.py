@@ -45,6 +45,16 @@ class SAE:
         """Number of latents."""
         return len(self.W_enc)
 
+    def count(self, latents: SparseLatents) -> None:
+        """Keep count of the tokens that each latent has been silent for."""
+        silent = self.state["silent_tokens"]
+        silent += len(latents)
+        silent[latents.indices] = 0
+
+    def dead(self, dead_after: int) -> Tensor:
+        """Latents that have been silent for at least so many tokens, ascending, int64."""
+        return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """`x @ W_enc.T + b_enc`, without a graph: `[batch, d_in]` to `[batch, width]`."""
         with torch.no_grad():
@@ -61,7 +71,10 @@ def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     directions = torch.randn(width, d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
-    return SAE(directions, torch.zeros(width), directions.clone(), torch.zeros(d_in))
+    silent = torch.zeros(width, dtype=torch.long)
+    return SAE(
+        directions, torch.zeros(width), directions.clone(), torch.zeros(d_in), {"silent_tokens": silent}
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ class Variant:
 
     kind: ClassVar[str]
     betas: ClassVar[tuple[float, float]]
+    dead_after: int
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE, in its own random stream."""
@@ -102,8 +116,8 @@ class Variant:
         raise NotImplementedError
 
     def log(self, sae: SAE) -> dict[str, float]:
-        """Numbers of the variant's own for the training log."""
-        raise NotImplementedError
+        """Numbers of the variant's own for the training log; without any, just the dead latents."""
+        return {"dead": len(sae.dead(self.dead_after))}
 
     def describe(self) -> Mapping[str, Any]:
         """The settings as JSON values."""
@@ -142,12 +156,10 @@ class TopKVariant(Variant):
             raise ValueError(f"aux_coefficient must be at least 0, found {self.aux_coefficient}.")
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE whose latents have not been silent yet."""
+        """A new SAE, in its own random stream."""
         if self.k > width:
             raise ValueError(f"k must be at most the width {width}, found {self.k}.")
-        sae = super().initialise(width=width, d_in=d_in, seed=seed)
-        sae.state["silent_tokens"] = torch.zeros(width, dtype=torch.long)
-        return sae
+        return super().initialise(width=width, d_in=d_in, seed=seed)
 
     def select(self, sae: SAE, h: Tensor) -> SparseLatents:
         """The latents that stay active, from the pre-activations `[batch, width]` of a batch."""
@@ -160,18 +172,12 @@ class TopKVariant(Variant):
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
         total = mean_squared_error(residual)
-        silent = sae.state["silent_tokens"]
-        silent += len(x)
-        silent[latents.indices] = 0
-        dead = (silent >= self.dead_after).nonzero().squeeze(1)
+        sae.count(latents)
+        dead = sae.dead(self.dead_after)
         if len(dead) and self.aux_coefficient:
             k_aux = self.k_aux or max(1, x.shape[1] // 2)
             total = total + self.aux_coefficient * auxiliary_loss(sae, x, h, residual, dead, k_aux)
         return Loss(total, latents)
-
-    def log(self, sae: SAE) -> dict[str, float]:
-        """Number of dead latents."""
-        return {"dead": int((sae.state["silent_tokens"] >= self.dead_after).sum())}
 
 
 def mean_squared_error(residual: Tensor) -> Tensor:

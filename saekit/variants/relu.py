@@ -30,11 +30,14 @@ class ReLU(Variant):
         over dimensions.
     steering : float
         The first part of training in which the coefficient is steered, from 0 to 1.
+    dead_after : int
+        A latent counts as dead in the log once it has been silent for this many tokens.
     """
 
     target_l0: float | None = 36.0
     l1: float = 1.0
     steering: float = 0.8
+    dead_after: int = 100_000
     kind: ClassVar[str] = "relu"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
@@ -48,8 +51,10 @@ class ReLU(Variant):
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE with the coefficient to start from."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
+        if self.target_l0 is not None and START*self.target_l0 < width:
+            from scipy.stats import norm
+            sae.b_enc.fill_(-norm.isf(START * self.target_l0 / width))
         sae.state["log_l1"] = torch.tensor(math.log(self.l1), dtype=torch.float64)
-        sae.state["silent_tokens"] = torch.zeros(width, dtype=torch.long)
         return sae
 
     def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:
@@ -59,8 +64,7 @@ class ReLU(Variant):
         if self.target_l0 is not None and progress < self.steering:
             l0 = max(len(latents.indices) / len(x), 1.0)
             sae.state["log_l1"] += GAIN * math.log(l0 / self.target_l0)
-        sae.state["silent_tokens"] += len(x)
-        sae.state["silent_tokens"][latents.indices] = 0
+        sae.count(latents)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
         l1 = math.exp(sae.state["log_l1"].item())
@@ -71,8 +75,10 @@ class ReLU(Variant):
         return {}
 
     def log(self, sae: SAE) -> dict[str, float]:
-        """The L1 coefficient."""
-        return {"l1": math.exp(sae.state["log_l1"].item())}
+        """The L1 coefficient and the dead latents."""
+        return {"l1": math.exp(sae.state["log_l1"].item()), **super().log(sae)}
 
 
-GAIN = 0.003
+import os
+GAIN = float(os.environ.get('GAIN','0.003'))
+START=float(os.environ.get('START','1'))

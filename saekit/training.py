@@ -1,0 +1,432 @@
+"""Train a dictionary: config, trainer, checkpoints.
+
+Activations are centred and scaled to norm `sqrt(d_in)` on average before they reach a variant,
+so one set of hyper-parameters fits every hook point; the result is folded back to raw
+activations. On the CPU with a fixed thread count the same config and data give the same bits,
+whether or not training was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saekit.dictionary import Dictionary, fold
+from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.metrics import evaluate
+from saekit.variants import SAE, Variant
+
+if TYPE_CHECKING:
+    from saekit.activations import ActivationStore
+
+FORMAT = "saekit-checkpoint-1"
+SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
+EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train one dictionary.
+
+    Parameters
+    ----------
+    variant : Variant
+        The kind with its settings, such as `ReLU(target_l0=36)` or `BatchTopK(k=32)`.
+    width : int
+        Number of latents.
+    seed : int
+        Of the initialisation, together with kind and width, and of the data order.
+    steps, batch_size : int
+        Optimiser steps, and tokens a step.
+    lr : float
+        Adam's learning rate at its plateau.
+    warmup : int
+        Steps over which the learning rate rises to it.
+    decay : float
+        Last part of training, from 0 to 1, over which the learning rate falls to zero.
+    log_every : int
+        Steps between evaluations, each a row of the log.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of its range.
+    """
+
+    variant: Variant
+    width: int
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 512
+    lr: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.2
+    log_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("width", "steps", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"lr must be positive, found {self.lr}.")
+        if self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(
+                f"warmup must be at least 0 and decay from 0 to 1, found {self.warmup} and {self.decay}."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {"variant": dict(self.variant.describe())}
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0: linear warm-up, plateau, linear decay to zero."""
+        rising = (step + 1) / self.warmup if self.warmup else 1.0
+        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return self.lr * min(1.0, rising, falling)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """A trained dictionary and how training went.
+
+    Attributes
+    ----------
+    dictionary : Dictionary
+        Folded: raw activations in, raw reconstructions out.
+    log : DataFrame
+        A row every `log_every` steps and at the end: `step`, `tokens`, `loss` (training loss,
+        averaged since the last row), `fvu` and `l0` (of the folded dictionary on a held-out
+        sample), `dead` (latents silent for long on the training tokens), and the variant's own
+        numbers, such as the L1 coefficient `l1`.
+    """
+
+    dictionary: Dictionary
+    log: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The log."""
+        return self.log
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last row of the log, with the dictionary's name."""
+        last = json.loads(self.log.iloc[-1].to_json())
+        return {"dictionary": self.dictionary.name, **last}
+
+
+def train(
+    config: TrainingConfig,
+    activations: ActivationStore | Tensor,
+    *,
+    held_out: ActivationStore | Tensor | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train one dictionary.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+        Variant, width, seed, length and optimiser settings.
+    activations : ActivationStore or Tensor
+        What to train on: a store, or raw activations `[n, d_in]`.
+    held_out : ActivationStore or Tensor, optional
+        What the log's FVU and L0 are measured on; a sample of `activations` if left out.
+    checkpoint : path, optional
+        A file to keep the state of training in. If it exists, training goes on from it, to the
+        same bits as if it had not been interrupted; once training has ended, it holds the result.
+    checkpoint_every : int
+        Steps between checkpoints; one more is written at the end.
+    progress : bool
+        Show a progress bar in tokens.
+
+    Raises
+    ------
+    ValueError
+        If the data does not fit (shape, too few tokens, values that are not finite), or the
+        checkpoint is damaged or belongs to another config or other data.
+    FloatingPointError
+        If the loss stops being finite; the last checkpoint stays.
+    """
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, found {checkpoint_every}.")
+    source = _as_source(activations)
+    evaluated = source if held_out is None else _as_source(held_out)
+    _check_data(config, source, evaluated)
+    run = _Run(config, source)
+    if checkpoint is not None and Path(checkpoint).exists():
+        run.load(Path(checkpoint))
+    sample = evaluated.read(_spread(evaluated.positions, EVALUATION_SAMPLE))
+    batches = source.shuffled(config.batch_size, seed=config.seed, start_step=run.step)
+    with tqdm(
+        total=config.steps * config.batch_size,
+        initial=run.step * config.batch_size,
+        unit="token",
+        unit_scale=True,
+        desc=run.name,
+        disable=not progress,
+    ) as bar:
+        while run.step < config.steps:
+            run.train_step(next(batches))
+            bar.update(config.batch_size)
+            if run.step % config.log_every == 0 or run.step == config.steps:
+                bar.set_postfix(run.log_row(sample))
+            if checkpoint is not None and (
+                run.step % checkpoint_every == 0 or run.step == config.steps
+            ):
+                run.save(Path(checkpoint))
+    return TrainingResult(run.dictionary(), pd.DataFrame(run.log))
+
+
+class _Run:
+    """The state of a training run: everything a checkpoint holds."""
+
+    def __init__(self, config: TrainingConfig, source: ActivationStore | _TensorSource) -> None:
+        self.config = config
+        self.manifest = dict(source.manifest)
+        self.sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
+        for parameter in self.sae.parameters.values():
+            parameter.requires_grad_()
+        self.mean, self.scale = normalisation(source)
+        self.optimiser = torch.optim.Adam(
+            list(self.sae.parameters.values()), lr=config.lr, betas=config.variant.betas, fused=True
+        )
+        self.step = 0
+        self.loss_sum, self.loss_steps = 0.0, 0  # since the last row of the log
+        self.log: list[dict[str, float]] = []
+        self.identity = {"config": config.describe(), "data": self.data_hash, "d_in": source.d_in}
+
+    @property
+    def name(self) -> str:
+        """A short name for the progress bar."""
+        return f"{self.config.variant.kind} {self.config.width} (seed {self.config.seed})"
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of what the training data says of itself."""
+        return hash_json(self.manifest)
+
+    def train_step(self, x: Tensor) -> None:
+        """One optimiser step on raw activations `[batch_size, d_in]`."""
+        config, sae = self.config, self.sae
+        z = (x - self.mean) * self.scale
+        loss = config.variant.loss(sae, z, progress=self.step / config.steps).total
+        value = loss.item()
+        if not math.isfinite(value):
+            self._refuse(x, value)
+        loss.backward()
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.lr_at(self.step)
+        _remove_parallel(sae.W_dec)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        with torch.no_grad():
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        self.step += 1
+        self.loss_sum += value
+        self.loss_steps += 1
+
+    def _refuse(self, x: Tensor, loss: float) -> None:
+        bad = int((~torch.isfinite(x)).any(dim=1).sum())
+        if bad:
+            raise ValueError(
+                f"{bad} of the {len(x)} activations of step {self.step + 1} are not finite; "
+                "harvest them again or exclude them."
+            )
+        raise FloatingPointError(
+            f"The loss of {self.name} is {loss} at step {self.step + 1}: lower lr (now {self.config.lr}); "
+            "the last checkpoint is kept."
+        )
+
+    def log_row(self, sample: Tensor) -> dict[str, float]:
+        """Append a row to the log, and return what of it the progress bar shows."""
+        result = evaluate(self.dictionary(), sample)
+        row = {
+            "step": self.step,
+            "tokens": self.step * self.config.batch_size,
+            "loss": self.loss_sum / self.loss_steps,
+            "fvu": result.fvu,
+            "l0": result.l0,
+            **self.config.variant.log(self.sae),
+        }
+        self.log.append(row)
+        self.loss_sum, self.loss_steps = 0.0, 0
+        return {name: round(value, 4) for name, value in row.items() if name not in ("step", "tokens")}
+
+    def dictionary(self) -> Dictionary:
+        """The SAE as it stands, folded."""
+        sae, config = self.sae, self.config
+        training = {
+            **config.describe(),
+            "tokens": self.step * config.batch_size,
+            "data": self.data_hash,
+            "input_scale": self.scale,
+            "input_mean_norm": float(self.mean.norm()),
+            **config.variant.log(sae),
+        }
+        training["steps"] = self.step
+        model = {k: self.manifest[k] for k in ("model", "model_revision", "hook_point") if k in self.manifest}
+        return fold(
+            W_enc=sae.W_enc.detach().T,
+            b_enc=sae.b_enc.detach(),
+            W_dec=sae.W_dec.detach(),
+            b_dec=sae.b_dec.detach(),
+            mean=self.mean,
+            scale=self.scale,
+            info={"kind": config.variant.kind, "seed": config.seed, **model, "training": training},
+            **config.variant.folding(sae),
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the run by name: parameters, the variant's state, Adam's state."""
+        tensors = {**self.sae.parameters, **{f"state.{k}": v for k, v in self.sae.state.items()}}
+        for name, parameter in self.sae.parameters.items():
+            state = self.optimiser.state[parameter]
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                empty = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+                tensors[f"adam.{key}.{name}"] = state.setdefault(key, empty)
+        return tensors
+
+    def save(self, path: Path) -> None:
+        """Write everything to one file, or leave the file as it is."""
+        counters = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
+        state = {"format": FORMAT, **self.identity, **counters, "log": self.log}
+        write_tensors(path, self._tensors(), {"saekit": json.dumps(state)})
+
+    def load(self, path: Path) -> None:
+        """Take up the state of a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged, or belongs to another config or other data.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = json.loads((file.metadata() or {}).get("saekit", "null"))
+                saved = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"{path} does not say format {FORMAT!r}, so training does not go on from it.")
+        for name, here in _flat(self.identity).items():
+            there = _flat(state).get(name)
+            if here != there:
+                raise ValueError(
+                    f"{path} belongs to another run: {name} is {there!r} there and {here!r} here; "
+                    "name another checkpoint, or delete this one to start over."
+                )
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(saved[name])
+        self.step, self.log = state["step"], state["log"]
+        self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
+
+
+def normalisation(source: ActivationStore | _TensorSource) -> tuple[Tensor, float]:
+    """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
+
+    Estimated from positions spread evenly over the data.
+
+    Returns
+    -------
+    tuple
+        Mean, float32 `[d_in]`, and the factor on centred activations.
+
+    Raises
+    ------
+    ValueError
+        If the sample is not finite or does not vary.
+    """
+    sample = source.read(_spread(source.positions, SAMPLE)).double()
+    mean = sample.mean(0)
+    norm = float((sample - mean).norm(dim=1).mean())
+    if not (norm > 0 and math.isfinite(norm)):
+        found = "do not vary" if norm == 0 else "hold values that are not finite"
+        raise ValueError(f"There is nothing to train on: the activations {found}.")
+    return mean.float(), math.sqrt(source.d_in) / norm
+
+
+def _spread(positions: Tensor, n: int) -> Tensor:
+    """At most `n` of the positions, spread evenly."""
+    if len(positions) <= n:
+        return positions
+    return positions[torch.arange(n) * len(positions) // n]
+
+
+def _remove_parallel(W_dec: Tensor) -> None:
+    """Remove from the gradient of unit rows the component along the rows.
+
+    It would change their norm, which is fixed, and only disturb Adam's averages.
+    """
+    grad = W_dec.grad
+    assert grad is not None
+    with torch.no_grad():
+        grad.addcmul_((grad * W_dec).sum(dim=1, keepdim=True), W_dec, value=-1)
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_data(config: TrainingConfig, source: Any, evaluated: Any) -> None:
+    if len(source.positions) < config.batch_size:
+        raise ValueError(
+            f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} to train on."
+        )
+    if evaluated.d_in != source.d_in:
+        raise ValueError(
+            f"The held-out activations have d_in {evaluated.d_in}, those to train on {source.d_in}."
+        )
+    here, there = (data.manifest.get("hook_point") for data in (source, evaluated))
+    if here != there:
+        raise ValueError(f"The held-out activations come from {there!r}, those to train on from {here!r}.")
+
+
+class _TensorSource:
+    """A plain tensor of activations, with as much of a store's interface as training needs."""
+
+    def __init__(self, x: Tensor) -> None:
+        if x.ndim != 2 or not len(x):
+            raise ValueError(f"Activations must be [n, d_in] with n above 0, found {list(x.shape)}.")
+        self.x = x
+        self.d_in = x.shape[1]
+        self.positions = torch.arange(len(x))
+        self.manifest = {"tensor": hash_tensors({"activations": x})}
+
+    def read(self, positions: Tensor) -> Tensor:
+        return self.x[positions].float()
+
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Endless batches; the order is a function of seed and epoch."""
+        per_epoch = len(self.x) // batch_size
+        epoch, step = divmod(start_step, per_epoch)
+        while True:
+            stream = int(hash_json([seed, epoch])[:15], 16)
+            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(stream))
+            for i in range(step, per_epoch):
+                yield self.read(order[i * batch_size : (i + 1) * batch_size])
+            epoch, step = epoch + 1, 0
+
+
+def _as_source(activations: ActivationStore | Tensor) -> ActivationStore | _TensorSource:
+    return _TensorSource(activations) if isinstance(activations, Tensor) else activations

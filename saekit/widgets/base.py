@@ -1,0 +1,280 @@
+"""What the explorers share: a state, views of it, and errors that are seen."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import traitlets
+from ipywidgets import widgets
+
+from saekit.widgets import html
+
+
+def guard(method: Callable[..., None]) -> Callable[..., None]:
+    """Make a callback of an `Explorer` show its error in the status line.
+
+    A front end shows no errors of callbacks, so without this they pass unnoticed. With
+    `SAEKIT_STRICT=1` the error is raised as well.
+    """
+
+    @functools.wraps(method)
+    def guarded(self: Explorer, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as error:
+            self._alert.value = html.alert(f"{type(error).__name__}: {error}")
+            if os.environ.get("SAEKIT_STRICT") == "1":
+                raise
+
+    return guarded
+
+
+class State(traitlets.HasTraits):
+    """A selection. `order` names its traits: a trait that follows another comes after it."""
+
+    order: ClassVar[tuple[str, ...]] = ()
+
+
+class LatentState(State):
+    """A latent of one of several widths.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        The widths that exist.
+    width, latent : int
+        The selection.
+    follow : callable
+        `follow(old_width, latent, width)` gives the latent to go to when the width changes.
+    """
+
+    order = ("width", "latent")
+    width = traitlets.Int()
+    latent = traitlets.Int()
+
+    def __init__(
+        self, widths: Sequence[int], width: int, latent: int, *, follow: Callable[[int, int, int], int]
+    ) -> None:
+        super().__init__()
+        self._widths, self._follow = list(widths), follow
+        self.width, self.latent = width, latent
+
+    @traitlets.validate("width")
+    def _known_width(self, proposal: Any) -> int:
+        if proposal["value"] not in self._widths:
+            raise traitlets.TraitError(f"There are widths {self._widths}, found {proposal['value']}.")
+        return proposal["value"]
+
+    @traitlets.validate("latent")
+    def _known_latent(self, proposal: Any) -> int:
+        if not 0 <= proposal["value"] < self.width:
+            raise traitlets.TraitError(
+                f"Width {self.width} has latents 0 to {self.width - 1}, found {proposal['value']}."
+            )
+        return proposal["value"]
+
+    @traitlets.observe("width")
+    def _width_changed(self, change: Any) -> None:
+        if change["old"]:
+            self.latent = self._follow(change["old"], self.latent, change["new"])
+
+
+class Explorer(widgets.VBox):
+    """A state and the widgets that show it.
+
+    Subclasses make all their widgets once, in `_build`; a change of the state updates their
+    values in place (`_render`). What a control does is to set the state.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        The selection; readable, and settable by assignment. A value that does not exist raises
+        `traitlets.TraitError`.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._rendering, self._shown = False, ""
+        self._alert = widgets.HTML()
+        self._code = widgets.HTML()
+        style = widgets.HTML(html.STYLE, layout={"display": "none"})
+        self._panels: list[widgets.HTML] = []
+        super().__init__([style, self._alert, *self._build(), self._code])
+        self.add_class("saekit")
+        self.layout.padding = "8px"
+        state.observe(self._changed)
+        self._changed()
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def _build(self) -> list[widgets.Widget]:
+        """Make the widgets."""
+        raise NotImplementedError
+
+    def _render(self) -> None:
+        """Set the values of controls and panels from the state."""
+        raise NotImplementedError
+
+    def _parts(self) -> list[str]:
+        """HTML of the present selection, for `static`."""
+        raise NotImplementedError
+
+    def _panel(self, **layout: str) -> widgets.HTML:
+        """Make a view that is emptied when rendering fails."""
+        panel = widgets.HTML(layout={"width": "100%", **layout})
+        self._panels.append(panel)
+        return panel
+
+    def _bind(self, control: widgets.Widget, trait: str) -> None:
+        """Let a control set a trait of the state."""
+        control.observe(lambda change: self._set(trait, change["new"]), "value")
+
+    @guard
+    def _set(self, trait: str, value: Any) -> None:
+        if not self._rendering and value is not None:
+            setattr(self.state, trait, value)
+
+    def _latent_controls(self, widths: Sequence[int]) -> list[widgets.Widget]:
+        """Make a choice of the width and a number for the latent, which `_show_latent` keeps up to date."""
+        self._width = widgets.Dropdown(
+            options=list(widths), description="Width", tooltip="Number of latents", layout={"width": "170px"}
+        )
+        self._latent = widgets.BoundedIntText(
+            description="Latent", max=1, tooltip="Number of the latent", layout={"width": "170px"}
+        )
+        self._bind(self._width, "width")
+        self._bind(self._latent, "latent")
+        return [self._width, self._latent]
+
+    def _show_latent(self) -> None:
+        self._width.value = self.state.width
+        self._latent.max = self.state.width - 1
+        self._latent.value = self.state.latent
+
+    def _list(self, description: str, tooltip: str, options: list[Any], *, rows: int = 6) -> widgets.Select:
+        """Make a list to choose from."""
+        return widgets.Select(
+            description=description,
+            options=options,
+            value=None,
+            rows=rows,
+            tooltip=tooltip,
+            layout={"width": "560px", "max_width": "100%"},
+        )
+
+    @staticmethod
+    def _fill(chooser: widgets.Select, options: list[tuple[str, Any]], *, selected: Any = None) -> None:
+        """Give a list new options, with none of them chosen unless `selected` is among them."""
+        chooser.options = options
+        chooser.value = selected if selected in [value for _, value in options] else None
+        chooser.layout.display = None if options else "none"
+
+    def _button(self, description: str, tooltip: str, action: Callable[[], None]) -> widgets.Button:
+        """Make a button whose errors are shown."""
+        button = widgets.Button(description=description, tooltip=tooltip, layout={"width": "auto"})
+        button.on_click(lambda _button: self._act(action))
+        return button
+
+    @guard
+    def _act(self, action: Callable[[], None]) -> None:
+        action()
+
+    @guard
+    def _go(self, target: tuple[int, int] | None) -> None:
+        """Go to a (width, latent) that was chosen in a list."""
+        if not self._rendering and target is not None:
+            self.show(width=target[0], latent=target[1])
+
+    @guard
+    def _changed(self, _change: Any = None) -> None:
+        selection = self.code()
+        if self._rendering or selection == self._shown:
+            return
+        try:
+            with self._quiet():
+                self._render()
+        except Exception:
+            self._shown = ""
+            for panel in self._panels:  # no stale result beside the error
+                panel.value = ""
+            raise
+        self._shown = selection
+        self._code.value = html.panel(self._selection_line())
+        self._alert.value = ""
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Within it, controls follow the state and not the other way round."""
+        self._rendering = True
+        try:
+            yield
+        finally:
+            self._rendering = False
+
+    def _selection_line(self) -> str:
+        return f"<small>This selection: <code>{html.escape(self.code())}</code></small>"
+
+    # ------------------------------------------------------------------ for users
+
+    def show(self, **selection: Any) -> None:
+        """Set several values of the state at once.
+
+        Raises
+        ------
+        traitlets.TraitError
+            If the state has no such name, or a value does not exist; nothing is changed then.
+        """
+        unknown = set(selection) - set(type(self.state).order)
+        if unknown:
+            raise traitlets.TraitError(
+                f"{type(self).__name__} shows {', '.join(type(self.state).order)}; "
+                f"found {', '.join(sorted(unknown))}."
+            )
+        before = self.state.trait_values()
+        with self._quiet():  # one rendering for all of them
+            try:
+                self._assign(selection)
+            except traitlets.TraitError:
+                self._assign(before)
+                raise
+        self._changed()
+
+    def _assign(self, selection: Mapping[str, Any]) -> None:
+        for name in type(self.state).order:  # what a trait follows comes before it
+            if name in selection:
+                setattr(self.state, name, selection[name])
+
+    def code(self) -> str:
+        """Give a line of Python that brings back the present selection."""
+        selection = ", ".join(f"{name}={getattr(self.state, name)!r}" for name in type(self.state).order)
+        return f"explorer.show({selection})"
+
+    def static(self) -> str:
+        """Render the present selection as one self-contained HTML string: no script, no network."""
+        return html.page(*self._parts(), self._selection_line())
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """Offer the live widget beside its static form; only the latter with `SAEKIT_STATIC=1`."""
+        live = {} if os.environ.get("SAEKIT_STATIC") == "1" else super()._repr_mimebundle_(**kwargs)
+        return {**live, "text/plain": repr(self), "text/html": self.static()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {self.code()}"
+
+    def close(self) -> None:
+        """Close the explorer and every widget it made."""
+        _close_tree(self.children)
+        super().close()
+
+
+def _close_tree(children: tuple[widgets.Widget, ...]) -> None:
+    for child in children:
+        _close_tree(getattr(child, "children", ()))
+        for part in ("layout", "style"):
+            if isinstance(getattr(child, part, None), widgets.Widget):
+                getattr(child, part).close()
+        child.close()

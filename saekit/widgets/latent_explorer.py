@@ -1,0 +1,156 @@
+"""The latent explorer: what a latent fires on, what it promotes, and which others resemble it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from ipywidgets import widgets
+
+from saekit.analysis.similarity import largest
+from saekit.families import Family
+from saekit.widgets import html
+from saekit.widgets.base import Explorer, LatentState
+from saekit.widgets.evidence import Evidence
+
+NEIGHBOURS = 3  # nearest latents shown at each other width
+
+
+class LatentExplorer(Explorer):
+    """Walk through the latents of a family and see what each is about.
+
+    Changing the width goes to the latent of that width whose decoder direction is most similar.
+
+    Parameters
+    ----------
+    family : Family
+        Dictionaries by width.
+    evidence : mapping of int to Evidence
+        What the latents of each width are about (`collect_evidence`).
+    width : int, optional
+        The width to start at; the smallest if left out.
+    latent : int, optional
+        The latent to start with; the first that is not dead if left out.
+    n_contexts : int
+        Top contexts to show.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        `width` and `latent`.
+
+    Raises
+    ------
+    ValueError
+        If a width of the family has no evidence, or evidence of another width.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        evidence: Mapping[int, Evidence],
+        *,
+        width: int | None = None,
+        latent: int | None = None,
+        n_contexts: int = 8,
+    ) -> None:
+        Evidence.require(evidence, family.widths)
+        self.family, self.evidence, self.n_contexts = family, evidence, n_contexts
+        width = family.widths[0] if width is None else width
+        if latent is None:
+            latent = next(iter(evidence[width].alive), 0) if width in evidence else 0
+        self._random = np.random.default_rng(0)
+        super().__init__(LatentState(family.widths, width, latent, follow=self._nearest))
+
+    def _build(self) -> list[widgets.Widget]:
+        controls = self._latent_controls(self.family.widths)
+        steps = [
+            self._button("← Previous", "The latent before this one", lambda: self._step(-1)),
+            self._button("Next →", "The latent after this one", lambda: self._step(1)),
+            self._button("Random", "Any latent that is not dead", self._any),
+        ]
+        self._head, self._text, self._side = self._panel(), self._panel(), self._panel()
+        self._near = self._list("Nearest", "Most similar latents at other widths: choose one to go there", [])
+        self._near.observe(lambda change: self._go(change["new"]), "value")
+        bar = widgets.HBox([*controls, *steps], layout={"flex_flow": "row wrap"})
+        return [bar, self._head, self._text, self._side, self._near]
+
+    def _render(self) -> None:
+        self._show_latent()
+        self._head.value = html.panel(self._header())
+        self._text.value = html.panel(self._contexts())
+        self._side.value = html.panel(self._tables(as_image=False))
+        self._fill(
+            self._near,
+            [
+                (f"width {w}   cosine {cosine:.2f}   {self.evidence[w].label(i)}", (w, i))
+                for w, i, cosine in self._neighbours()
+            ],
+        )
+
+    def _parts(self) -> list[str]:
+        rows = [
+            (f"{w:,}", str(i), f"{cosine:.2f}", html.chips(self.evidence[w].words(i)) or "dead")
+            for w, i, cosine in self._neighbours()
+        ]
+        near = html.table(
+            ("width", "latent", "cosine", "fires on"),
+            rows,
+            numeric=(0, 1, 2),
+            caption="Nearest at other widths",
+        )
+        return [self._header(), self._contexts(), self._tables(as_image=True), near if rows else ""]
+
+    # ------------------------------------------------------------------ pieces
+
+    def _header(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        words = html.chips(self.evidence[width].words(latent, 5))
+        name = html.escape(self.family[width].name)
+        return f"<h3>Latent {latent} of {name} {words}</h3>" + self.evidence[width].facts(latent)
+
+    def _contexts(self) -> str:
+        evidence, latent = self.evidence[self.state.width], self.state.latent
+        intervals = evidence.intervals(latent)
+        return evidence.contexts_table(latent, self.n_contexts) + (
+            html.details("All strengths: activation intervals with examples", intervals) if intervals else ""
+        )
+
+    def _tables(self, *, as_image: bool) -> str:
+        evidence, latent = self.evidence[self.state.width], self.state.latent
+        parts = [
+            evidence.histogram(latent, as_image=as_image),
+            evidence.tokens_table(latent),
+            evidence.logits_table(latent),
+        ]
+        return html.columns(*filter(None, parts))
+
+    def _neighbours(self) -> list[tuple[int, int, float]]:
+        """Width, latent and cosine of the nearest latents at the other widths."""
+        row = self.family[self.state.width].W_dec[self.state.latent]
+        found = []
+        for width in self.family.widths:
+            if width != self.state.width:
+                cosines, indices = self._most_similar(row, width, min(NEIGHBOURS, width))
+                found += [(width, i, cosine) for cosine, i in zip(cosines, indices, strict=True)]
+        return found
+
+    def _most_similar(self, row: torch.Tensor, width: int, k: int) -> tuple[list[float], list[int]]:
+        # Decoder rows have unit norm, so one product gives the cosines, even at large widths.
+        cosines, indices = largest((self.family[width].W_dec @ row)[None], k)
+        return cosines[0].tolist(), indices[0].tolist()
+
+    def _nearest(self, old_width: int, latent: int, width: int) -> int:
+        return self._most_similar(self.family[old_width].W_dec[latent], width, 1)[1][0]
+
+    # ------------------------------------------------------------------ actions
+
+    def _step(self, by: int) -> None:
+        self.state.latent = (self.state.latent + by) % self.state.width
+
+    def _any(self) -> None:
+        alive = self.evidence[self.state.width].alive
+        if not alive:
+            raise ValueError(f"All latents of {self.family[self.state.width].name} are dead on these tokens.")
+        self.state.latent = int(self._random.choice(alive))

@@ -1,0 +1,327 @@
+"""The novelty explorer: move theta and see when a low cosine means that a latent is new."""
+
+# ruff: noqa: RUF001 - typographic characters are meant: people read this text
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import traitlets
+from ipywidgets import widgets
+
+from saekit.analysis.novelty import Insertion
+from saekit.widgets import html, svg
+from saekit.widgets.base import Explorer, State
+from saekit.widgets.evidence import Evidence
+
+GROUPS = {
+    "clear novel": "low cosine, and helps",
+    "clear reconstruction": "high cosine, and hurts",
+    "low but hurts": "low cosine, yet hurts",
+    "high but helps": "high cosine, yet helps",
+}
+N_LISTED = 30  # latents of a group in the live list
+N_STATIC = 5  # latents of each group in the static form
+
+
+class NoveltyState(State):
+    """A theta, one of the four groups that it makes, and a latent of the large dictionary."""
+
+    order = ("theta", "group", "latent")
+    theta = traitlets.Float(0.7)
+    group = traitlets.Enum(tuple(GROUPS), default_value="clear novel")
+    latent = traitlets.Int()
+
+    def __init__(self, width: int, theta: float, first: Callable[[str, float], int | None]) -> None:
+        super().__init__()
+        self._width, self._first = width, first
+        self.theta = theta
+        self._group_changed()
+
+    @traitlets.validate("theta")
+    def _a_cosine(self, proposal: Any) -> float:
+        if not -1 <= proposal["value"] <= 1:
+            raise traitlets.TraitError(f"theta is a cosine, from -1 to 1; found {proposal['value']}.")
+        return proposal["value"]
+
+    @traitlets.validate("latent")
+    def _known_latent(self, proposal: Any) -> int:
+        if not 0 <= proposal["value"] < self._width:
+            raise traitlets.TraitError(
+                f"There are latents 0 to {self._width - 1}, found {proposal['value']}."
+            )
+        return proposal["value"]
+
+    @traitlets.observe("group")
+    def _group_changed(self, _change: Any = None) -> None:
+        first = self._first(self.group, self.theta)
+        if first is not None:
+            self.latent = first
+
+
+class NoveltyExplorer(Explorer):
+    """Move theta through the latents of a large dictionary inserted into a small one.
+
+    Dead latents are left out and counted. The chosen latent stays when theta moves; choosing
+    another group goes to its first latent.
+
+    Parameters
+    ----------
+    insertion : Insertion
+        Between two widths, from `saekit.insertion`.
+    evidence : Evidence
+        What the large dictionary's latents are about.
+    null : Insertion, optional
+        Between two seeds of one width, to stand beside it.
+    small_evidence : Evidence, optional
+        What the small dictionary's latents are about: shows the best match as well.
+    theta : float, optional
+        Where to start; the insertion's own theta if left out.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        `theta`, `group` (`"clear novel"`, `"clear reconstruction"`, `"low but hurts"`,
+        `"high but helps"`) and `latent`.
+
+    Raises
+    ------
+    ValueError
+        If the evidence is for another width.
+    """
+
+    def __init__(
+        self,
+        insertion: Insertion,
+        evidence: Evidence,
+        *,
+        null: Insertion | None = None,
+        small_evidence: Evidence | None = None,
+        theta: float | None = None,
+    ) -> None:
+        self._frame = insertion.frame
+        if evidence.width != len(self._frame):
+            raise ValueError(
+                f"The insertion has {len(self._frame)} latents, the evidence {evidence.width}: "
+                f"give the evidence for {insertion.large}."
+            )
+        self.insertion, self.null = insertion, null
+        self.evidence, self.small_evidence = evidence, small_evidence
+        self._results = {"this": insertion, **({} if null is None else {"other seed": null})}
+        self._summaries = {name: result.summary for name, result in self._results.items()}
+        self._curves = {name: _curve(result) for name, result in self._results.items()}
+        alive = self._frame[~self._frame["dead"]]
+        self._alive = alive.sort_values(["mse_change", "latent"])  # most helpful first
+        self._scatter = svg.Scatter(alive["best_cosine"].to_numpy(), alive["mse_change"].to_numpy())
+        theta = insertion.theta if theta is None else theta
+        super().__init__(NoveltyState(evidence.width, theta, first=self._first))
+
+    def _build(self) -> list[widgets.Widget]:
+        self._theta = widgets.FloatSlider(
+            description="theta",
+            min=0,
+            max=1,
+            step=0.01,
+            continuous_update=False,
+            tooltip="Best cosine under which a latent counts as novel",
+            layout={"width": "360px"},
+            readout=False,
+        )
+        self._theta_box = widgets.BoundedFloatText(
+            description="theta",
+            min=-1,
+            max=1,
+            step=0.01,
+            tooltip="The same, as a number",
+            layout={"width": "170px"},
+        )
+        self._group = widgets.Dropdown(
+            description="Group",
+            options=[(f"{name}: {meaning}", name) for name, meaning in GROUPS.items()],
+            tooltip="The four groups that theta makes",
+            layout={"width": "360px"},
+        )
+        self._bind(self._theta, "theta")
+        self._bind(self._theta_box, "theta")
+        self._bind(self._group, "group")
+        self._list_of = self._list("Latents", "Latents of the group: choose one to see it", [], rows=9)
+        self._list_of.observe(lambda change: self._set("latent", change["new"]), "value")
+        self._overview, self._count, self._detail = (self._panel() for _ in range(3))
+        bar = widgets.HBox([self._theta, self._theta_box], layout={"flex_flow": "row wrap"})
+        choose = widgets.HBox([self._group, self._count], layout={"flex_flow": "row wrap"})
+        self._count.layout.width = "auto"
+        return [bar, self._overview, choose, self._list_of, self._detail]
+
+    def _render(self) -> None:
+        theta, group, latent = self.state.theta, self.state.group, self.state.latent
+        self._theta.value = min(max(theta, 0.0), 1.0)
+        self._theta_box.value = theta
+        self._group.value = group
+        self._overview.value = html.panel(self._header(), self._charts(as_image=False))
+        members = self._members(group, theta)
+        shown = members.head(N_LISTED)
+        self._count.value = html.panel(
+            f"<small>{len(members):,} latents; {len(shown)} listed, "
+            f"the {self._ordered_by(group)} first</small>"
+        )
+        self._fill(
+            self._list_of,
+            [
+                (
+                    f"cosine {row.best_cosine:.2f}   MSE {_signed(row.mse_change)}   "
+                    f"{self.evidence.label(row.latent)}",
+                    row.latent,
+                )
+                for row in shown.itertuples()
+            ],
+            selected=latent,
+        )
+        self._detail.value = html.panel(self._about(6))
+
+    def _parts(self) -> list[str]:
+        lists = []
+        for group, meaning in GROUPS.items():
+            members = self._members(group, self.state.theta)
+            rows = [
+                (
+                    f"<b>{row.latent}</b>",
+                    f"{row.best_cosine:.2f}",
+                    _signed(row.mse_change),
+                    html.chips(self.evidence.words(row.latent)),
+                )
+                for row in members.head(N_STATIC).itertuples()
+            ]
+            title = f"{group.capitalize()} <small>({meaning}): {len(members):,} latents</small>"
+            header = ("latent", "best cosine", "MSE change", "fires on")
+            lists.append(html.table(header, rows, numeric=(0, 1, 2), caption=title))
+        return [self._header(), self._charts(as_image=True), html.columns(*lists), self._about(4)]
+
+    # ------------------------------------------------------------------ pieces
+
+    def _header(self) -> str:
+        frame = self._frame
+        return (
+            f"<h3>{html.escape(self.insertion.large)} into {html.escape(self.insertion.small)}</h3>"
+            f"<p>Each of {len(self._alive):,} latents inserted alone, on {self.insertion.n_tokens:,} tokens "
+            f"<small>({int(frame['dead'].sum()):,} dead latents and {self.insertion.n_excluded:,} positions "
+            f"left out)</small>. Does a cosine under θ = <b>{self.state.theta:.2f}</b> "
+            f"tell which ones help?</p>"
+        )
+
+    def _charts(self, *, as_image: bool) -> str:
+        theta = self.state.theta
+        at = {name: result.at(theta) for name, result in self._results.items()}
+        row = self._frame.iloc[self.state.latent]
+        point = None if row["dead"] else (float(row["best_cosine"]), float(row["mse_change"]))
+        drawn = self._scatter.n_drawn
+        sample = f", {drawn:,} drawn" if drawn < len(self._alive) else ""
+        label = f"MSE change against best cosine of {len(self._alive):,} latents{sample}, theta {theta:.2f}"
+        charts = [(self._scatter.draw(theta, point, label=label), label)]
+        curve = self._curves["this"]
+        if curve is not None:
+            here = (at["this"]["false_positive_rate"], at["this"]["true_positive_rate"])
+            auc = html.number(self._summaries["this"]["auc"])
+            label = f"ROC curve, area {auc}; theta {theta:.2f} is at ({here[0]:.2f}, {here[1]:.2f})"
+            charts.append((svg.roc(curve, self._curves.get("other seed"), here, label=label), label))
+        images = [html.image(*chart) if as_image else chart[0] for chart in charts]
+        note = (
+            "" if curve is not None else "<p><small>No ROC curve: all latents help, or none does.</small></p>"
+        )
+        return html.columns(*images, self._confusion() + note + self._rates(at))
+
+    def _confusion(self) -> str:
+        count = {group: len(self._members(group, self.state.theta)) for group in GROUPS}
+        total = max(1, len(self._alive))
+
+        def cell(group: str) -> str:
+            return f"<b>{count[group]:,}</b> <small>{html.share(count[group] / total)}</small>"
+
+        rows = [
+            ("cosine &lt; θ", cell("clear novel"), cell("low but hurts")),
+            ("cosine ≥ θ", cell("high but helps"), cell("clear reconstruction")),
+        ]
+        header = ("latents", "helps", "hurts")
+        return html.table(header, rows, numeric=(1, 2), caption=f"Partition at θ = {self.state.theta:.2f}")
+
+    def _rates(self, at: dict[str, dict[str, Any]]) -> str:
+        summaries = self._summaries
+        measures: list[tuple[str, Callable[[str], str]]] = [
+            ("cosine under θ (base rate)", lambda name: html.share(at[name]["share_novel_cos"])),
+            ("helps (base rate)", lambda name: html.share(at[name]["share_novel_gain"])),
+            ("true positive rate", lambda name: html.share(at[name]["true_positive_rate"])),
+            ("false positive rate", lambda name: html.share(at[name]["false_positive_rate"])),
+            ("accuracy", lambda name: html.share(at[name]["accuracy"])),
+            ("<b>balanced accuracy</b>", lambda name: f"<b>{html.share(at[name]['balanced_accuracy'])}</b>"),
+            ("area under the ROC curve", lambda name: html.number(summaries[name]["auc"])),
+            ("best θ (on half of the tokens)", lambda name: html.number(summaries[name]["best_theta"])),
+            (
+                "its balanced accuracy (other half)",
+                lambda name: html.share(summaries[name]["best_theta_balanced_accuracy"]),
+            ),
+        ]
+        names = list(self._results)
+        rows = [(measure, *(value(name) for name in names)) for measure, value in measures]
+        if self.null is None:
+            names.append("other seed")
+            rows = [(*row, "–") for row in rows]
+        note = "" if self.null is not None else " <small>(no second seed to compare)</small>"
+        return html.table(("", *names), rows, numeric=(1, 2), caption=f"How well θ predicts{note}")
+
+    def _about(self, n: int) -> str:
+        latent = self.state.latent
+        row = self._frame.iloc[latent]
+        words = html.chips(self.evidence.words(latent, 5))
+        parts = [f"<h4>Latent {latent} of {html.escape(self.insertion.large)} {words}</h4>"]
+        match = int(row["best_match"])
+        if row["dead"]:
+            parts.append(f"<p>Dead, so not part of the partition. Best cosine {row['best_cosine']:.2f}.</p>")
+        else:
+            novel, helps = row["best_cosine"] < self.state.theta, row["mse_change"] < 0
+            parts.append(
+                f"<p>Best cosine <b>{row['best_cosine']:.2f}</b>, with small latent {match}: "
+                f"{'novel' if novel else 'not novel'} by cosine. Inserted alone it changes the MSE by "
+                f"<b>{_signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
+            )
+        parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
+        if self.small_evidence is not None:
+            small = html.chips(self.small_evidence.words(match, 5))
+            parts.append(
+                f"<h4>Its best match: latent {match} of {html.escape(self.insertion.small)} {small}</h4>"
+            )
+            parts.append(self.small_evidence.facts(match))
+            parts.append(self.small_evidence.contexts_table(match, max(3, n // 2)))
+        return "".join(parts)
+
+    # ------------------------------------------------------------------ groups
+
+    def _members(self, group: str, theta: float) -> Any:
+        """Rows of a group; those that help sorted most helpful first, the others most harmful first."""
+        low, helps = self._alive["best_cosine"] < np.float32(theta), self._alive["mse_change"] < 0
+        masks = {
+            "clear novel": low & helps,
+            "clear reconstruction": ~low & ~helps,
+            "low but hurts": low & ~helps,
+            "high but helps": ~low & helps,
+        }
+        rows = self._alive[masks[group]]
+        return rows if group in ("clear novel", "high but helps") else rows[::-1]
+
+    @staticmethod
+    def _ordered_by(group: str) -> str:
+        return "most helpful" if group in ("clear novel", "high but helps") else "most harmful"
+
+    def _first(self, group: str, theta: float) -> int | None:
+        members = self._members(group, theta)
+        return int(members["latent"].iat[0]) if len(members) else None
+
+
+def _curve(result: Insertion) -> Any:
+    """Give the ROC curve, or None where there is none because all latents help or none does."""
+    gain = result.novel_gain[~result.dead]
+    return result.roc() if 0 < int(gain.sum()) < len(gain) else None
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + html.number(value)

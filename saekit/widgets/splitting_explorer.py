@@ -1,0 +1,263 @@
+"""The splitting explorer: into what a latent splits as dictionaries grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ipywidgets import widgets
+
+from saekit.analysis.splitting import SplittingTree
+from saekit.widgets import html, svg
+from saekit.widgets.base import Explorer, LatentState
+from saekit.widgets.evidence import Evidence
+
+N_STARTS = 12  # most-split latents to start from
+MAX_ROWS = 12  # children in the table
+MAX_NODES = 60  # nodes of the tree as text
+
+
+class SplittingExplorer(Explorer):
+    """Walk the splitting tree: the latent, its parent, its children and what each fires on.
+
+    Changing the width goes to the ancestor or the most similar descendant there, or to the
+    width's most split latent if there is none.
+
+    Parameters
+    ----------
+    tree : SplittingTree
+        From `saekit.splitting_tree`.
+    evidence : mapping of int to Evidence
+        What the latents of each width are about (`collect_evidence`).
+    width, latent : int, optional
+        Where to start; the most split latent if left out.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        `width` and `latent`.
+
+    Raises
+    ------
+    ValueError
+        If a width of the tree has no evidence, or evidence of another width.
+    """
+
+    def __init__(
+        self,
+        tree: SplittingTree,
+        evidence: Mapping[int, Evidence],
+        *,
+        width: int | None = None,
+        latent: int | None = None,
+    ) -> None:
+        Evidence.require(evidence, tree.widths)
+        self.tree, self.evidence = tree, evidence
+        self._table = tree.table  # computed once
+        self._starts = tree.most_split(N_STARTS)
+        if width is None:
+            width = int(self._starts["width"].iat[0]) if len(self._starts) else tree.widths[0]
+        latent = self._most_split(width) if latent is None else latent
+        super().__init__(LatentState(tree.widths, width, latent, follow=self._relative))
+
+    def _build(self) -> list[widgets.Widget]:
+        controls = self._latent_controls(self.tree.widths)
+        self._up = self._button("↑ Parent", "Go to the parent", self._to_parent)
+        self._down = self._button("↓ First child", "Go to the most similar child", self._to_child)
+        self._head, self._drawing, self._relatives, self._text = (self._panel() for _ in range(4))
+        starts = [
+            (f"{row.children} children   width {row.width}   {self.evidence[row.width].label(row.latent)}",
+             (row.width, row.latent))
+            for row in self._starts.itertuples()
+        ]  # fmt: skip
+        self._start = self._list(
+            "Most split", "Latents with the most children: choose one to go there", starts
+        )
+        self._near = self._list("Go to", "Parent and children: choose one to go there", [])
+        for chooser in (self._start, self._near):
+            chooser.observe(lambda change: self._go(change["new"]), "value")
+        lists = widgets.HBox([self._near, self._start], layout={"flex_flow": "row wrap"})
+        bar = widgets.HBox([*controls, self._up, self._down], layout={"flex_flow": "row wrap"})
+        return [bar, self._head, self._drawing, lists, self._relatives, self._text]
+
+    def _render(self) -> None:
+        width, latent = self.state.width, self.state.latent
+        self._show_latent()
+        parent, children = self.tree.parent(width, latent), self.tree.children(width, latent)
+        self._up.disabled, self._down.disabled = parent is None, not children
+        self._head.value = html.panel(self._header())
+        self._drawing.value = html.panel(self._draw())
+        self._relatives.value = html.panel(self._family(parent, children), self._as_text())
+        self._text.value = html.panel(self.evidence[width].contexts_table(latent, 5))
+        near = [("parent", parent)] if parent else []
+        near += [("child", child) for child in children]
+        self._fill(
+            self._near,
+            [
+                (
+                    f"{role}   cosine {node['cosine']:.2f}   {self._label(node)}",
+                    (node["width"], node["latent"]),
+                )
+                for role, node in near
+            ],
+        )
+        here = (width, latent)
+        self._start.value = here if here in [value for _, value in self._start.options] else None
+
+    def _parts(self) -> list[str]:
+        width, latent = self.state.width, self.state.latent
+        label = self._alt()
+        return [
+            self._header(),
+            html.image(self._draw(), label),
+            self._family(self.tree.parent(width, latent), self.tree.children(width, latent)),
+            self._as_text(),
+            self.evidence[width].contexts_table(latent, 5),
+            self._starts_table(),
+        ]
+
+    # ------------------------------------------------------------------ pieces
+
+    def _header(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        path = [*reversed(self.tree.ancestors(width, latent)), {"width": width, "latent": latent}]
+        crumbs = " → ".join(f"{node['width']:,}/<b>{node['latent']}</b>" for node in path)
+        words = html.chips(self.evidence[width].words(latent, 5))
+        return (
+            f"<h3>Latent {latent} of width {width:,} {words}</h3>"
+            f"<p>Path (width/latent): {crumbs}. {self._status()}</p>"
+            + self.evidence[width].facts(latent)
+            + self._base_rate()
+        )
+
+    def _status(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        node = self.tree.subtree(width, latent)
+        said = []
+        if self.tree.parent(width, latent) is None and width != self.tree.widths[0]:
+            best = f"best cosine {node['cosine']:.2f}, under θ = {self.tree.theta:g}"
+            said.append(f"<b>Novel</b> at this width: no parent ({best}).")
+        becomes = {
+            "split": f"<b>Splits</b> into {len(node['children'])} latents at the next width.",
+            "identical": "<b>Identical</b> at the next width: one child, each other's best match.",
+            "refined": "<b>Refined</b> at the next width: one child, not the same.",
+            "lost": "<b>Lost</b> at the next width: no child.",
+            "leaf": "This is the greatest width.",
+        }
+        return " ".join([*said, becomes[node["status"]]])
+
+    def _base_rate(self) -> str:
+        """How common the latent's fate is, beside the same between seeds."""
+        width = self.state.width
+        if width not in self.tree.pairs:
+            return ""
+        status = self.tree.pairs[width].frame_small["status"].iat[self.state.latent]
+        row = self._table[(self._table["small_width"] == width) & (self._table["measure"] == status)].iloc[0]
+        null = f"between two seeds of width {width:,}: {html.share(row['null_small'])}"
+        if row["null_small"] != row["null_small"]:
+            null = f"width {width:,} has no second seed to compare"
+        return (
+            f"<p><small>Of the latents of width {width:,}, {html.share(row['share'])} are {status} at width "
+            f"{int(row['large_width']):,} ({null}).</small></p>"
+        )
+
+    def _draw(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        path = list(reversed(self.tree.ancestors(width, latent)))
+        return svg.tree(
+            self.tree.widths,
+            path,
+            self.tree.subtree(width, latent),
+            lambda w, i: self.evidence[w].words(i, 3),
+            label=self._alt(),
+        )
+
+    def _alt(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        n = len(self.tree.children(width, latent))
+        return f"Splitting tree of latent {latent} of width {width}: {n} children; the tables name them."
+
+    def _family(self, parent: dict[str, Any] | None, children: list[dict[str, Any]]) -> str:
+        here = {"width": self.state.width, "latent": self.state.latent, "cosine": float("nan")}
+        shown = ([("parent", parent)] if parent else []) + [("<b>this</b>", here)]
+        shown += [("child", child) for child in children[:MAX_ROWS]]
+        rows = [
+            (
+                role,
+                f"{node['width']:,}",
+                f"<b>{node['latent']}</b>",
+                f"{node['cosine']:.2f}" if node["cosine"] == node["cosine"] else "",
+                html.chips(self.evidence[node["width"]].words(node["latent"])) or "dead",
+                self.evidence[node["width"]].best_context(node["latent"]),
+            )
+            for role, node in shown
+        ]
+        hidden = len(children) - MAX_ROWS
+        more = f" <small>({hidden} more children not shown)</small>" if hidden > 0 else ""
+        return html.table(
+            ("", "width", "latent", "cosine", "fires on", "strongest example"),
+            rows,
+            numeric=(1, 2, 3),
+            caption=f"Parent and children{more}",
+        )
+
+    def _as_text(self) -> str:
+        left = MAX_NODES
+
+        def item(node: dict[str, Any]) -> str:
+            nonlocal left
+            left -= 1
+            words = html.chips(self.evidence[node["width"]].words(node["latent"])) or "dead"
+            children = [item(child) for child in node["children"] if left > 0]
+            hidden = len(node["children"]) - len(children)
+            if hidden:
+                children.append(f"<li>{hidden} more</li>")
+            below = f"<ul>{''.join(children)}</ul>" if children else ""
+            return f"<li>{node['width']:,}/<b>{node['latent']}</b> {words}{below}</li>"
+
+        root = self.tree.subtree(self.state.width, self.state.latent)
+        return html.details("The whole tree as text", f"<ul>{item(root)}</ul>") if root["children"] else ""
+
+    def _starts_table(self) -> str:
+        rows = [
+            (
+                str(row.children),
+                f"{row.width:,}",
+                str(row.latent),
+                html.chips(self.evidence[row.width].words(row.latent)) or "dead",
+            )
+            for row in self._starts.itertuples()
+        ]
+        header = ("children", "width", "latent", "fires on")
+        return html.details("Most split latents", html.table(header, rows, numeric=(0, 1, 2))) if rows else ""
+
+    def _label(self, node: dict[str, Any]) -> str:
+        return f"width {node['width']}   {self.evidence[node['width']].label(node['latent'])}"
+
+    # ------------------------------------------------------------------ actions
+
+    def _to_parent(self) -> None:
+        parent = self.tree.parent(self.state.width, self.state.latent)
+        if parent is not None:
+            self.show(width=parent["width"], latent=parent["latent"])
+
+    def _to_child(self) -> None:
+        children = self.tree.children(self.state.width, self.state.latent)
+        if children:
+            self.show(width=children[0]["width"], latent=children[0]["latent"])
+
+    def _most_split(self, width: int) -> int:
+        found = self.tree.most_split(1, width=width)
+        return int(found["latent"].iat[0]) if len(found) else 0
+
+    def _relative(self, old_width: int, latent: int, width: int) -> int:
+        for ancestor in self.tree.ancestors(old_width, latent):
+            if ancestor["width"] == width:
+                return ancestor["latent"]
+        node = {"width": old_width, "latent": latent}
+        while node["width"] < width:
+            children = self.tree.children(node["width"], node["latent"])
+            if not children:
+                break
+            node = children[0]
+        return node["latent"] if node["width"] == width else self._most_split(width)

@@ -1,0 +1,345 @@
+"""Pure functions from numbers to inline SVG charts in the page's theme.
+
+Each is drawn in a few milliseconds without matplotlib and takes its colours from JupyterLab's
+theme variables; as an image (`html.image`) it falls back to a light card.
+"""
+
+# ruff: noqa: RUF001 - typographic characters are meant: people read this text
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from saekit.widgets.html import escape, number, visible
+
+BLUE, VERMILION, ORANGE, GREY = "#0173b2", "#d55e00", "#de8f05", "#8c8c8c"  # colour-blind-safe
+STYLE = """<style>
+.sk-card{fill:var(--jp-layout-color1,#fff)}
+.sk-text{font:11px var(--jp-ui-font-family,system-ui,sans-serif);fill:var(--jp-content-font-color1,#212121)}
+.sk-quiet{font:11px var(--jp-ui-font-family,system-ui,sans-serif);fill:var(--jp-content-font-color2,#616161)}
+.sk-axis{stroke:var(--jp-content-font-color2,#616161);stroke-width:1;fill:none}
+.sk-grid{stroke:var(--jp-border-color2,#e0e0e0);stroke-width:1;fill:none}
+.sk-theta{stroke:var(--jp-content-font-color1,#212121);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
+.sk-box{fill:var(--jp-layout-color2,#f5f5f5);stroke:var(--jp-border-color1,#bdbdbd);stroke-width:1}
+.sk-here{fill:var(--jp-layout-color1,#fff);stroke:#de8f05;stroke-width:2.5}
+.sk-ring{fill:none;stroke:var(--jp-content-font-color1,#212121);stroke-width:2}
+</style>"""
+MAX_POINTS = 5000
+
+
+def _svg(width: float, height: float, label: str, *parts: str) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">{STYLE}'
+        f'<rect class="sk-card" width="100%" height="100%"/>{"".join(parts)}</svg>'
+    )
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", kind: str = "sk-quiet", extra: str = ""
+) -> str:
+    return (
+        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {extra}>{escape(text)}</text>'
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<path class="{kind}" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"/>'
+
+
+def histogram(counts: np.ndarray, edges: np.ndarray, *, label: str, xlabel: str) -> str:
+    """Bars over equal bins, a deeper orange to the right as in the coloured text."""
+    width, height, left, bottom, top = 300, 130, 44, 32, 8
+    high = max(1, int(counts.max()))
+    step = (width - left - 8) / len(counts)
+    bars = []
+    for place, count in enumerate(counts):
+        tall = (height - bottom - top) * count / high
+        if count:
+            tall = max(1.0, tall)
+        opacity = 0.35 + 0.65 * (place + 1) / len(counts)
+        x, y = left + place * step + 0.5, height - bottom - tall
+        bars.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" '
+            f'fill="{ORANGE}" fill-opacity="{opacity:.2f}">'
+            f"<title>{number(edges[place])} to {number(edges[place + 1])}: {int(count):,}</title></rect>"
+        )
+    floor = height - bottom
+    marks = [
+        _text(left + share * (width - left - 8), floor + 14, number(value), anchor=anchor)
+        for share, value, anchor in (
+            (0, edges[0], "start"),
+            (0.5, (edges[0] + edges[-1]) / 2, "middle"),
+            (1, edges[-1], "end"),
+        )
+    ]
+    return _svg(
+        width,
+        height,
+        label,
+        *bars,
+        _line(left, floor, width - 8, floor, "sk-axis"),
+        *marks,
+        _text((left + width - 8) / 2, height - 4, xlabel, anchor="middle"),
+        _text(left - 6, top + 8, f"{high:,}", anchor="end"),
+        _text(left - 6, floor, "0", anchor="end"),
+    )
+
+
+def roc(curve: pd.DataFrame, null: pd.DataFrame | None, point: tuple[float, float], *, label: str) -> str:
+    """Draw the ROC curve with the point of the chosen theta, and the null's curve in grey.
+
+    Parameters
+    ----------
+    curve, null : DataFrame
+        With columns `fpr` and `tpr`.
+    point : tuple of float
+        False and true positive rate; not drawn if NaN.
+    label : str
+        What it shows, for those who do not see it.
+    """
+    side, left, bottom, top = 190, 44, 36, 10
+    floor = top + side
+
+    def place(fpr: Any, tpr: Any) -> tuple[Any, Any]:
+        return left + side * fpr, floor - side * tpr
+
+    def path(frame: pd.DataFrame, colour: str, width: float) -> str:
+        keep = np.unique(np.linspace(0, len(frame) - 1, 300).round().astype(int))
+        x, y = place(frame["fpr"].to_numpy()[keep], frame["tpr"].to_numpy()[keep])
+        points = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+        return f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+
+    parts = [
+        _line(left, floor, left + side, top, "sk-grid"),
+        f'<rect class="sk-axis" x="{left}" y="{top}" width="{side}" height="{side}"/>',
+    ]
+    for value in (0, 0.5, 1):
+        x, y = place(value, value)
+        parts += [
+            _text(x, floor + 14, f"{value:g}", anchor="middle"),
+            _text(left - 6, y + 4, f"{value:g}", anchor="end"),
+        ]
+    if null is not None:
+        parts.append(path(null, GREY, 1.5))
+        parts.append(_text(left + side - 6, floor - 22, "grey: other seed", anchor="end"))
+    parts.append(path(curve, BLUE, 2))
+    x, y = place(*point)
+    if x == x and y == y:
+        parts.append(f'<circle class="sk-ring" cx="{x:.1f}" cy="{y:.1f}" r="5.5" style="fill:{BLUE}"/>')
+    parts += [
+        _text(left + side / 2, floor + 30, "false positive rate", anchor="middle"),
+        _text(
+            12, top + side / 2, "true positive rate", anchor="middle",
+            extra=f'transform="rotate(-90 12 {top + side / 2:.0f})"',
+        ),
+    ]  # fmt: skip
+    return _svg(left + side + 12, floor + bottom, label, *parts)
+
+
+class Scatter:
+    """MSE change against best cosine, with a line at theta that is cheap to move.
+
+    The points are turned into two SVG paths once; of more than 5,000 latents an even sample is
+    drawn, and the caption says so.
+
+    Parameters
+    ----------
+    cosine, change : ndarray
+        Of the latents that are not dead, `[n]`.
+    """
+
+    width, height, left, right, top, bottom = 460, 290, 58, 12, 26, 36
+
+    def __init__(self, cosine: np.ndarray, change: np.ndarray) -> None:
+        self.low = min(0.0, float(np.floor(10 * cosine.min(initial=0.0)) / 10))
+        nonzero = np.abs(change[change != 0])
+        # Changes span many orders of magnitude on both sides of zero: linear near zero, log beyond.
+        self.unit = float(np.quantile(nonzero, 0.25)) if len(nonzero) else 1.0
+        scaled = np.arcsinh(change / self.unit)
+        self.high = float(np.abs(scaled).max(initial=1.0)) * 1.05
+        keep = np.unique(np.linspace(0, len(cosine) - 1, MAX_POINTS).astype(int)) if len(cosine) else []
+        x, y = self._x(cosine[keep]), self._y(change[keep])
+        helps = change[keep] < 0
+        self.n_drawn = len(x)
+        self._points = self._path(x[~helps], y[~helps], VERMILION) + self._path(x[helps], y[helps], BLUE)
+        self._frame = self._axes(nonzero)
+
+    def _x(self, cosine: Any) -> Any:
+        return self.left + (self.width - self.left - self.right) * (cosine - self.low) / (1 - self.low)
+
+    def _y(self, change: Any) -> Any:
+        middle, half = (self.top + self.height - self.bottom) / 2, (self.height - self.bottom - self.top) / 2
+        return middle - half * np.arcsinh(change / self.unit) / self.high
+
+    @staticmethod
+    def _path(x: np.ndarray, y: np.ndarray, colour: str) -> str:
+        dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
+        return (
+            f'<path d="{dots}" fill="none" stroke="{colour}" stroke-opacity="0.55" stroke-width="3" '
+            'stroke-linecap="round"/>'
+        )
+
+    def _axes(self, nonzero: np.ndarray) -> str:
+        floor, wall = self.height - self.bottom, self.width - self.right
+        parts = [
+            _line(self.left, floor, wall, floor, "sk-axis"),
+            _line(self.left, self.top, self.left, floor, "sk-axis"),
+            _line(self.left, self._y(0), wall, self._y(0), "sk-axis"),
+        ]
+        for value in np.arange(np.ceil(5 * self.low) / 5, 1.01, 0.2):
+            parts.append(
+                _text(self._x(value), floor + 14, f"{value + 0:.1f}".replace("-", "−"), anchor="middle")
+            )
+        top = np.floor(np.log10(nonzero.max())) if len(nonzero) else 0
+        ticks = [10.0 ** (top - 2 * step) for step in range(2) if 10.0 ** (top - 2 * step) > self.unit]
+        for tick in [0.0, *ticks, *(-tick for tick in ticks)]:
+            parts.append(_text(self.left - 5, self._y(tick) + 4, number(tick, 1), anchor="end"))
+            if tick:
+                parts.append(_line(self.left, self._y(tick), wall, self._y(tick), "sk-grid"))
+        middle = (self.top + floor) / 2
+        turned = f'transform="rotate(-90 11 {middle:.0f})"'
+        across = (self.left + wall) / 2
+        parts += [
+            _text(across, self.height - 6, "best cosine with a small latent", anchor="middle"),
+            _text(11, middle, "MSE change when inserted", anchor="middle", extra=turned),
+            _text(wall - 4, self.top + 12, "hurts", anchor="end"),
+            _text(wall - 4, floor - 6, "helps", anchor="end"),
+        ]
+        return "".join(parts)
+
+    def draw(self, theta: float, selected: tuple[float, float] | None, *, label: str) -> str:
+        """Draw the chart with its line at theta and a ring around the selected (cosine, change)."""
+        x = float(self._x(min(max(theta, self.low), 1.0)))
+        ring = ""
+        if selected is not None:
+            at = self._x(selected[0]), self._y(selected[1])
+            ring = f'<circle class="sk-ring" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="6"/>'
+        return _svg(
+            self.width,
+            self.height,
+            label,
+            self._frame,
+            self._points,
+            _line(x, self.top - 6, x, self.height - self.bottom, "sk-theta"),
+            _text(x - 6, 14, "← novel by cosine", anchor="end"),
+            _text(x + 6, 14, f"θ = {theta:.2f}", kind="sk-text"),
+            ring,
+        )
+
+
+# ---------------------------------------------------------------------- trees
+
+BOX, GAP, ROW = 172, 44, 46
+MAX_CHILDREN, MAX_LEAVES = 8, 16
+
+
+def tree(
+    widths: Sequence[int],
+    path: Sequence[dict[str, Any]],
+    subtree: dict[str, Any],
+    words: Any,
+    *,
+    label: str,
+) -> str:
+    """Draw a latent between its ancestors (left) and its descendants (right), a column a width.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        All widths, ascending.
+    path : sequence of dict
+        Ancestors from the root down to the parent: `width`, `latent`, `cosine`.
+    subtree : dict
+        The latent with its `children`, recursively.
+    words : callable
+        `words(width, latent)` gives a few token strings.
+    label : str
+        What it shows, for those who do not see it.
+    """
+    leaves = 0
+    drawn: list[str] = []
+    edges: list[str] = []
+    used = {node["width"] for node in path}
+
+    def left(width: int) -> float:
+        return 4 + list(widths).index(width) * (BOX + GAP)
+
+    def box(node: dict[str, Any], y: float, kind: str, cosine: float | None) -> None:
+        x = left(node["width"])
+        tokens = " ".join(
+            visible(token, leading_space=False).strip() for token in words(node["width"], node["latent"])
+        )
+        tokens = tokens if len(tokens) <= 25 else tokens[:24] + "…"
+        about = [] if cosine is None or cosine != cosine else [f"cos {cosine:.2f}"]
+        about += [node["status"]] if node["status"] != "leaf" else []
+        drawn.append(
+            f'<rect class="{kind}" x="{x:.1f}" y="{y - 18:.1f}" width="{BOX}" height="36" rx="5"/>'
+            + _text(
+                x + 8,
+                y - 4,
+                str(node["latent"]),
+                kind="sk-text",
+                extra='font-weight="bold" style="font-weight:600"',
+            )
+            + _text(x + BOX - 8, y - 4, " · ".join(about), anchor="end")
+            + _text(x + 8, y + 12, tokens or "dead", kind="sk-text")
+        )
+
+    def edge(parent_width: int, y_parent: float, width: int, y: float, cosine: float) -> None:
+        x0, x1 = left(parent_width) + BOX, left(width)
+        middle = (x0 + x1) / 2
+        edges.append(
+            f'<path class="sk-axis" style="stroke-width:{max(0.5, 4 * (cosine - 0.5)):.1f};opacity:.6" '
+            f'd="M{x0:.0f} {y_parent:.0f}'
+            f'C{middle:.0f} {y_parent:.0f} {middle:.0f} {y:.0f} {x1:.0f} {y:.0f}"/>'
+        )
+
+    def grow(node: dict[str, Any], depth: int) -> float:
+        nonlocal leaves
+        used.add(node["width"])
+        shown, children = [], node["children"]
+        for child in children[:MAX_CHILDREN]:
+            if leaves >= MAX_LEAVES:
+                break
+            shown.append((child, grow(child, depth + 1)))
+        hidden = len(children) - len(shown)
+        if hidden and shown:
+            y = 52 + leaves * ROW
+            drawn.append(_text(left(shown[0][0]["width"]) + 8, y - 12, f"+ {hidden} more"))
+        if not shown:
+            y = 52 + leaves * ROW
+            leaves += 1
+            if hidden:
+                drawn.append(_text(left(node["width"]) + BOX + 8, y + 4, f"+ {hidden} more"))
+        else:
+            y = (shown[0][1] + shown[-1][1]) / 2
+            if hidden:
+                leaves += 1
+        for child, y_child in shown:
+            edge(node["width"], y, child["width"], y_child, child["cosine"])
+        cosine = None if depth == 0 and not path else node["cosine"]
+        box(node, y, "sk-here" if depth == 0 else "sk-box", cosine)
+        return float(y)
+
+    y = grow(subtree, 0)
+    chain = [*path, subtree]
+    for place, node in enumerate(path):
+        box(node, y, "sk-box", path[place - 1]["cosine"] if place else None)
+        edge(node["width"], y, chain[place + 1]["width"], y, chain[place + 1]["cosine"])
+    heads = [
+        _text(
+            left(width) + BOX / 2,
+            16,
+            f"width {width:,}",
+            anchor="middle",
+            kind="sk-text" if width in used else "sk-quiet",
+        )
+        for width in widths
+    ]
+    total = 8 + len(widths) * BOX + (len(widths) - 1) * GAP
+    return _svg(total, 52 + max(1, leaves) * ROW - 20, label, *heads, *edges, *drawn)

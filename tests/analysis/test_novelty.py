@@ -1,0 +1,363 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dictionaries import make
+from scipy.stats import spearmanr
+from sklearn.metrics import balanced_accuracy_score
+
+from saekit.analysis import ce_insertion, compare, group_insertion, insertion
+from saekit.analysis.novelty import HALF_BLOCK
+from saekit.dictionary import Dictionary
+
+N, D_IN = 3000, 12
+
+
+def activations(n: int = N, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    # A mean and uneven scales, as in a real residual stream.
+    scales = torch.linspace(0.5, 3, D_IN)
+    return torch.randn(n, D_IN, generator=generator) * scales + 2
+
+
+def double(dictionary: Dictionary) -> Dictionary:
+    return dictionary.to(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def small() -> Dictionary:
+    return make(D_IN, 30, seed=1)
+
+
+@pytest.fixture(scope="module")
+def large(small: Dictionary) -> Dictionary:
+    """Random latents, near copies of the small ones, and two that are never active."""
+    fresh = make(D_IN, 48, seed=2)
+    noise = torch.randn(12, D_IN, generator=torch.Generator().manual_seed(5))
+    copies = F.normalize(small.W_dec[:12] + 0.05 * noise, dim=1)
+    threshold = torch.cat([fresh.threshold, small.threshold[:12]])
+    threshold[[7, 50]] = 1e6
+    return Dictionary(
+        W_enc=torch.cat([fresh.W_enc, small.W_enc[:, :12]], dim=1),
+        b_enc=torch.cat([fresh.b_enc, small.b_enc[:12]]),
+        W_dec=torch.cat([fresh.W_dec, copies]),
+        b_dec=fresh.b_dec,
+        threshold=threshold,
+        info={"kind": "relu", "seed": 0},
+    )
+
+
+@pytest.fixture(scope="module")
+def result(small: Dictionary, large: Dictionary):
+    return insertion(small, large, activations(), batch_size=700)
+
+
+def inserted(small: Dictionary, large: Dictionary, latents, x: torch.Tensor) -> torch.Tensor:
+    """One dictionary that holds the small one's latents and some of the large one's, in float64."""
+    part = large.gather(latents)
+    return Dictionary(
+        W_enc=torch.cat([small.W_enc, part.W_enc], dim=1),
+        b_enc=torch.cat([small.b_enc, part.b_enc]),
+        W_dec=torch.cat([small.W_dec, part.W_dec]),
+        b_dec=small.b_dec,
+        threshold=torch.cat([small.threshold, part.threshold]),
+    )
+
+
+def sse(dictionary: Dictionary, x: torch.Tensor) -> torch.Tensor:
+    """Squared error of each token, densely and in float64."""
+    dictionary, x = double(dictionary), x.double()
+    return (x - dictionary.decode(dictionary.encode(x))).square().sum(1)
+
+
+def test_one_pass_equals_inserting_each_latent(small, large, result) -> None:
+    x = activations()
+    before = sse(small, x).sum()
+    latents = double(large).encode(x.double())
+    residual = x.double() - double(small).reconstruct(x.double())
+    power = latents.square().mean(0) * large.W_dec.double().square().sum(1)
+    overlap = (latents * (residual @ large.W_dec.double().T)).mean(0)
+    for i in range(large.width):
+        change = (sse(inserted(small, large, [i], x), x).sum() - before) / N
+        bound = 1e-5 * float(power[i] + 2 * overlap[i].abs())
+        assert abs(float(result.mse_change[i]) - float(change)) <= bound
+    assert float(result.mse_small) == pytest.approx(float(before) / N, rel=1e-6)
+    assert float(result.mse_large) == pytest.approx(float(sse(large, x).mean()), rel=1e-6)
+
+
+def test_dead_latents_stand_apart(small, large, result) -> None:
+    assert result.frame.query("dead")["latent"].tolist() == [7, 50]
+    assert (result.frame.query("dead")["mse_change"] == 0).all()
+    assert not result.frame.query("dead")["novel_gain"].any()
+    assert result.summary["n_dead"] == 2
+    assert result.summary["n_latents"] == result.at(0.7)["n_latents"] == large.width - 2
+    density = (large.encode(activations()) > 0).double().mean(0)
+    assert result.frame["density"].tolist() == pytest.approx(density.tolist(), abs=2 / N)
+
+
+def test_result_does_not_depend_on_the_batches(small, large, result) -> None:
+    other = insertion(small, large, activations(), batch_size=64)
+    scale = (result.power.sum(0) + 2 * result.overlap.sum(0).abs()) / N
+    assert ((other.mse_change - result.mse_change).abs() <= 1e-6 * scale).all()
+    again = insertion(small, large, activations(), batch_size=700)
+    assert torch.equal(again.mse_change, result.mse_change)
+
+
+def test_halves_are_alternating_blocks_of_positions(small, large, result) -> None:
+    x = activations()
+    half = torch.arange(N) // HALF_BLOCK % 2
+    assert result.half_tokens == (int((half == 0).sum()), int((half == 1).sum()))
+    for h in (0, 1):
+        alone = insertion(small, large, x[half == h])
+        both = torch.stack(
+            [result.power[h] - 2 * result.overlap[h], (alone.power - 2 * alone.overlap).sum(0)]
+        )
+        torch.testing.assert_close(both[0], both[1], rtol=1e-5, atol=1e-2)
+        assert torch.equal(result.active[h], alone.active.sum(0))
+
+
+def test_auc_and_rates_by_counting_pairs(result) -> None:
+    frame = result.frame.query("not dead")
+    cosine, gain = frame["best_cosine"].to_numpy(), frame["novel_gain"].to_numpy()
+    assert 0.1 < gain.mean() < 0.9  # both labels occur, so nothing here holds by emptiness
+    helps, hurts = cosine[gain], cosine[~gain]
+    pairs = (helps[:, None] < hurts).mean() + (helps[:, None] == hurts).mean() / 2
+    assert result.auc == pytest.approx(pairs, abs=1e-12)
+    for theta in (0.3, 0.7, 0.9):
+        at = result.at(theta)
+        assert at["true_positive_rate"] == (helps < np.float32(theta)).mean()
+        assert at["false_positive_rate"] == (hurts < np.float32(theta)).mean()
+        assert at["accuracy"] == ((cosine < np.float32(theta)) == gain).mean()
+        expected = balanced_accuracy_score(gain, cosine < np.float32(theta))
+        assert at["balanced_accuracy"] == pytest.approx(expected)
+        assert at["share_novel_gain"] == gain.mean()
+
+
+def test_every_theta_of_the_roc_curve_gives_its_rates(result) -> None:
+    for row in result.roc().itertuples():
+        at = result.at(row.theta)
+        assert (at["true_positive_rate"], at["false_positive_rate"]) == pytest.approx((row.tpr, row.fpr))
+
+
+def test_best_theta_is_chosen_on_one_half_and_judged_on_the_other(result) -> None:
+    def labels(half: int) -> tuple[np.ndarray, np.ndarray]:
+        alive = (result.active[half] > 0).numpy()
+        gain = ((result.power - 2 * result.overlap)[half] < 0).numpy()
+        return result.matches.cosine.numpy()[alive], gain[alive]
+
+    cosine, gain = labels(0)
+    best = max(balanced_accuracy_score(gain, cosine <= c) for c in cosine)
+    found = result.best_theta
+    assert found["balanced_accuracy_chosen"] == pytest.approx(best)
+    cosine, gain = labels(1)
+    expected = balanced_accuracy_score(gain, cosine < np.float32(found["theta"]))
+    assert found["balanced_accuracy"] == pytest.approx(expected)
+
+
+def test_without_both_labels_there_is_no_auc(large) -> None:
+    eye = torch.eye(D_IN)
+    exact = Dictionary(eye, torch.zeros(D_IN), eye, torch.zeros(D_IN), torch.zeros(D_IN))
+    result = insertion(exact, large, activations(200).abs())  # nothing is left to gain
+    assert result.fvu_small == 0
+    assert not result.novel_gain.any()
+    assert np.isnan(result.summary["auc"]) and np.isnan(result.summary["best_theta"])
+    with pytest.raises(ValueError, match="latents that help and latents that do not"):
+        result.roc()
+
+
+def test_compare_sets_nulls_beside_and_says_where_there_is_none(small, large, result) -> None:
+    null = insertion(small, make(D_IN, 30, seed=3), activations())
+    table = compare(result, null)
+    assert table.loc["auc"].tolist() == [result.auc, null.auc, "no second seed"]
+    assert table.loc["share_novel_cos", "widths"] == result.summary["share_novel_cos"]
+    assert list(table.columns) == ["widths", "null_small", "null_large"]
+
+
+def test_topk_is_refused(small, large) -> None:
+    topk = Dictionary(**small.tensors(), k=4, info={"kind": "topk"})
+    for pair in ((topk, large), (large, topk)):
+        with pytest.raises(ValueError, match="as_jumprelu"):
+            insertion(*pair, activations(10))
+
+
+def test_no_activations_is_an_error(small, large) -> None:
+    with pytest.raises(ValueError, match="every position is excluded"):
+        insertion(small, large, torch.zeros(0, D_IN))
+
+
+# ---------------------------------------------------------------------- groups
+
+
+def test_groups_equal_dictionaries_that_hold_them(small, large, result) -> None:
+    x = activations()
+    frame = group_insertion(small, large, result, x, batch_size=500).frame.set_index("group")
+    alive, novel, gain = (~result.dead, result.novel_cos, result.novel_gain)
+    groups = {
+        "small": torch.zeros_like(alive),
+        "novel_cos": alive & novel,
+        "reconstruction_cos": alive & ~novel,
+        "novel_gain": alive & gain,
+        "not novel_gain": alive & ~gain,
+        "all": alive,
+    }
+    variance = (x.double() - x.double().mean(0)).square().sum()
+    before = sse(small, x).mean()
+    for name, mask in groups.items():
+        both = inserted(small, large, mask.nonzero()[:, 0], x)
+        error, l0 = sse(both, x), (double(both).encode(x.double()) > 0).sum(1).double().mean()
+        row = frame.loc[name]
+        assert row["n_latents"] == mask.sum()
+        assert row["mse"] == pytest.approx(float(error.mean()), rel=1e-6)
+        assert row["fvu"] == pytest.approx(float(error.sum() / variance), rel=1e-6)
+        assert row["l0"] == pytest.approx(float(l0), abs=2 / N)
+        assert row["mse_change"] == pytest.approx(float(error.mean() - before), rel=1e-5, abs=1e-5)
+        single = float(result.mse_change[mask].sum())
+        assert row["sum_of_single_changes"] == single
+        if mask.any():
+            assert row["additivity"] == row["mse_change"] / single
+    assert frame.loc["large", "mse"] == pytest.approx(float(sse(large, x).mean()), rel=1e-6)
+    assert 0 < frame.loc["reconstruction_cos", "n_latents"] < frame.loc["all", "n_latents"]
+
+
+def test_single_changes_add_up_for_latents_that_never_meet(small) -> None:
+    # Each of these is active on tokens of its own, so the group's change is the sum of theirs.
+    x = torch.cat([torch.eye(D_IN)[:4] * (2 + s) for s in range(5)])
+    alone = Dictionary(
+        W_enc=torch.eye(D_IN)[:, :4],
+        b_enc=torch.full((4,), -0.5),
+        W_dec=F.normalize(torch.eye(D_IN)[:4] + 0.1, dim=1),
+        b_dec=torch.zeros(D_IN),
+        threshold=torch.zeros(4),
+        info={"kind": "relu", "seed": 0},
+    )
+    single = insertion(small, alone, x)
+    assert (single.active.sum(0) == 5).all()
+    frame = group_insertion(small, alone, single, x).frame.set_index("group")
+    assert frame.loc["all", "additivity"] == pytest.approx(1, rel=1e-5)
+
+
+def test_an_insertion_of_other_dictionaries_is_refused(small, large, result) -> None:
+    with pytest.raises(ValueError, match=r"compared relu 30 \(seed 1\), but found relu 30 \(seed 3\)"):
+        group_insertion(make(D_IN, 30, seed=3), large, result, activations())
+
+
+# ---------------------------------------------------------------------- cross-entropy
+
+ROWS, LENGTH, VOCAB = 12, 6, 20
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A causal toy language model, a store of its activations, and its forward pass."""
+    generator = torch.Generator().manual_seed(9)
+    embedding = torch.randn(VOCAB, D_IN, generator=generator) * 1.5
+    unembedding = torch.randn(D_IN, VOCAB, generator=generator) * 0.3
+    tokens = torch.randint(1, VOCAB, (ROWS, LENGTH), generator=generator)
+    tokens[3, 2] = tokens[8, 5] = 0  # a special token
+    steps = torch.arange(1, LENGTH + 1)[:, None]
+
+    def forward(model, rows, hook_point, replace):
+        x = embedding[rows].cumsum(1) / steps.sqrt()
+        x = x if replace is None else replace(x)
+        return (x.cumsum(1) / steps) @ unembedding  # later positions see earlier ones
+
+    special = tokens == 0
+    excluded = special.clone()
+    excluded[:, 0] = True
+    x = embedding[tokens].cumsum(1) / steps.sqrt()
+    positions = (~excluded).flatten().nonzero()[:, 0]
+
+    def batches(batch_size, *, include_excluded=False):
+        for part in positions.split(batch_size):
+            yield part, x.flatten(0, 1)[part]
+
+    store = SimpleNamespace(
+        tokens=tokens,
+        special=special,
+        excluded=excluded,
+        positions=positions,
+        n_rows=ROWS,
+        context_length=LENGTH,
+        hook_point="toy",
+        d_in=D_IN,
+        batches=batches,
+    )
+    return store, forward, x
+
+
+@pytest.fixture
+def ce(toy, small, large, monkeypatch):
+    store, forward, _ = toy
+    monkeypatch.setattr("saekit.analysis.novelty.logits_with_replacement", forward)
+    single = insertion(small, large, store)
+
+    def run(**settings):
+        return ce_insertion(None, small, large, single, store, **settings)
+
+    return single, run
+
+
+def total_ce(toy, small: Dictionary, large: Dictionary, latent: int | None) -> float:
+    """CE over all targets with every row run through the model, densely."""
+    store, forward, _ = toy
+    latents = [] if latent is None else [latent]
+
+    def replace(x):
+        both = inserted(small, large, latents, x)
+        return torch.where(store.excluded[:, :, None], x, both.reconstruct(x.flatten(0, 1)).view_as(x))
+
+    logits = forward(None, store.tokens, "toy", replace).double()
+    losses = []
+    for row in range(ROWS):
+        for column in range(LENGTH - 1):
+            target = store.tokens[row, column + 1]
+            if not store.special[row, column + 1]:
+                losses.append(-logits[row, column].log_softmax(0)[target])
+    return float(torch.stack(losses).mean())
+
+
+def test_ce_change_equals_running_every_row(toy, small, large, ce) -> None:
+    single, run = ce
+    result = run(n_latents=14, rows_per_latent=ROWS, batch_rows=5)
+    before = total_ce(toy, small, large, None)
+    for row in result.frame.itertuples():
+        change = total_ce(toy, small, large, row.latent) - before
+        assert row.ce_change == pytest.approx(change, abs=1e-6)
+        assert row.n_rows == row.n_rows_active
+        assert row.mse_change == float(single.mse_change[row.latent])
+    assert result.frame["ce_change"].abs().max() > 1e-3
+    assert result.n_targets == ROWS * (LENGTH - 1) - 2
+
+
+def test_ce_sample_is_stratified_and_seeded(ce) -> None:
+    single, run = ce
+    first, again, other = run(n_latents=8), run(n_latents=8), run(n_latents=8, seed=1)
+    assert first.frame.equals(again.frame)
+    assert set(first.frame["latent"]) != set(other.frame["latent"])
+    assert first.frame["sample"].value_counts().to_dict() == {"helps": 4, "hurts": 4}
+    helps = first.frame["sample"] == "helps"
+    assert ((first.frame["mse_change"] < 0) == helps).all()
+    assert (first.frame["n_rows"] <= 4).all()
+    everything = run(n_latents=1000).frame
+    assert sorted(everything["latent"]) == single.frame.query("not dead")["latent"].tolist()
+
+
+def test_ce_sampled_rows_stand_for_the_others(toy, ce) -> None:
+    _, run = ce
+    frame = run(n_latents=10, rows_per_latent=2).frame
+    store, _, _ = toy
+    # Without special tokens every row has as many targets, so the scale is that of the rows.
+    share = frame["n_rows_active"] / ROWS
+    ratio = frame["ce_change"] / frame["ce_change_active"]
+    assert ratio.tolist() == pytest.approx(share.tolist(), abs=0.05)
+
+
+def test_ce_agreement(ce) -> None:
+    _, run = ce
+    result = run(n_latents=30, rows_per_latent=ROWS)
+    frame, summary = result.frame, result.summary
+    assert summary["sign_agreement"] == (frame["ce_change"] * frame["mse_change"] > 0).mean()
+    assert summary["spearman_mse"] == pytest.approx(spearmanr(frame["ce_change"], frame["mse_change"])[0])
+    assert summary["spearman_cosine"] == pytest.approx(spearmanr(frame["ce_change"], frame["best_cosine"])[0])

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from saekit.analysis import best_matches, family_similarity, nearest
+from saekit.analysis.similarity import largest
+from saekit.dictionary import Dictionary
+from saekit.families import Family
+
+
+def dictionary(rows: torch.Tensor, *, seed: int = 0) -> Dictionary:
+    rows = torch.nn.functional.normalize(rows.double(), dim=1).float()
+    width, d_in = rows.shape
+    return Dictionary(
+        W_enc=rows.T.contiguous(),
+        b_enc=torch.zeros(width),
+        W_dec=rows,
+        b_dec=torch.zeros(d_in),
+        threshold=torch.zeros(width),
+        info={"kind": "relu", "seed": seed},
+    )
+
+
+def random_dictionary(width: int, *, d_in: int = 16, seed: int = 0) -> Dictionary:
+    generator = torch.Generator().manual_seed(1000 * width + seed)
+    return dictionary(torch.randn(width, d_in, generator=generator), seed=seed)
+
+
+def reference_cosines(large: Dictionary, small: Dictionary) -> torch.Tensor:
+    a, b = large.W_dec.double(), small.W_dec.double()
+    return torch.stack([torch.cosine_similarity(row[None], b) for row in a])
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7, 50])
+def test_best_matches_are_the_greatest_cosines(chunk: int | None) -> None:
+    large, small = random_dictionary(50), random_dictionary(30)
+    matches = best_matches(large, small, chunk=chunk)
+    cosine, index = reference_cosines(large, small).max(1)
+    assert torch.equal(matches.index, index)
+    torch.testing.assert_close(matches.cosine.double(), cosine, atol=1e-6, rtol=0)
+    assert list(matches.frame.columns) == ["latent", "best_match", "best_cosine"]
+    assert matches.frame["best_match"].tolist() == index.tolist()
+
+
+def test_a_dictionary_is_not_its_own_neighbour_but_an_equal_one_is() -> None:
+    one = random_dictionary(20)
+    cosines = reference_cosines(one, one).fill_diagonal_(-2)
+    matches = best_matches(one, one, chunk=6)
+    assert torch.equal(matches.index, cosines.argmax(1))
+    assert (matches.same_index_share, matches.chance) == (0, 0)
+    equal = best_matches(one, dictionary(one.W_dec.clone()))
+    assert torch.equal(equal.index, torch.arange(20))
+    assert equal.same_index_share == 1
+    assert equal.chance == 1 / 20
+
+
+def test_same_index_share_counts_only_indices_that_both_have() -> None:
+    small = random_dictionary(10, d_in=64)
+    shared = torch.cat([small.W_dec[:4], random_dictionary(26, d_in=64).W_dec])
+    matches = best_matches(dictionary(shared), small)
+    expected = reference_cosines(dictionary(shared), small)[:10].argmax(1) == torch.arange(10)
+    assert matches.same_index_share == expected.double().mean() >= 0.4
+    assert matches.chance == 0.1
+
+
+def test_nearest_gives_the_k_greatest_in_order() -> None:
+    large, small = random_dictionary(25), random_dictionary(40)
+    latents = [3, 17, 3]
+    cosines, indices = nearest(large, small, k=6, latents=latents, chunk=2)
+    values, order = reference_cosines(large, small)[latents].sort(dim=1, descending=True)
+    assert torch.equal(indices, order[:, :6])
+    torch.testing.assert_close(cosines.double(), values[:, :6], atol=1e-6, rtol=0)
+
+
+def test_nearest_takes_directions_of_any_norm() -> None:
+    small = random_dictionary(40)
+    directions = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+    once, thrice = nearest(directions, small, k=4), nearest(3 * directions, small, k=4)
+    assert torch.equal(once[1], thrice[1])
+    assert (once[0] <= 1).all()
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    values = torch.tensor([[1.0, 3, 2, 3, 3, 0], [5, 5, 5, 5, 5, 5], [0, 1, 2, 3, 4, 5]])
+    top, indices = largest(values, 3)
+    assert indices.tolist() == [[1, 3, 4], [0, 1, 2], [5, 4, 3]]
+    assert top.tolist() == [[3, 3, 3], [5, 5, 5], [5, 4, 3]]
+    assert largest(values, 2)[1].tolist() == [[1, 3], [0, 1], [5, 4]]
+
+
+def test_duplicate_directions_match_the_first() -> None:
+    rows = random_dictionary(12).W_dec
+    matches = best_matches(dictionary(rows), dictionary(torch.cat([rows, rows, rows])))
+    assert torch.equal(matches.index, torch.arange(12))
+
+
+def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = random_dictionary(3000, d_in=4), random_dictionary(2000, d_in=4)
+    sizes = []
+    real = largest
+
+    def spy(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(values.numel())
+        return real(values, k)
+
+    monkeypatch.setattr("saekit.analysis.similarity.largest", spy)
+    monkeypatch.setattr("saekit.analysis.similarity.CHUNK_ELEMENTS", 100_000)
+    bounded = best_matches(large, small)
+    assert max(sizes) <= 100_000 and sum(sizes) == 6_000_000
+    assert torch.equal(bounded.index, best_matches(large, small, chunk=3000).index)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.zeros(16)])
+def test_directions_must_fit(rows: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\[n, 16\]"):
+        nearest(rows, random_dictionary(8))
+
+
+def test_k_must_be_available() -> None:
+    one = random_dictionary(8)
+    assert nearest(one, one, k=7)[1].shape == (8, 7)
+    with pytest.raises(ValueError, match="between 1 and 7, found 8"):
+        nearest(one, one, k=8)
+
+
+def test_family_similarity_sets_nulls_beside_pairs() -> None:
+    family = Family([random_dictionary(8), random_dictionary(8, seed=1), random_dictionary(16)])
+    result = family_similarity(family, theta=0.5)
+    table = result.table.set_index("comparison")
+    assert table.index.tolist() == ["8 → 16", "8, other seed", "16, other seed"]
+    assert table["note"].tolist() == ["", "", "no second seed"]
+    assert table["null"].tolist() == [False, True, True]
+    pair = reference_cosines(family[16], family[8]).max(1).values
+    null = reference_cosines(family.get(8, 1), family[8]).max(1).values
+    assert table.loc["8 → 16", "share_under_theta"] == (pair < 0.5).double().mean()
+    assert table.loc["8, other seed", "median_cosine"] == pytest.approx(float(null.quantile(0.5)), abs=1e-6)
+    rows = result.frame[result.frame["comparison"] == "8 → 16"]
+    assert rows["best_cosine"].tolist() == pytest.approx(pair.tolist(), abs=1e-6)
+    assert set(result.summary["median_cosine"]) == {"8 → 16", "8, other seed"}
