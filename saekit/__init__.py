@@ -31,7 +31,7 @@ _EXPORTS = {
         "splitting",
         "splitting_tree",
     ),
-    "saekit.provenance": ("provenance",),
+    "saekit.record": ("provenance",),
     "saekit.widgets": ("LatentExplorer", "NoveltyExplorer", "SplittingExplorer"),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -542,6 +542,8 @@ def _map_shard(file: Path) -> dict[str, Tensor]:
     try:
         with open(file, "rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its header runs past the end of the file")
             header = json.loads(handle.read(length))
             # A private mapping: torch wants a writable buffer, but nothing may reach the file.
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)

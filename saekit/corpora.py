@@ -242,11 +242,11 @@ def passages(documents: Iterable[Document], *, characters: int = PASSAGE_CHARACT
     """
     pieces = []
     for document in documents:
-        texts = _cut(document.text, characters)
-        pieces += [
-            document if len(texts) == 1 else Document(text, document.source, document.title, document.whole)
-            for text in texts
-        ]
+        if len(document.text) <= characters:
+            pieces.append(document)
+        else:
+            for text in _cut(document.text, characters):
+                pieces.append(Document(text, document.source, document.title, document.whole))
     return pieces
 
 
@@ -272,7 +272,7 @@ def interleave(
 
     Within a source the order is by a hash of text and seed: fixed, and blind to the order given.
     """
-    keyed = []
+    keyed: list[tuple[float, int, Document]] = []
     for name, documents in sources.items():
         position = 0.0
         for document in sorted(documents, key=lambda d: _digest(f"{seed} {d.title} {d.text}")):
@@ -407,10 +407,11 @@ def pack(
             f"The corpus holds only {len(tokens):,} tokens, but {n_rows * body:,} were asked for "
             f"({n_rows:,} rows of {context_length})."
         )
-    rows = [torch.tensor(x[: n_rows * body], dtype=torch.int32).view(n_rows, body) for x in (tokens, owners)]
+    rows = torch.tensor([tokens[: n_rows * body], owners[: n_rows * body]], dtype=torch.int32)
+    rows = rows.view(2, n_rows, body)
     if prepend_bos:
-        first = torch.tensor([[tokenizer.bos_token_id], [-1]], dtype=torch.int32)
-        rows = [torch.cat([f.expand(n_rows, 1), x], dim=1) for f, x in zip(first, rows, strict=True)]
+        first = torch.tensor([tokenizer.bos_token_id, -1], dtype=torch.int32)
+        rows = torch.cat([first[:, None, None].expand(2, n_rows, 1), rows], dim=2)
     info = {
         "name": name,
         "context_length": context_length,
@@ -419,7 +420,7 @@ def pack(
         "documents": len(used),
         "source_tokens": _source_tokens(rows[1], used),
     }
-    return TokenRows(*rows, documents=used, info=info)
+    return TokenRows(tokens=rows[0], document=rows[1], documents=used, info=info)
 
 
 def _source_tokens(document: Tensor, documents: Sequence[Mapping[str, str]]) -> dict[str, int]:

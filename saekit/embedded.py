@@ -5,12 +5,15 @@ Everything is made once, under `saekit.files.home()`, and found again by the set
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, harvest
 from saekit.corpora import TokenRows, embedded_corpus, pack, split
@@ -65,7 +68,7 @@ class Profile:
 
 
 PROFILES = {
-    "default": Profile("default", train_tokens=2_000_000, held_out_tokens=100_000, steps=5_000),
+    "default": Profile("default", train_tokens=2_000_000, held_out_tokens=100_000, steps=7_000),
     "test": Profile("test", train_tokens=250_000, held_out_tokens=100_000, steps=1_200),
 }
 
@@ -180,18 +183,48 @@ def embedded_configs(kind: str) -> list[TrainingConfig]:
     ]
 
 
-def train_embedded_family(kind: str, *, progress: bool = True) -> Family:
-    """Train what is missing of an embedded family, resuming where a run was stopped."""
-    folders = _member_folders(kind)
-    for config, folder in zip(embedded_configs(kind), folders, strict=True):
-        if not (folder / "dictionary.json").exists():
-            store, held_out = embedded_store("train"), embedded_store("held-out")
-            checkpoint = folder / "checkpoint.safetensors"
-            result = train(config, store, held_out=held_out, checkpoint=checkpoint, progress=progress)
-            write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
-            result.dictionary.save(folder)
-            checkpoint.unlink()
-    return Family(Dictionary.load(folder) for folder in folders)
+def train_embedded_families(*, progress: bool = True) -> None:
+    """Train what is missing of the embedded families, resuming where a run was stopped.
+
+    Dictionaries are trained side by side, one thread each: this is faster than one after the
+    other on all cores, and gives the same bits however many cores there are.
+    """
+    jobs = [
+        (config, folder)
+        for kind in MEMBERS
+        for config, folder in zip(embedded_configs(kind), _member_folders(kind), strict=True)
+        if not (folder / "dictionary.json").exists()
+    ]
+    if not jobs:
+        return
+    paths = embedded_store("train", progress=progress).path, embedded_store("held-out", progress=progress).path
+    jobs.sort(key=lambda job: -job[0].width)  # the longest first
+    workers = ProcessPoolExecutor(
+        min(len(jobs), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
+    )
+    total = sum(config.steps * config.batch_size for config, _ in jobs)
+    with workers, tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar:
+        waiting = {workers.submit(_train_member, config, folder, *paths): config for config, folder in jobs}
+        for done in as_completed(waiting):
+            bar.set_postfix_str(done.result())
+            bar.update(waiting[done].steps * waiting[done].batch_size)
+
+
+def _train_member(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: Path) -> str:
+    """Train one dictionary in this process and save it; its name."""
+    torch.set_num_threads(1)
+    checkpoint = folder / "checkpoint.safetensors"
+    result = train(
+        config,
+        ActivationStore.open(train_path),
+        held_out=ActivationStore.open(held_out_path),
+        checkpoint=checkpoint,
+        progress=False,
+    )
+    write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
+    result.dictionary.save(folder)
+    checkpoint.unlink()
+    return result.dictionary.name
 
 
 def load_family(source: str | Path) -> Family:
@@ -230,6 +263,4 @@ def _member_folders(kind: str) -> list[Path]:
 def prepare(*, progress: bool = True) -> None:
     """Make what the notebooks read: the held-out store and the embedded families."""
     embedded_store("held-out", progress=progress)
-    for kind in MEMBERS:
-        train_embedded_family(kind, progress=progress)
-
+    train_embedded_families(progress=progress)

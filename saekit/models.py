@@ -274,7 +274,7 @@ def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(_parameter(model).device).long()
     try:
-        model.run_with_hooks(tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None)
+        model.run_with_hooks(tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None, use_cache=False)
     except _Reached as reached:
         activations = reached.tensor
     else:
@@ -307,7 +307,7 @@ def logits_with_replacement(
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(_parameter(model).device).long()
     if replace is None:
-        return model(tokens, return_type="logits")
+        return model(tokens, return_type="logits", use_cache=False)
 
     def hook_function(activations: Tensor, **_: Any) -> Tensor:
         flat = activations.flatten(2)
@@ -319,7 +319,9 @@ def logits_with_replacement(
             )
         return replaced.to(activations).view_as(activations)
 
-    return model.run_with_hooks(tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits")
+    return model.run_with_hooks(
+        tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits", use_cache=False
+    )
 
 
 @torch.no_grad()
@@ -359,7 +361,7 @@ def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, la
     # Which form a block's output has (a tensor or a tuple) differs between architectures.
     handle = model.blocks[0].register_forward_hook(_stop_here)
     try:
-        model(tokens[:1, :1], return_type=None)
+        model(tokens[:1, :1], return_type=None, use_cache=False)
     except _Reached as reached:
         output = (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
     finally:

@@ -220,18 +220,17 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
             )
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     ranges = "; ".join(
-        f"{KIND_NAMES.get(kind, kind)} {part['fvu'].max():.3f} to {part['fvu'].min():.3f} "
+        f"{KIND_NAMES.get(kind, kind)} {part['fvu'].iat[0]:.3f} to {part['fvu'].iat[-1]:.3f} "
         f"at L0 {part['l0'].min():.1f} to {part['l0'].max():.1f}"
-        for (kind,), part in _groups(data, ["kind"])
+        for (kind,), part in _groups(data[data["seed"] == lowest], ["kind"])
     )
-    tokens = sorted({e.n_tokens for e in evaluations})
     return Plot(
         figure,
         data,
         caption="Reconstruction against width. Fraction of variance unexplained (FVU)"
         + (", increase in cross-entropy when activations are replaced (CE degradation)" if ce else "")
         + " and mean number of active latents (L0) of each dictionary. FVU from the narrowest to the widest: "
-        f"{ranges}. {_tokens(tokens[0], evaluations[0].n_excluded)}.",
+        f"{ranges}. {_tokens(evaluations[0].n_tokens, evaluations[0].n_excluded)}.",
         alt=f"Line charts against width for {data['kind'].nunique()} kinds of dictionary. FVU: {ranges}.",
     )
 

@@ -47,8 +47,7 @@ class SparseLatents:
     def from_mask(cls, active: Tensor, values: Tensor) -> SparseLatents:
         """Latents where the Boolean `active` `[batch, width]` holds, with their dense `values`."""
         rows, indices = active.nonzero(as_tuple=True)
-        offsets = F.pad(torch.bincount(rows, minlength=len(active)).cumsum(0), (1, 0))
-        return cls(offsets, indices, values[rows, indices], active.shape[1])
+        return cls(_starts(rows, len(active)), indices, values[rows, indices], active.shape[1])
 
     @classmethod
     def empty(cls, width: int, like: Tensor) -> SparseLatents:
@@ -87,20 +86,24 @@ class SparseLatents:
         return dense
 
     @cached_property
-    def by_latent(self) -> tuple[Tensor, Tensor]:
-        """Entries ordered by latent, rows ascending, int64 `[active]`, and where each latent starts."""
-        return stable_order(self.indices, self.width), _starts(self.indices, self.width)
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Entries ordered by latent: their order and rows, `[active]`, and where each latent starts."""
+        order = stable_order(self.indices, self.width)
+        return order, self.rows[order], _starts(self.indices, self.width)
 
     @property
     def mostly_active(self) -> bool:
         """Whether dense products are faster than sparse ones."""
         return len(self.indices) > DENSE_ABOVE * len(self) * self.width
 
+    def where(self, keep: Tensor) -> SparseLatents:
+        """The entries for which the Boolean `keep` `[active]` holds."""
+        offsets = F.pad(keep.cumsum(0), (1, 0))[self.offsets]
+        return SparseLatents(offsets, self.indices[keep], self.values[keep], self.width)
+
     def with_values(self, values: Tensor) -> SparseLatents:
         """The same active latents with other values."""
-        other = replace(self, values=values)
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if k == "by_latent"})
-        return other
+        return replace(self, values=values)
 
     def matmul(self, matrix: Tensor) -> Tensor:
         """`latents @ matrix` for a `[width, d]` matrix: `[batch, d]`."""
@@ -110,8 +113,15 @@ class SparseLatents:
 
     def transpose(self) -> SparseLatents:
         """The same entries by latent: row `i` lists the batch rows where latent `i` is active."""
-        order, offsets = self.by_latent
-        return SparseLatents(offsets, self.rows[order], self.values[order], len(self))
+        order, rows, offsets = self.by_latent
+        return SparseLatents(offsets, rows, self.values[order], len(self))
+
+    def transposed_matmul(self, values: Tensor, matrix: Tensor) -> Tensor:
+        """`latents.T @ matrix` with other `values`, for a `[batch, d]` matrix: `[width, d]`."""
+        if self.mostly_active:
+            return self.with_values(values).dense().T @ matrix
+        order, rows, offsets = self.by_latent
+        return SparseLatents(offsets, rows, values[order], len(self)).matmul(matrix)
 
 
 def _starts(indices: Tensor, size: int) -> Tensor:
@@ -135,19 +145,16 @@ def stable_order(indices: Tensor, size: int) -> Tensor:
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, W_enc: Tensor, b_enc: Tensor, x: Tensor, active: SparseLatents) -> Tensor:
+    def forward(ctx: Any, W_enc: Tensor, b_enc: Tensor, x: Tensor, active: SparseLatents) -> Tensor:  # noqa: ARG004
         ctx.save_for_backward(x)
         ctx.active = active
         return active.values.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        active = ctx.active.with_values(grad)
+        (x,), active = ctx.saved_tensors, ctx.active
         bias = torch.bincount(active.indices, weights=grad, minlength=active.width).to(grad.dtype)
-        if active.mostly_active:
-            return active.dense().T @ x, bias, None, None
-        return active.transpose().matmul(x), bias, None, None
+        return active.transposed_matmul(grad, x), bias, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -164,12 +171,12 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        values, W_dec = ctx.saved_tensors
-        active = ctx.active.with_values(values)
+        (values, W_dec), active = ctx.saved_tensors, ctx.active
         if active.mostly_active:
-            return (grad @ W_dec.T)[active.rows, active.indices], active.dense().T @ grad, None
-        (grad_values,) = torch.autograd.grad(ctx.output, ctx.values, grad)
-        return grad_values, active.transpose().matmul(grad), None
+            grad_values = (grad @ W_dec.T)[active.rows, active.indices]
+        else:
+            (grad_values,) = torch.autograd.grad(ctx.output, ctx.values, grad)
+        return grad_values, active.transposed_matmul(values, grad), None
 
 
 def encode_active(x: Tensor, W_enc: Tensor, b_enc: Tensor, active: SparseLatents) -> Tensor:

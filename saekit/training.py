@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,13 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary, fold
 from saekit.files import hash_json, hash_tensors, write_tensors
 from saekit.metrics import evaluate
-from saekit.variants import SAE, Variant
-
-if TYPE_CHECKING:
-    from saekit.activations import ActivationStore
+from saekit.variants import Variant
 
 FORMAT = "saekit-checkpoint-1"
 SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
@@ -68,7 +66,7 @@ class TrainingConfig:
     seed: int = 0
     steps: int = 6000
     batch_size: int = 512
-    lr: float = 1e-3
+    lr: float = 3e-3
     warmup: int = 200
     decay: float = 0.2
     log_every: int = 500
@@ -87,7 +85,7 @@ class TrainingConfig:
     def describe(self) -> dict[str, Any]:
         """The config as JSON values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"variant": dict(self.variant.describe())}
+        return plain | {"variant": self.variant.describe()}
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0: linear warm-up, plateau, linear decay to zero."""
@@ -122,8 +120,7 @@ class TrainingResult:
     @property
     def summary(self) -> dict[str, Any]:
         """The last row of the log, with the dictionary's name."""
-        last = json.loads(self.log.iloc[-1].to_json())
-        return {"dictionary": self.dictionary.name, **last}
+        return {"dictionary": self.dictionary.name, **self.log.to_dict("records")[-1]}
 
 
 def train(
@@ -166,9 +163,9 @@ def train(
     source = _as_source(activations)
     evaluated = source if held_out is None else _as_source(held_out)
     _check_data(config, source, evaluated)
-    run = _Run(config, source)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.load(Path(checkpoint))
+    run = _Run(config, source, evaluated)
+    if checkpoint is not None:
+        run.resume(Path(checkpoint))
     sample = evaluated.read(_spread(evaluated.positions, EVALUATION_SAMPLE))
     batches = source.shuffled(config.batch_size, seed=config.seed, start_step=run.step)
     with tqdm(
@@ -184,9 +181,7 @@ def train(
             bar.update(config.batch_size)
             if run.step % config.log_every == 0 or run.step == config.steps:
                 bar.set_postfix(run.log_row(sample))
-            if checkpoint is not None and (
-                run.step % checkpoint_every == 0 or run.step == config.steps
-            ):
+            if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == config.steps):
                 run.save(Path(checkpoint))
     return TrainingResult(run.dictionary(), pd.DataFrame(run.log))
 
@@ -194,9 +189,9 @@ def train(
 class _Run:
     """The state of a training run: everything a checkpoint holds."""
 
-    def __init__(self, config: TrainingConfig, source: ActivationStore | _TensorSource) -> None:
+    def __init__(self, config: TrainingConfig, source: _Source, evaluated: _Source) -> None:
         self.config = config
-        self.manifest = dict(source.manifest)
+        self.origin = _origin(source)
         self.sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
         for parameter in self.sae.parameters.values():
             parameter.requires_grad_()
@@ -207,23 +202,22 @@ class _Run:
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0  # since the last row of the log
         self.log: list[dict[str, float]] = []
-        self.identity = {"config": config.describe(), "data": self.data_hash, "d_in": source.d_in}
+        self.identity = {
+            "config": config.describe(),
+            "activations": source.content_hash,
+            "held_out": evaluated.content_hash,
+        }
 
     @property
     def name(self) -> str:
         """A short name for the progress bar."""
         return f"{self.config.variant.kind} {self.config.width} (seed {self.config.seed})"
 
-    @property
-    def data_hash(self) -> str:
-        """Hash of what the training data says of itself."""
-        return hash_json(self.manifest)
-
     def train_step(self, x: Tensor) -> None:
         """One optimiser step on raw activations `[batch_size, d_in]`."""
         config, sae = self.config, self.sae
         z = (x - self.mean) * self.scale
-        loss = config.variant.loss(sae, z, progress=self.step / config.steps).total
+        loss = config.variant.loss(sae, z, done=self.step / config.steps)
         value = loss.item()
         if not math.isfinite(value):
             self._refuse(x, value)
@@ -246,9 +240,18 @@ class _Run:
                 f"{bad} of the {len(x)} activations of step {self.step + 1} are not finite; "
                 "harvest them again or exclude them."
             )
+        self._diverged(f"the loss is {loss}")
+
+    def _require_finite(self) -> None:
+        """Refuse to keep parameters that a step has just ruined."""
+        for name, parameter in self.sae.parameters.items():
+            if not torch.isfinite(parameter).all():
+                self._diverged(f"{name} holds values that are not finite")
+
+    def _diverged(self, what: str) -> None:
         raise FloatingPointError(
-            f"The loss of {self.name} is {loss} at step {self.step + 1}: lower lr (now {self.config.lr}); "
-            "the last checkpoint is kept."
+            f"Training {self.name} diverged at step {self.step + 1} ({what}): lower lr, now "
+            f"{self.config.lr}; the last checkpoint is kept."
         )
 
     def log_row(self, sample: Tensor) -> dict[str, float]:
@@ -268,17 +271,17 @@ class _Run:
 
     def dictionary(self) -> Dictionary:
         """The SAE as it stands, folded."""
+        self._require_finite()
         sae, config = self.sae, self.config
         training = {
             **config.describe(),
+            "steps": self.step,
             "tokens": self.step * config.batch_size,
-            "data": self.data_hash,
+            "activations": self.identity["activations"],
             "input_scale": self.scale,
             "input_mean_norm": float(self.mean.norm()),
             **config.variant.log(sae),
         }
-        training["steps"] = self.step
-        model = {k: self.manifest[k] for k in ("model", "model_revision", "hook_point") if k in self.manifest}
         return fold(
             W_enc=sae.W_enc.detach().T,
             b_enc=sae.b_enc.detach(),
@@ -286,7 +289,7 @@ class _Run:
             b_dec=sae.b_dec.detach(),
             mean=self.mean,
             scale=self.scale,
-            info={"kind": config.variant.kind, "seed": config.seed, **model, "training": training},
+            info={"kind": config.variant.kind, "seed": config.seed, **self.origin, "training": training},
             **config.variant.folding(sae),
         )
 
@@ -304,22 +307,27 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write everything to one file, or leave the file as it is."""
+        self._require_finite()
         counters = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
         state = {"format": FORMAT, **self.identity, **counters, "log": self.log}
         write_tensors(path, self._tensors(), {"saekit": json.dumps(state)})
 
-    def load(self, path: Path) -> None:
-        """Take up the state of a checkpoint.
+    def resume(self, path: Path) -> None:
+        """Take up the state of a checkpoint, if there is one.
 
         Raises
         ------
         ValueError
             If it is damaged, or belongs to another config or other data.
         """
+        for leftover in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
+            leftover.unlink()
+        if not path.exists():
+            return
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {}).get("saekit", "null"))
-                saved = {name: file.get_tensor(name) for name in file.keys()}
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -338,7 +346,7 @@ class _Run:
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
 
 
-def normalisation(source: ActivationStore | _TensorSource) -> tuple[Tensor, float]:
+def normalisation(source: _Source) -> tuple[Tensor, float]:
     """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
 
     Estimated from positions spread evenly over the data.
@@ -388,10 +396,11 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_data(config: TrainingConfig, source: Any, evaluated: Any) -> None:
+def _check_data(config: TrainingConfig, source: _Source, evaluated: _Source) -> None:
     if len(source.positions) < config.batch_size:
         raise ValueError(
-            f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} to train on."
+            f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} "
+            "to train on."
         )
     if evaluated.d_in != source.d_in:
         raise ValueError(
@@ -411,7 +420,8 @@ class _TensorSource:
         self.x = x
         self.d_in = x.shape[1]
         self.positions = torch.arange(len(x))
-        self.manifest = {"tensor": hash_tensors({"activations": x})}
+        self.manifest: dict[str, Any] = {}
+        self.content_hash = hash_tensors({"activations": x})
 
     def read(self, positions: Tensor) -> Tensor:
         return self.x[positions].float()
@@ -428,5 +438,20 @@ class _TensorSource:
             epoch, step = epoch + 1, 0
 
 
-def _as_source(activations: ActivationStore | Tensor) -> ActivationStore | _TensorSource:
+def _as_source(activations: ActivationStore | Tensor) -> _Source:
     return _TensorSource(activations) if isinstance(activations, Tensor) else activations
+
+
+def _origin(source: _Source) -> dict[str, Any]:
+    """Model and hook point that the activations come from, where they say so."""
+    if not source.manifest:
+        return {}
+    model = source.manifest["model"]
+    return {
+        "model": model["name"],
+        "model_revision": model["revision"],
+        "hook_point": source.manifest["hook_point"],
+    }
+
+
+_Source = ActivationStore | _TensorSource

@@ -236,13 +236,10 @@ def test_another_process_writes_the_same_bytes(tmp_path):
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "there"), *names]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "5"}, timeout=200)
-    there = {
-        name: {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / "there" / name).iterdir()
-        }
-        for name in names
-    }
-    assert here == there
+    for name in names:
+        for suffix in ("pdf", "svg", "png", "csv"):
+            path = tmp_path / "there" / name / f"{name}.{suffix}"
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == here[name][path.name], path.name
 
 
 # ---------------------------------------------------------------------- one by one
@@ -277,6 +274,8 @@ def test_frontier_draws_every_dictionary_once():
         assert sum(len(line.get_xdata()) for line in open_markers) == 1  # the second seed of width 24
     by_name = {e.name: e.fvu for e in results().evaluations}
     assert dict(zip(found.data["dictionary"], found.data["fvu"], strict=True)) == by_name
+    ends = by_name["relu 12 (seed 0)"], by_name["relu 48 (seed 0)"]
+    assert f"ReLU {ends[0]:.3f} to {ends[1]:.3f}" in found.caption
 
 
 def test_density_histogram_counts_all_latents():

@@ -508,8 +508,8 @@ def group_insertion(
                 part = SparseLatents(latents.offsets, latents.indices, values, large.width)
                 added[name] = part.matmul(large.W_dec)
                 added[others] = everything - added[name]
-            for name, change in added.items():
-                errors[name] += float((residual - change).double().square().sum())
+            for name, addition in added.items():
+                errors[name] += float((residual - addition).double().square().sum())
             errors["large"] += float((x - everything - large.b_dec).double().square().sum())
             small_active += len(small_latents.values)
             large_active += torch.bincount(latents.indices, minlength=large.width).cpu()
@@ -566,8 +566,9 @@ class CEInsertion:
         `mse_change`, `density`, `n_rows_active` (rows of the store on which it is active),
         `n_rows` (rows run), `ce_change_active` (mean over the targets of the rows run),
         `ce_change` (mean over all targets of the store: rows on which the latent is silent
-        cannot change; for the others the rows run stand in evenly). Nats a token, with the
-        latent minus without: negative helps.
+        cannot change, and the rows run stand evenly for the others) and `ce_change_error` (its
+        standard error: the rows run are a random sample). Nats a token, with the latent minus
+        without: negative helps.
     n_targets : int
         Targets of the store that are not special tokens.
     """
@@ -582,17 +583,21 @@ class CEInsertion:
         """How far the change in CE agrees with the change in MSE and with the cosine.
 
         `small`, `large`, `n_latents`, `n_targets`, `sign_agreement` (share of latents whose two
-        changes have the same sign), `spearman_mse` (CE change with MSE change) and
-        `spearman_cosine` (CE change with best cosine).
+        changes have the same sign), `n_clear` (latents whose CE change is more than two standard
+        errors from 0), `sign_agreement_clear` (among these), `spearman_mse` (CE change with MSE
+        change) and `spearman_cosine` (CE change with best cosine).
         """
         frame = self.frame
         agreement = np.sign(frame["ce_change"]) == np.sign(frame["mse_change"])
+        clear = frame["ce_change"].abs() > 2 * frame["ce_change_error"]
         return {
             "small": self.small,
             "large": self.large,
             "n_latents": len(frame),
             "n_targets": self.n_targets,
             "sign_agreement": float(agreement.mean()),
+            "n_clear": int(clear.sum()),
+            "sign_agreement_clear": float(agreement[clear].mean()) if clear.any() else float("nan"),
             "spearman_mse": float(spearmanr(frame["ce_change"], frame["mse_change"]).statistic),
             "spearman_cosine": float(spearmanr(frame["ce_change"], frame["best_cosine"]).statistic),
         }
@@ -659,9 +664,9 @@ def ce_insertion(
 
     rows_active = _rows_active(chosen, store)
     jobs = []  # (place in the sample, row of the store)
-    for place, rows in enumerate(rows_active):
-        picked = random.permutation(len(rows))[:rows_per_latent]
-        jobs += [(place, int(row)) for row in np.sort(rows[picked])]
+    for place, candidates in enumerate(rows_active):
+        picked = random.permutation(len(candidates))[:rows_per_latent]
+        jobs += [(place, int(row)) for row in np.sort(candidates[picked])]
     if not jobs:
         raise ValueError("None of the sampled latents is active on the store.")
 
@@ -696,19 +701,36 @@ def ce_insertion(
         without = run(distinct, None)
         change = run(rows, places) - without[where]
 
-    row_targets = targets.sum(1)
-    total = torch.bincount(places, change, minlength=len(sample)).numpy()
-    ran = torch.bincount(places, row_targets[rows].double(), minlength=len(sample)).numpy()
-    silent = ran == 0
-    active_targets = np.array([int(row_targets[rows].sum()) for rows in rows_active])
-    mean = np.divide(total, ran, out=np.zeros_like(total), where=~silent)
+    n_active = np.array([len(candidates) for candidates in rows_active])
+    by_latent = [change[places == place].numpy() for place in range(len(sample))]
+    n_rows = np.array([len(changes) for changes in by_latent])
+    n_run = torch.bincount(places, targets.sum(1)[rows].double(), minlength=len(sample)).numpy()
+    total = np.array([changes.sum() for changes in by_latent])
     frame = sample.assign(
-        n_rows_active=[len(rows) for rows in rows_active],
-        n_rows=torch.bincount(places, minlength=len(sample)).numpy(),
-        ce_change_active=np.where(silent, np.nan, mean),
-        ce_change=mean * active_targets / n_targets,
+        n_rows_active=n_active,
+        n_rows=n_rows,
+        ce_change_active=_ratio(total, n_run),
+        ce_change=np.where(n_active > 0, _ratio(total, n_rows), 0.0) * n_active / n_targets,
+        ce_change_error=[
+            _standard_error_of_total(changes, int(n)) / n_targets
+            for changes, n in zip(by_latent, n_active, strict=True)
+        ],
     )
     return CEInsertion(small.name, large.name, frame, n_targets)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotient, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
+def _standard_error_of_total(sample: np.ndarray, n: int) -> float:
+    """Standard error of `n * sample.mean()`, a total over `n` rows sampled without replacement."""
+    if len(sample) == n:
+        return 0.0
+    if len(sample) < 2:
+        return float("nan")
+    return float(n * sample.std(ddof=1) * np.sqrt((1 - len(sample) / n) / len(sample)))
 
 
 def _stratified(insertion: Insertion, n_latents: int, random: np.random.Generator) -> pd.DataFrame:

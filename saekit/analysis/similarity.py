@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -220,27 +219,34 @@ def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity
     theta : float
         Cosine under which a latent counts as novel.
     """
-    widths = family.widths
+    comparisons: list[tuple[str, Dictionary, Dictionary | None]] = [
+        *((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
+        *((f"{width}, other seed", family[width], family.second_seed(width)) for width in family.widths),
+    ]
     frames, rows = [], []
-    comparisons = [(family[a], family[b]) for a, b in pairwise(widths)]
-    comparisons += [(family[width], family.second_seed(width)) for width in widths]
-    for place, (small, large) in enumerate(comparisons):
-        null = place >= len(widths) - 1
+    for name, small, large in comparisons:
+        large_width = small.width if large is None else large.width
         row: dict[str, Any] = {
-            "comparison": f"{small.width}, other seed" if null else f"{small.width} → {large.width}",
-            "null": null,
+            "comparison": name,
+            "null": large_width == small.width,
             "small_width": small.width,
-            "large_width": small.width if null else large.width,
+            "large_width": large_width,
         }
         if large is None:
             rows.append(row | {"note": "no second seed"})
             continue
         matches = best_matches(large, small)
         frames.append(matches.frame.assign(**row))
-        row["median_cosine"] = matches.summary["median_cosine"]
-        row["share_under_theta"] = float((matches.cosine < theta).double().mean())
-        row["same_index_share"], row["chance"] = matches.same_index_share, matches.chance
-        rows.append(row | {"note": ""})
+        rows.append(
+            row
+            | {
+                "median_cosine": matches.summary["median_cosine"],
+                "share_under_theta": float((matches.cosine < theta).double().mean()),
+                "same_index_share": matches.same_index_share,
+                "chance": matches.chance,
+                "note": "",
+            }
+        )
     columns = [
         "comparison",
         "null",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -176,19 +177,6 @@ class SplittingTree:
     pairs: dict[int, Splitting]
     nulls: dict[int, Splitting | None]
 
-    def __post_init__(self) -> None:
-        # For walking: parents as arrays, and each latent's children, most similar first.
-        parents, cosines, children = {}, {}, {}
-        for small, large in pairwise(self.widths):
-            frame = self.pairs[small].frame
-            parents[large], cosines[large] = frame["parent"].to_numpy(), frame["cosine"].to_numpy()
-            order = np.lexsort((frame["latent"], -frame["cosine"], frame["parent"]))
-            bounds = np.searchsorted(parents[large][order], np.arange(small + 1))
-            children[small] = [order[a:b] for a, b in pairwise(bounds)]
-        object.__setattr__(self, "_parents", parents)
-        object.__setattr__(self, "_cosines", cosines)
-        object.__setattr__(self, "_children", children)
-
     # ------------------------------------------------------------------ frames
 
     @property
@@ -353,6 +341,27 @@ class SplittingTree:
         order = ["children", "descendants", "width", "latent"]
         frame = frame.sort_values(order, ascending=[False, False, True, True]).head(n)
         return frame[["width", "latent", "children", "descendants"]].reset_index(drop=True)
+
+    @cached_property
+    def _parents(self) -> dict[int, np.ndarray]:
+        """By width, each latent's parent at the width below, -1 if it is novel."""
+        return {large: self.pairs[small].frame["parent"].to_numpy() for small, large in pairwise(self.widths)}
+
+    @cached_property
+    def _cosines(self) -> dict[int, np.ndarray]:
+        """By width, each latent's cosine with its best match at the width below."""
+        return {large: self.pairs[small].frame["cosine"].to_numpy() for small, large in pairwise(self.widths)}
+
+    @cached_property
+    def _children(self) -> dict[int, list[np.ndarray]]:
+        """By width, each latent's children at the width above, most similar first."""
+        children = {}
+        for small, large in pairwise(self.widths):
+            parents = self._parents[large]
+            order = np.lexsort((-self._cosines[large], parents))
+            bounds = np.searchsorted(parents[order], np.arange(small + 1))
+            children[small] = [order[start:stop] for start, stop in pairwise(bounds)]
+        return children
 
     def _check(self, width: int, latent: int) -> None:
         if width not in self.widths:

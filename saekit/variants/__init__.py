@@ -1,10 +1,10 @@
 """Training variants: one file each, with its loss, its initialisation and how it folds."""
 
 from saekit.variants.batchtopk import BatchTopK
-from saekit.variants.common import SAE, Loss, Variant
+from saekit.variants.common import SAE, Variant
 from saekit.variants.relu import ReLU
 from saekit.variants.topk import TopK
 
 VARIANTS: dict[str, type[Variant]] = {variant.kind: variant for variant in (ReLU, TopK, BatchTopK)}
 
-__all__ = ["SAE", "VARIANTS", "BatchTopK", "Loss", "ReLU", "TopK", "Variant"]
+__all__ = ["SAE", "VARIANTS", "BatchTopK", "ReLU", "TopK", "Variant"]

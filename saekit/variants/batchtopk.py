@@ -11,6 +11,9 @@ from torch import Tensor
 from saekit.sparse import SparseLatents
 from saekit.variants.common import SAE, TopKVariant
 
+THRESHOLD_RATE = 0.01  # weight of the newest batch in the running average
+GUESS = 0.9  # share of the running threshold above which the largest are looked for first
+
 
 @dataclass(frozen=True)
 class BatchTopK(TopKVariant):
@@ -24,19 +27,18 @@ class BatchTopK(TopKVariant):
     kind: ClassVar[str] = "batchtopk"
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE without a threshold yet."""
+        """A new SAE, in its own random stream, with threshold 0."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
-        sae.state["threshold"] = torch.tensor(torch.nan, dtype=torch.float64)
+        sae.state["threshold"] = torch.zeros((), dtype=torch.float64)
         return sae
 
     def select(self, sae: SAE, h: Tensor) -> SparseLatents:
         """The `k * batch` largest of all, where positive (and what ties with the last)."""
         threshold = sae.state["threshold"]
-        smallest = kth_largest(h, self.k * len(h), guess=CANDIDATE_MARGIN * float(threshold))
-        latents = SparseLatents.from_mask((h >= smallest) & (h > 0), h)
+        latents = largest(h, self.k * len(h), guess=GUESS * float(threshold))
         if len(latents.values):
             kept = latents.values.min().double()
-            threshold.copy_(kept if threshold.isnan() else threshold.lerp(kept, THRESHOLD_RATE))
+            threshold.copy_(threshold.lerp(kept, THRESHOLD_RATE) if threshold > 0 else kept)
         return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:
@@ -44,16 +46,16 @@ class BatchTopK(TopKVariant):
         return {"threshold": sae.state["threshold"].expand(sae.width)}
 
 
-THRESHOLD_RATE = 0.01  # weight of the newest batch in the running average
-CANDIDATE_MARGIN = 0.9  # share of the running threshold above which to look for the largest first
+def largest(h: Tensor, n: int, *, guess: float = 0.0) -> SparseLatents:
+    """The `n` largest positive elements of `h` `[batch, width]`, and what ties with the last.
 
-
-def kth_largest(h: Tensor, k: int, *, guess: float) -> Tensor:
-    """The `k`-th largest element of `h`, a scalar; fast if few more than `k` exceed `guess`.
-
-    The result does not depend on the guess.
+    Only elements above the `guess`, at least 0, are sorted, unless they are too few: a good guess
+    makes the search fast and never changes its result.
     """
-    candidates = h[h > guess]
-    if len(candidates) < k:
-        candidates = h.flatten()
-    return candidates.kthvalue(len(candidates) - k + 1).values
+    candidates = SparseLatents.from_mask(h > guess, h)
+    if len(candidates.values) < n and guess > 0:
+        candidates = SparseLatents.from_mask(h > 0, h)
+    excess = len(candidates.values) - n
+    if excess <= 0:
+        return candidates
+    return candidates.where(candidates.values >= candidates.values.kthvalue(excess + 1).values)

@@ -1,17 +1,16 @@
-"""What the training variants share: parameters, initialisation, the step's loss, dead latents."""
+"""What the training variants share: parameters, initialisation, dead latents."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from saekit.dictionary import Dictionary
 from saekit.sparse import SparseLatents, decode_active, encode_active
 
 
@@ -49,7 +48,7 @@ class SAE:
         """Keep count of the tokens that each latent has been silent for."""
         silent = self.state["silent_tokens"]
         silent += len(latents)
-        silent[latents.indices] = 0
+        silent.masked_fill_(torch.bincount(latents.indices, minlength=self.width) > 0, 0)
 
     def dead(self, dead_after: int) -> Tensor:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
@@ -77,15 +76,7 @@ def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
     )
 
 
-@dataclass(frozen=True)
-class Loss:
-    """One step's loss, a scalar with a graph, and the latents that were active."""
-
-    total: Tensor
-    latents: SparseLatents
-
-
-class Variant:
+class Variant(ABC):
     """A kind of SAE: a frozen dataclass of its settings, with these methods.
 
     Attributes
@@ -94,6 +85,8 @@ class Variant:
         Its name in `VARIANTS`, file names and tables.
     betas : tuple
         Adam's averaging rates.
+    dead_after : int
+        A latent is dead once it has been silent for this many tokens.
     """
 
     kind: ClassVar[str]
@@ -104,22 +97,22 @@ class Variant:
         """A new SAE, in its own random stream."""
         return initialise(kind=self.kind, width=width, d_in=d_in, seed=seed)
 
-    def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:
-        """Loss of a batch `[batch, d_in]` at a `progress` through training from 0 to 1.
+    @abstractmethod
+    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+        """Loss of a batch `[batch, d_in]`, a scalar with a graph; updates the state of `sae`.
 
-        Updates the state of `sae`.
+        `done` is the part of training that lies behind, from 0 to 1.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def folding(self, sae: SAE) -> dict[str, Any]:
         """What `saekit.dictionary.fold` needs besides the weights: threshold or k."""
-        raise NotImplementedError
 
     def log(self, sae: SAE) -> dict[str, float]:
-        """Numbers of the variant's own for the training log; without any, just the dead latents."""
+        """What of the state belongs in the training log."""
         return {"dead": len(sae.dead(self.dead_after))}
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The settings as JSON values."""
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
@@ -161,23 +154,23 @@ class TopKVariant(Variant):
             raise ValueError(f"k must be at most the width {width}, found {self.k}.")
         return super().initialise(width=width, d_in=d_in, seed=seed)
 
+    @abstractmethod
     def select(self, sae: SAE, h: Tensor) -> SparseLatents:
         """The latents that stay active, from the pre-activations `[batch, width]` of a batch."""
-        raise NotImplementedError
 
-    def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:  # noqa: ARG002
-        """Squared error plus `aux_coefficient` times the auxiliary loss."""
+    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
+        """Mean squared error plus `aux_coefficient` times the auxiliary loss."""
         h = sae.pre_activations(x)
         latents = self.select(sae, h)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
-        total = mean_squared_error(residual)
+        loss = mean_squared_error(residual)
         sae.count(latents)
         dead = sae.dead(self.dead_after)
         if len(dead) and self.aux_coefficient:
             k_aux = self.k_aux or max(1, x.shape[1] // 2)
-            total = total + self.aux_coefficient * auxiliary_loss(sae, x, h, residual, dead, k_aux)
-        return Loss(total, latents)
+            loss = loss + self.aux_coefficient * auxiliary_loss(sae, x, h, residual, dead, k_aux)
+        return loss
 
 
 def mean_squared_error(residual: Tensor) -> Tensor:

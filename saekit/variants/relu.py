@@ -1,16 +1,19 @@
-"""ReLU SAE with an L1 penalty, steered to a given L0."""
+"""ReLU SAE with an L1 penalty, steered to a given L0 (the kind of SAE that Leask et al. 2025 study)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from saekit.sparse import SparseLatents, decode_active, encode_active
-from saekit.variants.common import SAE, Loss, Variant, mean_squared_error, require_positive
+from saekit.variants.common import SAE, Variant, mean_squared_error, require_positive
+
+GAIN = 0.01  # change of the coefficient's logarithm a step, for an L0 that is off by a factor of e
 
 
 @dataclass(frozen=True)
@@ -36,39 +39,50 @@ class ReLU(Variant):
 
     target_l0: float | None = 36.0
     l1: float = 1.0
-    steering: float = 0.8
+    steering: float = 0.9
     dead_after: int = 100_000
     kind: ClassVar[str] = "relu"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         require_positive("l1", self.l1)
+        require_positive("dead_after", self.dead_after)
         if self.target_l0 is not None:
             require_positive("target_l0", self.target_l0)
         if not 0 < self.steering <= 1:
             raise ValueError(f"steering must be above 0 and at most 1, found {self.steering}.")
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE with the coefficient to start from."""
+        """A new SAE, in its own random stream, that begins near its target L0.
+
+        Pre-activations of unit directions are about standard normal, so the bias that leaves the
+        target's share of them positive is a normal quantile. Beginning with half of all latents
+        active, the penalty that drives L0 down would grow large enough to harm what is learnt.
+        """
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
-        if self.target_l0 is not None and START*self.target_l0 < width:
-            from scipy.stats import norm
-            sae.b_enc.fill_(-norm.isf(START * self.target_l0 / width))
+        if self.target_l0 is not None:
+            if self.target_l0 >= width:
+                raise ValueError(f"target_l0 must be below the width {width}, found {self.target_l0}.")
+            sae.b_enc.fill_(NormalDist().inv_cdf(self.target_l0 / width))
         sae.state["log_l1"] = torch.tensor(math.log(self.l1), dtype=torch.float64)
         return sae
 
-    def loss(self, sae: SAE, x: Tensor, *, progress: float) -> Loss:
-        """Squared error plus the steered L1 penalty."""
+    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+        """Mean squared error plus the L1 penalty, whose coefficient takes a step towards the target."""
         h = sae.pre_activations(x)
         latents = SparseLatents.from_mask(h > 0, h)
-        if self.target_l0 is not None and progress < self.steering:
-            l0 = max(len(latents.indices) / len(x), 1.0)
-            sae.state["log_l1"] += GAIN * math.log(l0 / self.target_l0)
         sae.count(latents)
+        if self.target_l0 is not None and done < self.steering:
+            l0 = max(len(latents.values), 1) / len(x)
+            sae.state["log_l1"] += GAIN * math.log(l0 / self.target_l0)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
-        l1 = math.exp(sae.state["log_l1"].item())
-        return Loss(mean_squared_error(residual) + l1 * (values.sum() / len(x)), latents)
+        return mean_squared_error(residual) + self.coefficient(sae) * (values.sum() / len(x))
+
+    @staticmethod
+    def coefficient(sae: SAE) -> float:
+        """The L1 coefficient that the SAE has come to."""
+        return math.exp(sae.state["log_l1"].item())
 
     def folding(self, sae: SAE) -> dict[str, Any]:  # noqa: ARG002
         """Nothing: the threshold is 0."""
@@ -76,9 +90,4 @@ class ReLU(Variant):
 
     def log(self, sae: SAE) -> dict[str, float]:
         """The L1 coefficient and the dead latents."""
-        return {"l1": math.exp(sae.state["log_l1"].item()), **super().log(sae)}
-
-
-import os
-GAIN = float(os.environ.get('GAIN','0.003'))
-START=float(os.environ.get('START','1'))
+        return {"l1": self.coefficient(sae), **super().log(sae)}

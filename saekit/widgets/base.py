@@ -267,14 +267,15 @@ class Explorer(widgets.VBox):
 
     def close(self) -> None:
         """Close the explorer and every widget it made."""
-        _close_tree(self.children)
+        _close_parts(self)
         super().close()
 
 
-def _close_tree(children: tuple[widgets.Widget, ...]) -> None:
-    for child in children:
-        _close_tree(getattr(child, "children", ()))
-        for part in ("layout", "style"):
-            if isinstance(getattr(child, part, None), widgets.Widget):
-                getattr(child, part).close()
+def _close_parts(widget: widgets.Widget) -> None:
+    """Close a widget's children, layout and style, which closing it would leave alive."""
+    for child in getattr(widget, "children", ()):
+        _close_parts(child)
         child.close()
+    for part in ("layout", "style"):
+        if isinstance(getattr(widget, part, None), widgets.Widget):
+            getattr(widget, part).close()

@@ -1,8 +1,7 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from dictionaries import make
+from toy_stores import in_memory
 
 from saekit.analysis import collect, contexts, logit_table, top_contexts, top_tokens
 from saekit.dictionary import Dictionary
@@ -25,23 +24,15 @@ def store():
     ]
     excluded = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
     excluded[:, 0] = True
-    positions = (~excluded).flatten().nonzero()[:, 0]
-    x = torch.randn(ROWS * LENGTH, D_IN, generator=generator) * 2
-
-    def batches(batch_size, *, include_excluded=False):
-        for part in positions.split(batch_size):
-            yield part, x[part]
-
-    return SimpleNamespace(
+    document[tokens == 0] = -1  # a separator belongs to no document
+    excluded[tokens == 0] = True
+    return in_memory(
+        torch.randn(ROWS, LENGTH, D_IN, generator=generator) * 2,
         tokens=tokens,
+        special=tokens == 0,
+        excluded=excluded,
         document=document,
         documents=documents,
-        excluded=excluded,
-        positions=positions,
-        n_rows=ROWS,
-        context_length=LENGTH,
-        batches=batches,
-        x=x,
     )
 
 
@@ -61,7 +52,7 @@ def activations(dictionary, store):
 @pytest.fixture(scope="module")
 def dense(dictionary, store) -> torch.Tensor:
     """Latents at every position, 0 where excluded: `[ROWS * LENGTH, WIDTH]`."""
-    latents = dictionary.encode(store.x)
+    latents = dictionary.encode(store.rows(0, ROWS).flatten(0, 1))
     latents[store.excluded.flatten()] = 0
     return latents
 
@@ -78,7 +69,8 @@ def test_entries_are_the_dense_latents(activations, dense) -> None:
 def test_statistics(activations, dense, store) -> None:
     active = dense > 0
     n = len(store.positions)
-    assert activations.n_tokens == n and activations.n_excluded == ROWS
+    assert activations.n_tokens == n
+    assert activations.n_excluded == store.excluded.sum()
     assert torch.equal(activations.counts, active.sum(0))
     assert torch.equal(activations.density, active.sum(0).double() / n)
     torch.testing.assert_close(activations.max, dense.max(0).values, rtol=1e-5, atol=0)
@@ -90,7 +82,7 @@ def test_statistics(activations, dense, store) -> None:
 
 
 def test_a_plain_tensor_and_other_batches_give_the_same(dictionary, store, activations) -> None:
-    plain = collect(dictionary, store.x[store.positions], batch_size=1000)
+    plain = collect(dictionary, store.read(store.positions), batch_size=1000)
     assert torch.equal(plain.offsets, activations.offsets)
     assert torch.equal(store.positions[plain.positions], activations.positions)
     assert plain.n_excluded == 0
@@ -158,14 +150,16 @@ def test_contexts_stop_at_rows_and_documents(store, activations, dense) -> None:
         assert context.tokens == tuple(WORDS[int(tokens[q])] for q in window)
         assert context.focus == window.index(p)
         assert context.values == pytest.approx(dense[window, 10].tolist(), rel=1e-5, abs=1e-6)
-        assert context.title == f"Title {int(document[p])}"
+        assert context.title == (f"Title {int(document[p])}" if document[p] >= 0 else "")
 
 
 def test_contexts_by_source(store) -> None:
     everywhere = range(ROWS * LENGTH)
     document = store.document.flatten()
     odd = contexts(store, everywhere, WORDS, sources=["odd"])
-    assert [context.position for context in odd] == [p for p in everywhere if document[p] % 2 == 1]
+    assert [context.position for context in odd] == [
+        p for p in everywhere if document[p] >= 0 and document[p] % 2 == 1
+    ]
     assert {context.source for context in odd} == {"odd"}
     assert all(sum(context.values) == 0 for context in odd)
     with pytest.raises(ValueError, match=r"sources \['even', 'odd'\], found \['other'\]"):

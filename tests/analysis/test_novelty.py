@@ -1,4 +1,4 @@
-from types import SimpleNamespace
+import itertools
 
 import numpy as np
 import pytest
@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from dictionaries import make
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score
+from toy_stores import in_memory
 
 from saekit.analysis import ce_insertion, compare, group_insertion, insertion
-from saekit.analysis.novelty import HALF_BLOCK
+from saekit.analysis.novelty import HALF_BLOCK, _standard_error_of_total
 from saekit.dictionary import Dictionary
 
-N, D_IN = 3000, 12
+N, D_IN = 1500, 12
 
 
 def activations(n: int = N, *, seed: int = 0) -> torch.Tensor:
@@ -98,7 +99,7 @@ def test_dead_latents_stand_apart(small, large, result) -> None:
 
 
 def test_result_does_not_depend_on_the_batches(small, large, result) -> None:
-    other = insertion(small, large, activations(), batch_size=64)
+    other = insertion(small, large, activations(), batch_size=250)
     scale = (result.power.sum(0) + 2 * result.overlap.sum(0).abs()) / N
     assert ((other.mse_change - result.mse_change).abs() <= 1e-6 * scale).all()
     again = insertion(small, large, activations(), batch_size=700)
@@ -162,7 +163,8 @@ def test_without_both_labels_there_is_no_auc(large) -> None:
     result = insertion(exact, large, activations(200).abs())  # nothing is left to gain
     assert result.fvu_small == 0
     assert not result.novel_gain.any()
-    assert np.isnan(result.summary["auc"]) and np.isnan(result.summary["best_theta"])
+    assert np.isnan(result.summary["auc"])
+    assert np.isnan(result.summary["best_theta"])
     with pytest.raises(ValueError, match="latents that help and latents that do not"):
         result.roc()
 
@@ -246,6 +248,7 @@ def test_an_insertion_of_other_dictionaries_is_refused(small, large, result) -> 
 # ---------------------------------------------------------------------- cross-entropy
 
 ROWS, LENGTH, VOCAB = 12, 6, 20
+N_TARGETS = ROWS * (LENGTH - 1) - 2  # two are special
 
 
 @pytest.fixture(scope="module")
@@ -267,29 +270,13 @@ def toy():
     excluded = special.clone()
     excluded[:, 0] = True
     x = embedding[tokens].cumsum(1) / steps.sqrt()
-    positions = (~excluded).flatten().nonzero()[:, 0]
-
-    def batches(batch_size, *, include_excluded=False):
-        for part in positions.split(batch_size):
-            yield part, x.flatten(0, 1)[part]
-
-    store = SimpleNamespace(
-        tokens=tokens,
-        special=special,
-        excluded=excluded,
-        positions=positions,
-        n_rows=ROWS,
-        context_length=LENGTH,
-        hook_point="toy",
-        d_in=D_IN,
-        batches=batches,
-    )
-    return store, forward, x
+    store = in_memory(x, tokens=tokens, special=special, excluded=excluded)
+    return store, forward
 
 
 @pytest.fixture
 def ce(toy, small, large, monkeypatch):
-    store, forward, _ = toy
+    store, forward = toy
     monkeypatch.setattr("saekit.analysis.novelty.logits_with_replacement", forward)
     single = insertion(small, large, store)
 
@@ -299,9 +286,9 @@ def ce(toy, small, large, monkeypatch):
     return single, run
 
 
-def total_ce(toy, small: Dictionary, large: Dictionary, latent: int | None) -> float:
-    """CE over all targets with every row run through the model, densely."""
-    store, forward, _ = toy
+def row_ce(toy, small: Dictionary, large: Dictionary, latent: int | None) -> torch.Tensor:
+    """CE summed over the targets of each row, with every row run through the model, densely."""
+    store, forward = toy
     latents = [] if latent is None else [latent]
 
     def replace(x):
@@ -309,26 +296,27 @@ def total_ce(toy, small: Dictionary, large: Dictionary, latent: int | None) -> f
         return torch.where(store.excluded[:, :, None], x, both.reconstruct(x.flatten(0, 1)).view_as(x))
 
     logits = forward(None, store.tokens, "toy", replace).double()
-    losses = []
+    losses = torch.zeros(ROWS, dtype=torch.float64)
     for row in range(ROWS):
         for column in range(LENGTH - 1):
             target = store.tokens[row, column + 1]
             if not store.special[row, column + 1]:
-                losses.append(-logits[row, column].log_softmax(0)[target])
-    return float(torch.stack(losses).mean())
+                losses[row] -= logits[row, column].log_softmax(0)[target]
+    return losses
 
 
 def test_ce_change_equals_running_every_row(toy, small, large, ce) -> None:
     single, run = ce
     result = run(n_latents=14, rows_per_latent=ROWS, batch_rows=5)
-    before = total_ce(toy, small, large, None)
+    before = row_ce(toy, small, large, None)
     for row in result.frame.itertuples():
-        change = total_ce(toy, small, large, row.latent) - before
+        change = float((row_ce(toy, small, large, row.latent) - before).sum()) / N_TARGETS
         assert row.ce_change == pytest.approx(change, abs=1e-6)
+        assert row.ce_change_error == 0
         assert row.n_rows == row.n_rows_active
         assert row.mse_change == float(single.mse_change[row.latent])
     assert result.frame["ce_change"].abs().max() > 1e-3
-    assert result.n_targets == ROWS * (LENGTH - 1) - 2
+    assert result.n_targets == N_TARGETS
 
 
 def test_ce_sample_is_stratified_and_seeded(ce) -> None:
@@ -344,14 +332,34 @@ def test_ce_sample_is_stratified_and_seeded(ce) -> None:
     assert sorted(everything["latent"]) == single.frame.query("not dead")["latent"].tolist()
 
 
-def test_ce_sampled_rows_stand_for_the_others(toy, ce) -> None:
+def test_ce_sampled_rows_stand_for_the_others(toy, small, large, ce) -> None:
     _, run = ce
-    frame = run(n_latents=10, rows_per_latent=2).frame
-    store, _, _ = toy
-    # Without special tokens every row has as many targets, so the scale is that of the rows.
-    share = frame["n_rows_active"] / ROWS
-    ratio = frame["ce_change"] / frame["ce_change_active"]
-    assert ratio.tolist() == pytest.approx(share.tolist(), abs=0.05)
+    latents = large.encode(toy[0].rows(0, ROWS).flatten(0, 1)).view(ROWS, LENGTH, -1) > 0
+    active = (latents & ~toy[0].excluded[:, :, None]).any(1)
+    before = row_ce(toy, small, large, None)
+    for row in run(n_latents=10, rows_per_latent=2).frame.itertuples():
+        n = int(active[:, row.latent].sum())
+        assert row.n_rows_active == n
+        if n == 1:  # nothing is left out
+            continue
+        changes = (row_ce(toy, small, large, row.latent) - before)[active[:, row.latent]] / N_TARGETS
+        # Whichever two rows were run: n times their mean, and its standard error.
+        pairs = [
+            (n * float(a + b) / 2, n * abs(float(a - b)) / 2 * (1 - 2 / n) ** 0.5)
+            for a, b in itertools.combinations(changes, 2)
+        ]
+        assert any(pair == pytest.approx((row.ce_change, row.ce_change_error), abs=1e-6) for pair in pairs)
+
+
+def test_standard_error_is_right_on_average_over_all_samples() -> None:
+    rows = np.array([0.3, -1.2, 4.0, 0.0, 2.5, -0.7])
+    samples = [np.array(sample) for sample in itertools.combinations(rows, 3)]
+    variance = np.mean([(6 * sample.mean() - rows.sum()) ** 2 for sample in samples])
+    assert np.mean([_standard_error_of_total(sample, 6) ** 2 for sample in samples]) == pytest.approx(
+        variance
+    )
+    assert _standard_error_of_total(rows, 6) == 0
+    assert np.isnan(_standard_error_of_total(rows[:1], 6))
 
 
 def test_ce_agreement(ce) -> None:
@@ -359,5 +367,9 @@ def test_ce_agreement(ce) -> None:
     result = run(n_latents=30, rows_per_latent=ROWS)
     frame, summary = result.frame, result.summary
     assert summary["sign_agreement"] == (frame["ce_change"] * frame["mse_change"] > 0).mean()
+    assert (summary["n_clear"], summary["sign_agreement_clear"]) == (
+        (frame["ce_change"] != 0).sum(),
+        pytest.approx((frame["ce_change"] * frame["mse_change"] > 0)[frame["ce_change"] != 0].mean()),
+    )
     assert summary["spearman_mse"] == pytest.approx(spearmanr(frame["ce_change"], frame["mse_change"])[0])
     assert summary["spearman_cosine"] == pytest.approx(spearmanr(frame["ce_change"], frame["best_cosine"])[0])

@@ -94,7 +94,7 @@ def test_duplicate_directions_match_the_first() -> None:
 
 
 def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    large, small = random_dictionary(3000, d_in=4), random_dictionary(2000, d_in=4)
+    large, small = random_dictionary(1200, d_in=4), random_dictionary(500, d_in=4)
     sizes = []
     real = largest
 
@@ -103,10 +103,11 @@ def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(values, k)
 
     monkeypatch.setattr("saekit.analysis.similarity.largest", spy)
-    monkeypatch.setattr("saekit.analysis.similarity.CHUNK_ELEMENTS", 100_000)
+    monkeypatch.setattr("saekit.analysis.similarity.CHUNK_ELEMENTS", 20_000)
     bounded = best_matches(large, small)
-    assert max(sizes) <= 100_000 and sum(sizes) == 6_000_000
-    assert torch.equal(bounded.index, best_matches(large, small, chunk=3000).index)
+    assert max(sizes) <= 20_000
+    assert sum(sizes) == 600_000
+    assert torch.equal(bounded.index, best_matches(large, small, chunk=1200).index)
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.zeros(16)])

@@ -161,7 +161,8 @@ def test_nulls_stand_beside_the_pairs(tree) -> None:
     for measure in ("split", "identical", "refined", "lost", "novel"):
         first, second = table.loc[("6 → 15", measure)], table.loc[("15 → 40", measure)]
         assert first["null_large"] == second["null_small"] == null[f"share_{measure}"]
-        assert np.isnan(first["null_small"]) and np.isnan(second["null_large"])
+        assert np.isnan(first["null_small"])
+        assert np.isnan(second["null_large"])
         assert first["note"] == "no second seed of 6"
         assert first["share"] == tree.pairs[6].summary[f"share_{measure}"]
     assert tree.summary["pairs"]["15 → 40"]["novel"] == tree.pairs[15].summary["share_novel"]

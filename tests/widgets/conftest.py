@@ -1,72 +1,10 @@
-"""A small world whose latents fire on known words: a family, a store's tokens, evidence, results."""
-
-from types import SimpleNamespace
-
 import pytest
-import torch
-
-from saekit.analysis import collect, insertion, logit_table, splitting_tree
-from saekit.dictionary import Dictionary
-from saekit.families import Family
-from saekit.widgets import Evidence
-
-WORDS = [
-    "<s>", " king", " queen", "\n", "<script>alert(1)</script>", " the", " of", "\u202eevil", "  ", " a&b",
-    " river", " stone",
-]  # fmt: skip
-DEAD = 7  # of width 8: has a threshold that nothing reaches
-CONTEXT, ROWS, D_IN = 16, 40, 12
-
-
-def dictionary(width, seed, embedding):
-    """Latent i reads the embedding of word i modulo the vocabulary, with noise that grows with i."""
-    generator = torch.Generator().manual_seed(1000 * width + seed)
-    word = torch.arange(width) % len(WORDS)
-    noise = torch.randn(width, D_IN, generator=generator) * 0.12
-    rows = torch.nn.functional.normalize(embedding[word] + noise, dim=1)
-    threshold = torch.full((width,), 0.5)
-    threshold[DEAD] = 1e6
-    return Dictionary(
-        W_enc=rows.T.contiguous(),
-        b_enc=torch.zeros(width),
-        W_dec=rows,
-        b_dec=torch.zeros(D_IN),
-        threshold=threshold,
-        info={"kind": "relu", "seed": seed, "hook_point": "toy"},
-    )
+from toy_world import make_world
 
 
 @pytest.fixture(scope="session")
 def world():
-    generator = torch.Generator().manual_seed(0)
-    embedding = torch.linalg.qr(torch.randn(len(WORDS), D_IN, generator=generator)).Q
-    tokens = torch.randint(len(WORDS), (ROWS, CONTEXT), generator=generator)
-    x = embedding[tokens.flatten()] * (1 + torch.rand(tokens.numel(), 1, generator=generator))
-    x = x + 0.1 * torch.randn(x.shape, generator=generator)
-    store = SimpleNamespace(
-        tokens=tokens,
-        document=torch.arange(ROWS)[:, None].expand(ROWS, CONTEXT).contiguous(),
-        documents=[{"source": "toy <b>source</b>", "title": f"title & {i}"} for i in range(ROWS)],
-        context_length=CONTEXT,
-        positions=torch.arange(tokens.numel()),
-    )
-    members = [dictionary(width, seed, embedding) for width in (8, 24, 48) for seed in (0, 1)]
-    family = Family(members)
-    activations = {width: collect(family[width], x) for width in family.widths}
-    evidence = {
-        width: Evidence(activations[width], store, WORDS, logit_table(family[width], embedding.T, WORDS, n=4))
-        for width in family.widths
-    }
-    return SimpleNamespace(
-        x=x,
-        store=store,
-        family=family,
-        activations=activations,
-        evidence=evidence,
-        tree=splitting_tree(family),
-        insertion=insertion(family[24], family[48], x),
-        null=insertion(family[24], family.get(24, 1), x),
-    )
+    return make_world()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,428 @@
+import errno
+import itertools
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import HOOK_POINT
+from safetensors.torch import load_file
+
+from saekit import activations, files
+from saekit.activations import ActivationStore, batches_of, harvest
+from saekit.corpora import TokenRows
+from saekit.models import capture
+
+SETTINGS = {"dtype": torch.float32, "batch_rows": 2, "shard_rows": 4, "progress": False}
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def copy(store, tmp_path):
+    """A copy of the store to damage."""
+    return shutil.copytree(store.path, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def dense(store):
+    """All activations, read by safetensors itself."""
+    shards = [load_file(store.path / f"shard-{i:05d}.safetensors") for i in range(6)]
+    return torch.cat([shard["activations"] for shard in shards])
+
+
+@pytest.fixture
+def sized(tmp_path):
+    """Make a store of random activations with known exclusions, without a model."""
+
+    def make(n_rows, ctx=16, d_in=4, dtype="float32", shard_rows=8, excluded=None):
+        generator = torch.Generator().manual_seed(n_rows)
+        x = torch.randn(n_rows, ctx, d_in, generator=generator).to(activations.DTYPES[dtype])
+        if excluded is None:
+            excluded = torch.rand(n_rows, ctx, generator=generator) < 0.2
+        folder = tmp_path / f"{n_rows}-{dtype}"
+        shards = []
+        for start in range(0, n_rows, shard_rows):
+            part = x[start : start + shard_rows]
+            file = folder / f"shard-{len(shards):05d}.safetensors"
+            files.write_tensors(file, {"activations": part, "norms": part.float().norm(dim=2)})
+            entry = {"file": file.name, "rows": [start, start + len(part)]}
+            shards.append({**entry, "bytes": file.stat().st_size, "sha256": files.hash_file(file)})
+        zeros = torch.zeros(n_rows, ctx, dtype=torch.int32)
+        files.write_tensors(
+            folder / "positions.safetensors",
+            {"tokens": zeros, "document": zeros - 1, "excluded": excluded.to(torch.uint8)},
+        )
+        manifest = {"dtype": dtype, "d_in": d_in, "context_length": ctx, "rows": n_rows}
+        manifest |= {"shard_rows": shard_rows, "shards": shards, "files": []}
+        return ActivationStore(folder, manifest), x
+
+    return make
+
+
+# ---------------------------------------------------------------------------------- harvesting
+
+
+def test_a_store_holds_what_capture_gives(store, model, token_rows, dense):
+    for start in range(0, 22, 2):
+        expected = capture(model, token_rows.tokens[start : start + 2], HOOK_POINT)
+        torch.testing.assert_close(dense[start : start + 2], expected, rtol=0, atol=0)
+    assert (store.n_rows, store.context_length, store.d_in, store.n_tokens) == (22, 16, 16, 352)
+    assert store.hook_point == HOOK_POINT
+    assert torch.equal(store.tokens, token_rows.tokens.long())
+    assert torch.equal(store.document, token_rows.document.long())
+    assert store.documents == token_rows.documents
+    torch.testing.assert_close(store.norms, dense.norm(dim=2))
+    store.verify()
+
+
+def test_the_manifest_says_where_activations_come_from(store, token_rows):
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    assert manifest["complete"]
+    assert manifest["model"]["name"] == "tiny-llama"
+    assert manifest["corpus"] == token_rows.info
+    assert [shard["rows"] for shard in manifest["shards"]] == [
+        [0, 4], [4, 8], [8, 12], [12, 16], [16, 20], [20, 22]
+    ]  # fmt: skip
+    assert str(store.path.parent) not in json.dumps(manifest)
+
+
+def test_exclusion_equals_brute_force(store, token_rows, dense, model, tmp_path, monkeypatch):
+    # On the tiny model no norm is ten times the median, so the rule is run with a lower multiple.
+    monkeypatch.setattr(activations, "NORM_MULTIPLE", 1.3)
+    monkeypatch.setattr(activations, "NORM_SAMPLE", 100)
+    found = harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    norms = [[sum(v * v for v in x) ** 0.5 for x in row] for row in dense.double().tolist()]
+    sample = sorted(list(itertools.chain.from_iterable(norms))[:100])
+    limit = 1.3 * sample[49]  # the lower of the two middle ones, as torch has it
+    counts = Counter()
+    for row in range(22):
+        for column in range(16):
+            reasons = {
+                "special": int(token_rows.tokens[row, column]) in (0, 1),
+                "first": column == 0,
+                "norm": norms[row][column] > limit,
+            }
+            counts.update(name for name, holds in reasons.items() if holds)
+            counts["total"] += any(reasons.values())
+            assert bool(found.excluded[row, column]) == any(reasons.values())
+    assert found.excluded_counts == {**counts, "positions": 352}
+    assert min(counts.values()) > 5
+    assert found.manifest["exclusion"]["norm_limit"] == pytest.approx(limit, rel=1e-6)
+    assert len(found.positions) == 352 - counts["total"]
+
+
+def test_every_hook_point_can_be_harvested(model, token_rows, tmp_path):
+    few = replace(token_rows, tokens=token_rows.tokens[:3], document=token_rows.document[:3])
+    for name, hook_point in {"z": "blocks.0.attn.hook_z", "mlp": "blocks.2.hook_mlp_out"}.items():
+        found = harvest(model, few, hook_point, path=tmp_path / name, **SETTINGS)
+        expected = torch.cat(
+            [capture(model, few.tokens[:2], hook_point), capture(model, few.tokens[2:], hook_point)]
+        )
+        torch.testing.assert_close(found.rows(0, 3), expected, rtol=0, atol=0)
+
+
+def test_bfloat16_is_stored_rounded(model, token_rows, tmp_path, dense):
+    found = harvest(
+        model, token_rows, HOOK_POINT, path=tmp_path / "s", **{**SETTINGS, "dtype": torch.bfloat16}
+    )
+    torch.testing.assert_close(found.rows(0, 22), dense.bfloat16().float(), rtol=0, atol=0)
+    assert found.read(torch.tensor([5])).dtype == torch.float32
+
+
+def test_a_complete_store_is_opened_at_once(model, token_rows, store, monkeypatch):
+    def fail(*args):
+        raise AssertionError("harvested again")
+
+    monkeypatch.setattr(activations, "capture", fail)
+    again = harvest(model, token_rows, HOOK_POINT, path=store.path, **SETTINGS)
+    assert again.content_hash == store.content_hash
+
+
+class Killed(BaseException):
+    """Like a signal: no `except Exception` sees it."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_write_loses_nothing(model, token_rows, store, tmp_path, monkeypatch, when):
+    """Stop before or after each file appears, resume, and compare every byte."""
+    captured = []
+
+    def counting(model, tokens, hook_point):
+        captured.append(len(tokens))
+        return capture(model, tokens, hook_point)
+
+    monkeypatch.setattr(activations, "capture", counting)
+    expected, real = contents(store.path), files.os.replace
+    n_writes = 1 + 2 * 6 + 3  # manifest; shards and manifests; positions, documents, manifest
+    for fatal in range(n_writes):
+        folder, writes = tmp_path / f"{when}-{fatal}", itertools.count()
+
+        def dying(source, target, writes=writes, fatal=fatal):
+            now = next(writes) == fatal
+            if not (now and when == "before"):
+                real(source, target)
+            if now:
+                raise Killed
+
+        captured.clear()
+        monkeypatch.setattr(files.os, "replace", dying)
+        with pytest.raises(Killed):
+            harvest(model, token_rows, HOOK_POINT, path=folder, **SETTINGS)
+        monkeypatch.setattr(files.os, "replace", real)
+        harvest(model, token_rows, HOOK_POINT, path=folder, **SETTINGS)
+        assert contents(folder) == expected
+        dies_on_shard = when == "before" and fatal % 2 == 1 and fatal < 13
+        lost = ([4] * 5 + [2])[fatal // 2] if dies_on_shard else 0
+        assert sum(captured) == 22 + lost  # a finished shard is never harvested again
+
+
+def test_a_kill_in_any_forward_pass_loses_nothing(model, token_rows, store, tmp_path, monkeypatch):
+    expected = contents(store.path)
+    for fatal in range(11):
+        calls = itertools.count()
+
+        def dying(model, tokens, hook_point, calls=calls, fatal=fatal):
+            if next(calls) == fatal:
+                raise Killed
+            return capture(model, tokens, hook_point)
+
+        monkeypatch.setattr(activations, "capture", dying)
+        with pytest.raises(Killed):
+            harvest(model, token_rows, HOOK_POINT, path=tmp_path / f"{fatal}", **SETTINGS)
+        monkeypatch.setattr(activations, "capture", capture)
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path / f"{fatal}", **SETTINGS)
+        assert contents(tmp_path / f"{fatal}") == expected
+
+
+def test_files_of_killed_writes_are_swept_up_and_others_left(model, token_rows, tmp_path):
+    (tmp_path / "s").mkdir()
+    for name in (".shard-00003.safetensors.x1y2", ".manifest.json.abc", ".gitignore"):
+        (tmp_path / "s" / name).write_text("left over")
+    harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    assert [name for name in contents(tmp_path / "s") if name.startswith(".")] == [".gitignore"]
+
+
+def test_a_full_disk_keeps_finished_shards(model, token_rows, store, tmp_path, monkeypatch):
+    real = activations.write_tensors
+
+    def full(path, *args):
+        if "00003" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, *args)
+
+    monkeypatch.setattr(activations, "write_tensors", full)
+    with pytest.raises(OSError, match=r"The disk is full; .* keeps its finished shards"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    with pytest.raises(ValueError, match=r"is incomplete \(12 of 22 rows\): harvest again"):
+        ActivationStore.open(tmp_path / "s")
+    monkeypatch.setattr(activations, "write_tensors", real)
+    harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    assert contents(tmp_path / "s") == contents(store.path)
+
+
+def test_other_settings_are_not_resumed(model, token_rows, copy):
+    def refused(message, rows=token_rows, hook_point=HOOK_POINT, **settings):
+        with pytest.raises(ValueError, match=message):
+            harvest(model, rows, hook_point, path=copy, **{**SETTINGS, **settings})
+
+    before = contents(copy)
+    refused('dtype is "float32" there, and "bfloat16" was asked for', dtype=torch.bfloat16)
+    refused('hook_point is "blocks.1.hook_resid_post"', hook_point="blocks.0.hook_resid_post")
+    refused("shard_rows is 4 there, and 8 was asked for", shard_rows=8)
+    refused("rows is 22 there, and 20", TokenRows(token_rows.tokens[:20], token_rows.document[:20], []))
+    other = token_rows.tokens.clone()
+    other[3, 3] += 1
+    refused("tokens_hash is", replace(token_rows, tokens=other))
+    assert contents(copy) == before
+
+
+def test_a_shard_of_other_settings_is_not_taken_over(model, token_rows, store, tmp_path):
+    """An unlisted shard counts as finished only if it was harvested with these settings."""
+    stale = harvest(model, token_rows, "blocks.0.hook_resid_post", path=tmp_path / "s", **SETTINGS)
+    (stale.path / "manifest.json").unlink()
+    harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    assert contents(tmp_path / "s") == contents(store.path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_named(model, token_rows, tmp_path, monkeypatch, value):
+    def broken(model, tokens, hook_point):
+        x = capture(model, tokens, hook_point)
+        if torch.equal(tokens, token_rows.tokens[8:10]):
+            x[1, 5, 2] = value
+        return x
+
+    monkeypatch.setattr(activations, "capture", broken)
+    with pytest.raises(ValueError, match=rf"at {HOOK_POINT} of row 9 are not finite"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    assert len(json.loads((tmp_path / "s" / "manifest.json").read_text())["shards"]) == 2
+
+
+def test_settings_are_checked(model, token_rows, tmp_path):
+    with pytest.raises(ValueError, match="stored as float32 or bfloat16, not as float16"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path, **{**SETTINGS, "dtype": torch.float16})
+    with pytest.raises(ValueError, match="multiple of batch_rows, found 4 and 3"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path, **{**SETTINGS, "batch_rows": 3})
+
+
+# ---------------------------------------------------------------------------------- opening
+
+
+def test_opening_checks_hook_point_and_dimension(store):
+    ActivationStore.open(store.path, hook_point=HOOK_POINT, d_in=16)
+    with pytest.raises(ValueError, match=r"hook_point 'blocks\.1.*expected 'blocks\.2\.hook_resid_post'"):
+        ActivationStore.open(store.path, hook_point="blocks.2.hook_resid_post")
+    with pytest.raises(ValueError, match="with d_in 16, expected 768"):
+        ActivationStore.open(store.path, d_in=768)
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no activation store: expected a manifest\.json"):
+        ActivationStore.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="does not say format 'saekit-activations-1'"):
+        ActivationStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["shard-00002.safetensors", "positions.safetensors", "documents.json"])
+def test_damage_is_named(copy, model, token_rows, name):
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[:-3])
+    message = rf"{name} is damaged: expected {len(whole)} bytes, found {len(whole) - 3}"
+    with pytest.raises(ValueError, match=message):
+        ActivationStore.open(copy)
+    with pytest.raises(ValueError, match=message):
+        harvest(model, token_rows, HOOK_POINT, path=copy, **SETTINGS)
+    (copy / name).write_bytes(whole[:-3] + b"abc")
+    with pytest.raises(ValueError, match=f"{name} is damaged: its hash"):
+        ActivationStore.open(copy).verify()
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is damaged: .* there is no such file"):
+        ActivationStore.open(copy)
+
+
+def test_a_shard_that_is_no_safetensors_file_is_named(copy):
+    file = copy / "shard-00001.safetensors"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is damaged or not a safetensors file"):
+        ActivationStore.open(copy).rows(0, 1)
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_mapped_reading_equals_dense(sized, dtype):
+    store, x = sized(29, dtype=dtype)
+    flat = x.float().flatten(0, 1)
+    chosen = torch.randint(29 * 16, (300,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(store.read(chosen), flat[chosen], rtol=0, atol=0)
+    torch.testing.assert_close(store.rows(6, 19), x[6:19].float(), rtol=0, atol=0)
+    assert store.read(torch.tensor([], dtype=torch.long)).shape == (0, 4)
+    for wrong in (-1, 29 * 16):
+        with pytest.raises(IndexError, match="between 0 and 463"):
+            store.read(torch.tensor([3, wrong]))
+
+
+def test_reading_cannot_change_the_file(sized):
+    store, _ = sized(8)
+    before = contents(store.path)
+    store._shards[0]["activations"].zero_()
+    assert contents(store.path) == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 50, 100_000])
+def test_batches_are_the_used_positions_in_order(sized, batch_size):
+    store, x = sized(13)
+    used = [i for i, out in enumerate(store.excluded.flatten().tolist()) if not out]
+    positions, read = zip(*store.batches(batch_size), strict=True)
+    assert torch.cat(positions).tolist() == used == store.positions.tolist()
+    torch.testing.assert_close(torch.cat(read), x.flatten(0, 1)[used], rtol=0, atol=0)
+    assert all(len(p) == batch_size for p in positions[:-1])
+    everything = list(store.batches(batch_size, include_excluded=True))
+    torch.testing.assert_close(torch.cat([b for _, b in everything]), x.flatten(0, 1), rtol=0, atol=0)
+
+
+def test_batches_of_a_store_or_a_tensor(sized):
+    store, x = sized(5)
+    for (p, a), (q, b) in zip(batches_of(store, 7), store.batches(7), strict=True):
+        assert torch.equal(p, q)
+        assert torch.equal(a, b)
+    positions, read = zip(*batches_of(x[0].double(), 5), strict=True)
+    assert torch.cat(positions).tolist() == list(range(16))
+    assert torch.equal(torch.cat(read), x[0])
+    with pytest.raises(ValueError, match=r"must be \[n, d_in\], found shape \[5, 16, 4\]"):
+        next(batches_of(x))
+
+
+# ---------------------------------------------------------------------------------- shuffled
+
+
+def identify(store, x, batches):
+    """Positions of the rows of batches: random activations are all different."""
+    of = {tuple(row): i for i, row in enumerate(x.flatten(0, 1).tolist())}
+    return [of[tuple(row)] for batch in batches for row in batch.tolist()]
+
+
+@pytest.mark.parametrize("buffer", [40, 64, 1 << 18])
+@pytest.mark.parametrize("batch_size", [1, 24, 37])
+def test_an_epoch_visits_every_used_position_once(sized, monkeypatch, batch_size, buffer):
+    monkeypatch.setattr(activations, "BUFFER_TOKENS", buffer)
+    store, x = sized(21)
+    n = len(store.positions)
+    n_batches = -(-3 * n // batch_size)
+    batches = list(itertools.islice(store.shuffled(batch_size, seed=5), n_batches))
+    assert {batch.shape for batch in batches} == {(batch_size, 4)}
+    order = identify(store, x, batches)
+    epochs = [order[i * n : (i + 1) * n] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == store.positions.tolist()
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("buffer", [40, 64, 1 << 18])
+def test_starting_later_equals_skipping(sized, monkeypatch, buffer):
+    monkeypatch.setattr(activations, "BUFFER_TOKENS", buffer)
+    store, _ = sized(21)
+    batches = list(itertools.islice(store.shuffled(37, seed=5), 25))  # through three epochs
+    for start in range(25):
+        later = store.shuffled(37, seed=5, start_step=start)
+        for expected in batches[start : start + 3]:
+            assert torch.equal(next(later), expected)
+
+
+def test_the_order_is_random_over_the_whole_store(sized, monkeypatch):
+    monkeypatch.setattr(activations, "BUFFER_TOKENS", 64)
+    store, x = sized(200, excluded=torch.zeros(200, 16, dtype=torch.bool))
+    order = torch.tensor(identify(store, x, itertools.islice(store.shuffled(32, seed=0), 100)))
+    correlation = torch.corrcoef(torch.stack([order.double(), torch.arange(3200.0).double()]))[0, 1]
+    # Rows move together, so the null has 200 independent rows: standard error 0.07.
+    assert abs(correlation) < 0.25
+    columns = (order % 16).view(-1, 64)
+    assert (columns.sort(dim=1).values != columns).any(dim=1).all()  # shuffled within each buffer
+
+
+def test_seeds_give_other_orders_and_excluded_positions_never_come(sized):
+    store, x = sized(21)
+    n = len(store.positions)
+    orders = [identify(store, x, itertools.islice(store.shuffled(n, seed=seed), 1)) for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert not store.excluded.flatten()[torch.tensor(orders[0])].any()
+
+
+def test_batches_larger_than_the_store_go_around(sized):
+    store, x = sized(3)
+    n = len(store.positions)
+    order = identify(store, x, [next(store.shuffled(2 * n + 1, seed=0))])
+    assert Counter(Counter(order).values()) == {2: n - 1, 3: 1}
+
+
+def test_a_store_without_used_positions_is_refused(sized):
+    store, _ = sized(4, excluded=torch.ones(4, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no positions to train on: all are excluded"):
+        next(store.shuffled(8, seed=0))

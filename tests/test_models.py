@@ -1,0 +1,398 @@
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from saekit import models
+from saekit.models import (
+    capture,
+    continue_from,
+    describe_model,
+    load_model,
+    logits_with_replacement,
+    resolve_hook_point,
+    special_token_ids,
+    token_strings,
+    unembedding,
+)
+
+RESIDUAL = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(2, 300, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def hf_model(model_folder):
+    from transformers import AutoModelForCausalLM
+
+    # The bridge computes attention eagerly, so that its hooks can fire.
+    return AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def hidden_states(hf_model, tokens):
+    """Hidden states by Hugging Face: entry i enters block i (the last one is normed)."""
+    with torch.no_grad():
+        return hf_model(tokens, output_hidden_states=True).hidden_states
+
+
+def test_importing_the_module_does_not_import_transformer_lens():
+    code = "import sys, saekit.models; print({'transformers', 'transformer_lens'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------- hook points
+
+
+def test_hook_points_are_resolved_to_their_layer(model):
+    assert resolve_hook_point(model, RESIDUAL) == (RESIDUAL, 1)
+    assert resolve_hook_point(model, "ln_final.hook_normalized") == ("ln_final.hook_normalized", None)
+
+
+def test_an_unknown_hook_point_names_the_three_nearest(model):
+    with pytest.raises(ValueError, match=r"tiny-llama has no hook point 'blocks.1.resid_post'") as error:
+        capture(model, torch.zeros(1, 2), "blocks.1.resid_post")
+    named = str(error.value).split("the nearest are ")[1].rstrip(".").split(", ")
+    assert len(named) == 3
+    assert named[0] == RESIDUAL
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_captured_residuals_are_the_hidden_states(model, tokens, hidden_states, layer):
+    before = capture(model, tokens, f"blocks.{layer}.hook_resid_pre")
+    after = capture(model, tokens, f"blocks.{layer}.hook_resid_post")
+    torch.testing.assert_close(before, hidden_states[layer], rtol=0, atol=0)
+    torch.testing.assert_close(after, hidden_states[layer + 1], rtol=0, atol=0)
+
+
+def test_the_last_block_is_captured_before_the_final_norm(model, hf_model, tokens, hidden_states):
+    last = capture(model, tokens, "blocks.2.hook_resid_post")
+    torch.testing.assert_close(hf_model.model.norm(last), hidden_states[3], rtol=0, atol=0)
+
+
+def test_the_parts_of_a_block_add_up(model, tokens):
+    part = {
+        name: capture(model, tokens, f"blocks.1.hook_{name}")
+        for name in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    }
+    torch.testing.assert_close(part["resid_pre"] + part["attn_out"], part["resid_mid"])
+    torch.testing.assert_close(part["resid_mid"] + part["mlp_out"], part["resid_post"])
+
+
+def test_hook_z_is_the_concatenation_of_the_heads(model, hf_model, tokens):
+    z = capture(model, tokens, "blocks.1.attn.hook_z")
+    seen = []
+    projection = hf_model.model.layers[1].self_attn.o_proj
+    handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        hf_model(tokens)
+    handle.remove()
+    assert z.shape == (3, 11, 16)
+    torch.testing.assert_close(z, seen[0], rtol=0, atol=0)
+
+
+def test_a_forward_pass_ends_at_the_hook_point(model, tokens):
+    reached = []
+    handle = model.blocks[2].register_forward_pre_hook(lambda *args: reached.append(2))
+    capture(model, tokens, RESIDUAL)
+    assert reached == []
+    capture(model, tokens, "blocks.2.hook_resid_mid")
+    handle.remove()
+    assert reached == [2]
+
+
+def test_what_is_not_one_vector_a_token_is_refused(model, tokens):
+    with pytest.raises(ValueError, match=r"must be \[rows, ctx, ...\]"):
+        capture(model, tokens, "blocks.1.attn.hook_pattern")
+
+
+def test_capture_leaves_the_model_as_it_was(model, hf_model, tokens):
+    capture(model, tokens, RESIDUAL)
+    with torch.no_grad():
+        expected = hf_model(tokens).logits
+    torch.testing.assert_close(model(tokens), expected, rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------------------- replacing
+
+
+@pytest.mark.parametrize("hook_point", [RESIDUAL, "blocks.1.attn.hook_z", "blocks.0.hook_mlp_out"])
+def test_replacing_by_the_same_changes_nothing(model, hf_model, tokens, hook_point):
+    with torch.no_grad():
+        expected = hf_model(tokens).logits
+    for replace in (None, lambda x: x):
+        logits = logits_with_replacement(model, tokens, hook_point, replace)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_a_replacement_reaches_the_logits(model, hf_model, tokens):
+    seen = []
+
+    def double(x):
+        seen.append(x.clone())
+        return 2 * x
+
+    logits = logits_with_replacement(model, tokens, RESIDUAL, double)
+    torch.testing.assert_close(seen[0], capture(model, tokens, RESIDUAL), rtol=0, atol=0)
+    handle = hf_model.model.layers[1].register_forward_hook(
+        lambda module, args, output: (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+    )
+    with torch.no_grad():
+        expected = hf_model(tokens).logits
+    handle.remove()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_heads_are_replaced_in_the_order_that_they_are_captured(model, hf_model, tokens):
+    scale = torch.linspace(-1, 1, 16)
+    logits = logits_with_replacement(model, tokens, "blocks.1.attn.hook_z", lambda z: z * scale)
+    handle = hf_model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(
+        lambda module, args: (args[0] * scale,)
+    )
+    with torch.no_grad():
+        expected = hf_model(tokens).logits
+    handle.remove()
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+
+def test_a_replacement_of_another_shape_is_refused(model, tokens):
+    with pytest.raises(ValueError, match=r"must have shape \[3, 11, 16\], found \[3, 11, 8\]"):
+        logits_with_replacement(model, tokens, RESIDUAL, lambda x: x[..., :8])
+
+
+@pytest.mark.parametrize("folder", ["model_folder", "gpt2_folder"])
+def test_continuing_from_a_residual_equals_replacing_it(request, folder, tokens):
+    model = load_model(request.getfixturevalue(folder))
+    for layer in range(len(model.blocks)):
+        hook_point = f"blocks.{layer}.hook_resid_post"
+        residual = capture(model, tokens, hook_point) * 0.5 + 1
+        expected = logits_with_replacement(model, tokens, hook_point, lambda x, new=residual: new)
+        found = continue_from(model, tokens, residual, layer + 1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    start = capture(model, tokens, "blocks.0.hook_resid_pre")
+    plain = logits_with_replacement(model, tokens, hook_point, None)
+    torch.testing.assert_close(continue_from(model, tokens, start, 0), plain, rtol=0, atol=0)
+    assert all("forward" not in block.__dict__ for block in model.blocks)
+
+
+def test_continuing_skips_the_blocks_before(model, tokens):
+    ran = []
+    handles = [
+        block.original_component.self_attn.register_forward_pre_hook(lambda *args, i=i: ran.append(i))
+        for i, block in enumerate(model.blocks)
+    ]
+    continue_from(model, tokens, capture(model, tokens, RESIDUAL), 2)
+    for handle in handles:
+        handle.remove()
+    assert ran[-1] == 2  # after block 0 and 1 of capture, and block 0 on a single token
+    assert ran.count(1) == 1
+
+
+def test_continuing_from_what_does_not_fit_is_refused(model, tokens):
+    with pytest.raises(ValueError, match="between 0 and the model's 3 blocks, found 4"):
+        continue_from(model, tokens, torch.zeros(3, 11, 16), 4)
+    with pytest.raises(ValueError, match=r"shape \[3, 11, 16\], found \[3, 10, 16\]"):
+        continue_from(model, tokens, torch.zeros(3, 10, 16), 1)
+
+
+# ---------------------------------------------------------------------------------- weights
+
+
+def test_the_unembedding_is_the_logit_lens(model, hf_model):
+    expected = hf_model.model.norm.weight[:, None] * hf_model.lm_head.weight.T
+    torch.testing.assert_close(unembedding(model), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_unembedding_of_a_layer_norm(gpt2_folder):
+    model = load_model(gpt2_folder)
+    weight = model.original_model.transformer.ln_f.weight
+    expected = weight[:, None] * model.original_model.lm_head.weight.T
+    torch.testing.assert_close(unembedding(model), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_centring_the_writing_weights_centres_the_residual_and_keeps_the_function(gpt2_folder, tokens):
+    plain = load_model(gpt2_folder)
+    centred = load_model(gpt2_folder, processing={"center_writing_weights": True})
+    for layer in (0, 1):
+        for place in ("pre", "post"):
+            before = capture(plain, tokens, f"blocks.{layer}.hook_resid_{place}")
+            after = capture(centred, tokens, f"blocks.{layer}.hook_resid_{place}")
+            expected = before - before.mean(dim=-1, keepdim=True)
+            assert (after - before).abs().max() > 1e-2  # the model does write a mean
+            torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+            assert after.mean(dim=-1).abs().max() < 1e-5
+    torch.testing.assert_close(centred(tokens), plain(tokens), rtol=1e-4, atol=1e-4)
+    weights = [model.original_model.lm_head.weight for model in (centred, plain)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)  # tied to the embedding, but not centred with it
+
+
+@pytest.mark.parametrize("flag", ["fold_ln", "center_unembed", "fold_value_biases"])
+def test_processing_keeps_probabilities(gpt2_folder, tokens, flag):
+    plain, processed = load_model(gpt2_folder), load_model(gpt2_folder, processing={flag: True})
+    torch.testing.assert_close(
+        processed(tokens).log_softmax(-1), plain(tokens).log_softmax(-1), rtol=1e-4, atol=1e-4
+    )
+    assert describe_model(processed)["processing"] == {name: name == flag for name in models.PROCESSING}
+
+
+def test_folding_the_final_norm_leaves_the_logit_lens(gpt2_folder):
+    plain, folded = load_model(gpt2_folder), load_model(gpt2_folder, processing={"fold_ln": True})
+    # Folding a layer norm also centres what it reads, which a centred residual does not notice.
+    expected = unembedding(plain) - unembedding(plain).mean(dim=0)
+    torch.testing.assert_close(unembedding(folded), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_processing_flags_are_checked(model_folder):
+    with pytest.raises(ValueError, match="Unknown processing flag 'centre'"):
+        load_model(model_folder, processing={"centre": True})
+    with pytest.raises(ValueError, match=r"only under layer normalisation, but .*tiny-llama uses RMS"):
+        load_model(model_folder, processing={"center_writing_weights": True})
+    off = load_model(model_folder, processing={"center_writing_weights": False})
+    assert not any(describe_model(off)["processing"].values())
+
+
+def test_a_model_describes_itself(model, model_folder):
+    assert describe_model(model) == {
+        "name": "tiny-llama",
+        "revision": None,
+        "dtype": "float32",
+        "d_model": 16,
+        "n_layers": 3,
+        "processing": dict.fromkeys(models.PROCESSING, False),
+    }
+    half = load_model(model_folder, dtype=torch.bfloat16)
+    assert describe_model(half)["dtype"] == "bfloat16"
+    assert capture(half, torch.zeros(1, 4), RESIDUAL).dtype == torch.bfloat16
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"There is no model .*neither a local folder"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is embedded and has no revisions"):
+        load_model(revision="main")
+    monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "no_such_package")
+    with pytest.raises(ModuleNotFoundError, match=r"--require-hashes -r requirements/embedded\.txt"):
+        load_model()
+
+
+# ---------------------------------------------------------------------------------- conversion
+
+
+@pytest.fixture
+def conversion(monkeypatch, tmp_path, model_folder):
+    """The embedded package replaced by a folder, and its conversion by a copy of the tiny model."""
+    import transformers
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "tiny.gguf").write_bytes(b"quantised")
+    spec = types.SimpleNamespace(submodule_search_locations=[str(package)])
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
+    calls = []
+
+    class Saves:
+        def __init__(self):
+            self.config = types.SimpleNamespace(quantization_config={})
+
+        def save_pretrained(self, folder):
+            calls.append(folder)
+            shutil.copytree(model_folder, folder, dirs_exist_ok=True)
+
+    real = transformers.AutoModelForCausalLM.from_pretrained, transformers.AutoTokenizer.from_pretrained
+    for auto, load in zip((transformers.AutoModelForCausalLM, transformers.AutoTokenizer), real, strict=True):
+        monkeypatch.setattr(
+            auto,
+            "from_pretrained",
+            lambda folder, load=load, **kwargs: Saves() if "gguf_file" in kwargs else load(folder, **kwargs),
+        )
+    return calls
+
+
+def test_the_embedded_model_is_converted_once(conversion, tmp_path):
+    model = load_model()
+    assert describe_model(model)["name"] == "smollm2-135m-instruct"
+    (folder,) = (tmp_path / "home" / "models").iterdir()
+    assert describe_model(model)["revision"] == folder.name.split("-")[-1]
+    assert len(conversion) == 2  # model and tokenizer
+    load_model()
+    assert len(conversion) == 2
+
+
+def test_half_a_conversion_is_not_used(conversion, tmp_path):
+    load_model()
+    (folder,) = (tmp_path / "home" / "models").iterdir()
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    load_model()
+    assert weights.read_bytes() == whole
+    (folder / "complete.json").unlink()
+    load_model()
+    assert len(conversion) == 6
+
+
+def test_a_conversion_that_fails_leaves_nothing(conversion, tmp_path, monkeypatch):
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        load_model()
+    assert list((tmp_path / "home" / "models").iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------- tokens
+
+
+def test_special_tokens_are_found(model):
+    assert special_token_ids(model.tokenizer) == [0, 1]
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model.tokenizer.name_or_path)
+    tokenizer.add_tokens([AddedToken("<|role|>", special=True), AddedToken("<plain>", special=False)])
+    assert special_token_ids(tokenizer) == [0, 1, tokenizer.convert_tokens_to_ids("<|role|>")]
+
+
+def test_token_strings_spell_the_text(model):
+    text = "the river runs under a stone"
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    strings = token_strings(model.tokenizer, ids)
+    assert "".join(strings) == text
+    assert any(string.startswith(" ") for string in strings)
+    assert token_strings(model.tokenizer, torch.tensor([0, 1])) == ["<|endoftext|>", "<|begin|>"]
+
+
+def test_half_a_character_has_a_string_of_its_own(model):
+    ids = model.tokenizer("é", add_special_tokens=False)["input_ids"]
+    strings = token_strings(model.tokenizer, ids)
+    assert len(ids) == 2
+    assert len(set(strings)) == 2
+    assert not any("\ufffd" in string or not string for string in strings)
+
+
+# ---------------------------------------------------------------------------------- the embedded model
+
+
+@pytest.mark.embedded
+def test_the_embedded_model_has_learnt_language():
+    model = load_model()
+    text = "The Moon is the only natural satellite of Earth. It orbits our planet about once a month."
+    ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    shuffled = ids[:, torch.randperm(ids.shape[1], generator=torch.Generator().manual_seed(0))]
+    loss = [
+        torch.nn.functional.cross_entropy(model(tokens)[0, :-1], tokens[0, 1:]).item()
+        for tokens in (ids, shuffled)
+    ]
+    assert loss[0] < 4  # measured: 3.4 and 8.3
+    assert loss[1] > 7
+    description = describe_model(model)
+    assert (description["d_model"], description["n_layers"]) == (576, 30)
+    assert special_token_ids(model.tokenizer) == list(range(17))

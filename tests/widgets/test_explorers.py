@@ -1,0 +1,236 @@
+"""The explorers without a browser: what they show follows their state, and nothing else."""
+
+import re
+
+import pytest
+import traitlets
+from ipywidgets.widgets import widget
+
+from saekit.widgets import LatentExplorer, NoveltyExplorer, SplittingExplorer
+
+DEAD = 7
+
+
+def shown(explorer):
+    """All HTML that an explorer's widgets hold at present."""
+
+    def texts(part):
+        for child in getattr(part, "children", ()):
+            yield from texts(child)
+        if isinstance(getattr(part, "value", None), str):
+            yield part.value
+
+    return "\n".join(texts(explorer))
+
+
+def live_widgets():
+    return len(widget._instances)
+
+
+@pytest.fixture
+def latent_explorer(world):
+    return LatentExplorer(world.family, world.evidence, width=24)
+
+
+@pytest.fixture
+def splitting_explorer(world):
+    return SplittingExplorer(world.tree, world.evidence)
+
+
+@pytest.fixture
+def novelty_explorer(world):
+    return NoveltyExplorer(
+        world.insertion, world.evidence[48], null=world.null, small_evidence=world.evidence[24]
+    )
+
+
+@pytest.fixture(params=["latent", "splitting", "novelty"])
+def explorer(request):
+    return request.getfixturevalue(f"{request.param}_explorer")
+
+
+def test_a_latent_is_shown_with_its_words_and_greatest_activation(world, latent_explorer):
+    latent_explorer.state.latent = 2
+    text = shown(latent_explorer)
+    assert "queen" in text
+    assert f"{float(world.activations[24].max[2]):.3g}" in text
+    latent_explorer.state.latent = 10
+    assert "river" in shown(latent_explorer)
+    assert "queen" not in latent_explorer.evidence[24].words(10, 1)
+
+
+def test_changing_the_width_follows_the_most_similar_direction(world, latent_explorer):
+    latent_explorer.state.latent = 3
+    expected = int((world.family[48].W_dec @ world.family[24].W_dec[3]).argmax())
+    latent_explorer.state.width = 48
+    assert latent_explorer.state.latent == expected
+
+
+def test_a_dead_latent_says_so(world, latent_explorer):
+    latent_explorer.show(width=8, latent=DEAD)
+    assert re.search(r"never active", shown(latent_explorer))
+    assert "never active" in latent_explorer.static()
+
+
+def test_every_latent_can_be_shown(world, latent_explorer, splitting_explorer):
+    for width in world.family.widths:
+        for latent in range(width):
+            latent_explorer.show(width=width, latent=latent)
+            splitting_explorer.show(width=width, latent=latent)
+            assert str(latent) in shown(splitting_explorer)
+
+
+def test_splitting_shows_parent_and_children(world, splitting_explorer):
+    start = world.tree.most_split(1).iloc[0]
+    splitting_explorer.show(width=int(start["width"]), latent=int(start["latent"]))
+    text = splitting_explorer.static()
+    children = world.tree.children(int(start["width"]), int(start["latent"]))
+    assert len(children) == start["children"] >= 2
+    for child in children:
+        assert re.search(rf"\b{child['latent']}\b", text)
+        assert f"{child['cosine']:.2f}" in text
+
+
+def test_theta_moves_the_partition(world, novelty_explorer):
+    counts = {}
+    for theta in (0.5, 0.9):
+        novelty_explorer.state.theta = theta
+        at = world.insertion.at(theta)
+        novel = int(((world.insertion.frame["best_cosine"] < theta) & ~world.insertion.frame["dead"]).sum())
+        counts[theta] = novel
+        assert at["share_novel_cos"] == pytest.approx(novel / at["n_latents"])
+        text = shown(novelty_explorer)
+        frame = world.insertion.frame[~world.insertion.frame["dead"]]
+        helped = int((frame["novel_gain"] & (frame["best_cosine"] < theta)).sum())
+        assert re.search(rf">\s*{helped}\s*<", text), "the confusion table counts novel latents that help"
+    assert counts[0.5] < counts[0.9]
+
+
+def test_groups_hold_the_latents_they_name(world, novelty_explorer):
+    frame = world.insertion.frame[~world.insertion.frame["dead"]]
+    novelty_explorer.state.theta = 0.9
+    rules = {
+        "clear novel": (frame["best_cosine"] < 0.9) & frame["novel_gain"],
+        "clear reconstruction": (frame["best_cosine"] >= 0.9) & ~frame["novel_gain"],
+        "low but hurts": (frame["best_cosine"] < 0.9) & ~frame["novel_gain"],
+        "high but helps": (frame["best_cosine"] >= 0.9) & frame["novel_gain"],
+    }
+    for group, rule in rules.items():
+        novelty_explorer.state.group = group
+        members = set(frame["latent"][rule])
+        assert set(novelty_explorer._members(group, 0.9)["latent"]) == members
+        if members:
+            assert novelty_explorer.state.latent in members
+
+
+def test_token_text_is_escaped_everywhere(world, explorer):
+    states = (
+        [{"width": w, "latent": i} for w in (8, 24) for i in range(8)]
+        if "width" in explorer.state.trait_names()
+        else [{"latent": i} for i in range(12)]
+    )
+    for state in states:
+        explorer.show(**state)
+        for text in (shown(explorer), explorer.static()):
+            assert "<script" not in text.lower()
+            assert "<b>source</b>" not in text
+            assert "\u202e" not in text, "a direction override would reorder the text around it"
+
+
+def test_static_form_is_self_contained_and_deterministic(explorer):
+    first, second = explorer.static(), explorer.static()
+    assert first == second
+    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*(https?:|//)", first)
+    assert "@import" not in first
+
+
+def test_the_mimebundle_has_a_static_form_and_can_be_only_that(explorer, monkeypatch):
+    live = explorer._repr_mimebundle_()
+    live = live[0] if isinstance(live, tuple) else live
+    assert live["text/html"] == explorer.static()
+    assert "application/vnd.jupyter.widget-view+json" in live
+    monkeypatch.setenv("SAEKIT_STATIC", "1")
+    assert set(explorer._repr_mimebundle_()) == {"text/html", "text/plain"}
+
+
+def test_the_code_line_brings_back_the_selection(world, latent_explorer, novelty_explorer):
+    latent_explorer.show(width=48, latent=13)
+    line = latent_explorer.code()
+    latent_explorer.show(width=8, latent=1)
+    eval(line, {"explorer": latent_explorer})
+    assert (latent_explorer.state.width, latent_explorer.state.latent) == (48, 13)
+    novelty_explorer.state.theta = 0.8
+    line = novelty_explorer.code()
+    novelty_explorer.state.theta = 0.3
+    eval(line, {"explorer": novelty_explorer})
+    assert novelty_explorer.state.theta == 0.8
+
+
+def test_a_hundred_updates_make_no_new_widgets(world, latent_explorer, novelty_explorer):
+    before = live_widgets()
+    for i in range(100):
+        latent_explorer.show(width=(8, 24, 48)[i % 3], latent=i % 8)
+        novelty_explorer.state.theta = 0.2 + 0.006 * i
+    assert live_widgets() == before
+
+
+def test_closing_leaves_nothing(world):
+    before = live_widgets()
+    explorer = LatentExplorer(world.family, world.evidence)
+    assert live_widgets() > before
+    explorer.close()
+    assert live_widgets() == before
+
+
+def test_states_that_do_not_exist_are_refused(latent_explorer, novelty_explorer):
+    for explorer, selection in [
+        (latent_explorer, {"latent": 24}),
+        (latent_explorer, {"width": 9}),
+        (latent_explorer, {"theta": 0.5}),
+        (novelty_explorer, {"theta": 2.0}),
+        (novelty_explorer, {"group": "nonsense"}),
+    ]:
+        before = explorer.code()
+        with pytest.raises(traitlets.TraitError):
+            explorer.show(**selection)
+        assert explorer.code() == before
+
+
+def test_an_error_is_shown_and_leaves_no_stale_panel(world, latent_explorer, monkeypatch):
+    latent_explorer.state.latent = 2
+    monkeypatch.setenv("SAEKIT_STRICT", "0")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the <evidence> broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(latent_explorer.evidence[24]), "contexts_table", broken)
+        latent_explorer.state.latent = 3
+        text = shown(latent_explorer)
+        assert 'role="alert"' in text
+        assert "the &lt;evidence&gt; broke" in text
+        assert "queen" not in text
+    latent_explorer.state.latent = 2
+    text = shown(latent_explorer)
+    assert "queen" in text
+    assert 'role="alert"' not in text
+
+
+def test_errors_are_raised_in_strict_mode(latent_explorer, monkeypatch):
+    monkeypatch.setattr(
+        type(latent_explorer.evidence[24]), "contexts_table", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("x"))
+    )
+    with pytest.raises(RuntimeError, match="x"):
+        latent_explorer.state.latent = 3
+
+
+def test_evidence_must_cover_the_widths(world):
+    with pytest.raises(ValueError, match="Width 48 needs evidence"):
+        LatentExplorer(world.family, {w: world.evidence[w] for w in (8, 24)})
+    with pytest.raises(ValueError, match="the evidence 24"):
+        NoveltyExplorer(world.insertion, world.evidence[24])
+
+
+def test_contexts_show_at_most_25_tokens(world):
+    for latent in range(24):
+        assert all(len(context.tokens) <= 25 for context in world.evidence[24].top(latent))
