@@ -367,7 +367,7 @@ class ActivationStore:
 
     @cached_property
     def documents(self) -> list[dict[str, str]]:
-        """`source`, `title` and `hash` of each document."""
+        """`source`, `title`, `topic` and `hash` of each document."""
         return read_json(self.path / "documents.json")
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 KINDS = ("relu", "topk", "batchtopk")
@@ -24,7 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     harvest.add_argument("--text", nargs="+", type=Path, help="text files (default: the embedded corpus)")
     harvest.add_argument("--dataset", help="Hugging Face data set, streamed")
     harvest.add_argument("--dataset-split", default="train", help="split of --dataset")
-    harvest.add_argument("--part", choices=("train", "held-out"), default="train", help="side of the split by documents")
+    harvest.add_argument("--documents", type=int, default=20_000, help="documents to read from --dataset")
+    harvest.add_argument(
+        "--part", choices=("train", "held-out"), default="train", help="side of the split by documents"
+    )
     harvest.add_argument("--tokens", type=int, default=1_000_000)
     harvest.add_argument("--context-length", type=int, default=128)
     harvest.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -34,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("dictionary", type=Path, help="folder to write (resumes if it was interrupted)")
     train.add_argument("--kind", choices=KINDS, default="relu")
     train.add_argument("--width", type=int, required=True)
-    train.add_argument("--target-l0", type=float, default=36.0, help="relu: steer the sparsity coefficient to this L0")
+    train.add_argument(
+        "--target-l0", type=float, default=36.0, help="relu: steer the sparsity coefficient to this L0"
+    )
     train.add_argument("--k", type=int, default=32, help="topk and batchtopk: active latents a token")
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--batch-size", type=int, default=512)
@@ -54,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run[options.command](options)
     except (ValueError, OSError, ImportError, KeyError) as error:
-        print(f"saekit {options.command}: {error.args[0] if error.args else error}", file=sys.stderr)
+        # A KeyError's text is its message in quotes.
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"saekit {options.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"saekit {options.command}: stopped; the same command goes on from here.", file=sys.stderr)
@@ -66,13 +73,16 @@ def _harvest(options: argparse.Namespace) -> None:
     import torch
 
     from saekit.activations import harvest
-    from saekit.corpora import embedded_corpus, huggingface_dataset, pack, split, text_files
+    from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack, split, text_files
     from saekit.models import load_model
 
+    documents: Iterable[Document]
     if options.text:
         documents = text_files(options.text)
     elif options.dataset:
-        documents = huggingface_dataset(options.dataset, split=options.dataset_split)
+        documents = huggingface_dataset(
+            options.dataset, split=options.dataset_split, limit=options.documents
+        )
     else:
         documents = embedded_corpus()
     train, held_out = split(documents)

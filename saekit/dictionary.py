@@ -131,7 +131,8 @@ class Dictionary:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary on another device or in another dtype."""
-        return replace(self, **{n: t.to(device=device, dtype=dtype) for n, t in self.tensors().items()})
+        tensors = {n: t.to(device=device, dtype=dtype) for n, t in self.tensors().items()}
+        return Dictionary(**tensors, k=self.k, info=self.info)
 
     # ------------------------------------------------------------------ encoding and decoding
 
@@ -264,7 +265,7 @@ class Dictionary:
             raise ValueError(f"{header_file} does not say format {FORMAT!r}, so it is not read.")
         try:
             with safe_open(weights_file, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except SafetensorError as error:
             raise ValueError(f"{weights_file} is damaged or not a safetensors file: {error}.") from error
         if set(tensors) != set(TENSORS):

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm.auto import tqdm
 
+from saekit import corpora
 from saekit.activations import ActivationStore, harvest
 from saekit.corpora import TokenRows, embedded_corpus, pack, split
 from saekit.dictionary import Dictionary
 from saekit.families import Family
-from saekit.files import hash_json, home, read_json, write_bytes
+from saekit.files import hash_file, hash_json, home, read_json, write_bytes
 from saekit.models import load_model
 from saekit.training import TrainingConfig, train
 from saekit.variants import BatchTopK, ReLU
@@ -117,7 +118,13 @@ def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> Toke
         raise ValueError(f'part must be "train" or "held-out", found {part!r}.')
     train_documents, held_out_documents = split(embedded_corpus())
     documents = train_documents if part == "train" else held_out_documents
-    return pack(documents, model.tokenizer, context_length=CONTEXT_LENGTH, n_tokens=n_tokens)
+    return pack(
+        documents,
+        model.tokenizer,
+        context_length=CONTEXT_LENGTH,
+        n_tokens=n_tokens,
+        name=f"embedded corpus, {part} documents",
+    )
 
 
 def embedded_store(
@@ -149,18 +156,24 @@ def embedded_store(
     ActivationStore
         At `blocks.12.hook_resid_post`, in rows of 128 positions.
     """
-    profile = current_profile()
-    if n_tokens is None:
-        n_tokens = profile.train_tokens if part == "train" else profile.held_out_tokens
     if dtype is None:
         dtype = torch.bfloat16 if part == "train" else torch.float32
-    path = home() / "stores" / f"embedded-{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}"
+    if n_tokens is None:
+        profile = current_profile()
+        n_tokens = profile.train_tokens if part == "train" else profile.held_out_tokens
+    path = _store_folder(part, n_tokens, dtype)
     if (path / "manifest.json").exists() and read_json(path / "manifest.json")["complete"]:
         return ActivationStore.open(path, hook_point=HOOK_POINT)
     if model is None:
         model = load_model(dtype=dtype)
     rows = embedded_rows(model, part=part, n_tokens=n_tokens)
     return harvest(model, rows, HOOK_POINT, path=path, dtype=dtype, progress=progress)
+
+
+def _store_folder(part: str, n_tokens: int, dtype: torch.dtype) -> Path:
+    # The corpus is what its code makes of the packages: other code, another store.
+    name = f"{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}-{hash_file(corpora.__file__)[:8]}"
+    return home() / "stores" / name
 
 
 def embedded_configs(kind: str) -> list[TrainingConfig]:
@@ -197,13 +210,19 @@ def train_embedded_families(*, progress: bool = True) -> None:
     ]
     if not jobs:
         return
-    paths = embedded_store("train", progress=progress).path, embedded_store("held-out", progress=progress).path
+    paths = (
+        embedded_store("train", progress=progress).path,
+        embedded_store("held-out", progress=progress).path,
+    )
     jobs.sort(key=lambda job: -job[0].width)  # the longest first
     workers = ProcessPoolExecutor(
         min(len(jobs), os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")
     )
     total = sum(config.steps * config.batch_size for config, _ in jobs)
-    with workers, tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar:
+    with (
+        workers,
+        tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar,
+    ):
         waiting = {workers.submit(_train_member, config, folder, *paths): config for config, folder in jobs}
         for done in as_completed(waiting):
             bar.set_postfix_str(done.result())
@@ -253,9 +272,9 @@ def load_family(source: str | Path) -> Family:
 
 def _member_folders(kind: str) -> list[Path]:
     profile = current_profile()
-    root = home() / "families" / f"{kind}-{profile.name}"
+    data = _store_folder("train", profile.train_tokens, torch.bfloat16).name
     return [
-        root / f"{c.width}-seed{c.seed}-{hash_json([c.describe(), profile.train_tokens])[:12]}"
+        home() / "families" / kind / f"{c.width}-seed{c.seed}-{hash_json([c.describe(), data])[:12]}"
         for c in embedded_configs(kind)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from saekit.dictionary import Dictionary
@@ -34,7 +35,8 @@ class Family:
                 here, there = getattr(member, what), getattr(ordered[0], what)
                 if here != there:
                     raise ValueError(
-                        f"A family shares one {what}: {ordered[0].name} has {there!r}, {member.name} {here!r}."
+                        f"A family shares one {what}: {ordered[0].name} has {there!r}, "
+                        f"{member.name} has {here!r}."
                     )
             if (member.width, member.seed or 0) in self._members:
                 raise ValueError(f"The family holds two dictionaries {member.name}.")
@@ -91,7 +93,7 @@ class Family:
     def pairs(self) -> list[tuple[Dictionary, Dictionary]]:
         """Neighbouring widths as (small, large), smallest first."""
         members = [self[width] for width in self.widths]
-        return list(zip(members, members[1:], strict=False))
+        return list(pairwise(members))
 
     def second_seed(self, width: int) -> Dictionary | None:
         """The null of this width: a dictionary of another seed, or None if there is none."""

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
-from saekit.models import logits_with_replacement
+from saekit.models import capture, logits_given
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -269,44 +269,31 @@ def ce_degradation(
     def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
         return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)
 
-    ablations: dict[str, Callable[[Tensor], Tensor]] = {
+    replacements: dict[str, Callable[[Tensor], Tensor]] = {
+        "original": lambda x: x,
         "zero": torch.zeros_like,
         "mean": lambda x: mean.expand_as(x),
+        **{str(i): reconstruct(member) for i, member in enumerate(members)},
     }
-    interventions = ablations | {str(i): reconstruct(member) for i, member in enumerate(members)}
-
+    sums = dict.fromkeys([*replacements, *(f"{i} everywhere" for i in range(len(members)))], 0.0)
     rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
-    special = store.special[rows]
-    targets = ~special[:, 1:]
-    excluded = store.excluded[rows]
-    names = ["original", *interventions, *(f"{i} everywhere" for i in range(len(members)))]
-    sums = dict.fromkeys(names, 0.0)
-    with torch.no_grad(), tqdm(total=len(names) * len(rows), disable=not progress, unit="row") as bar:
-        for start in range(0, len(rows), batch_rows):
-            part = slice(start, start + batch_rows)
-            tokens, keep = store.tokens[rows[part]], excluded[part, :, None]
-            for name in names:
-                replace = interventions.get(name.removesuffix(" everywhere"))
-                everywhere = name.endswith("everywhere")
-
-                def patched(
-                    x: Tensor,
-                    replace: Callable[[Tensor], Tensor] | None = replace,
-                    keep: Tensor = keep,
-                    everywhere: bool = everywhere,
-                ) -> Tensor:
-                    assert replace is not None
-                    replaced = replace(x.float()).to(x.dtype)
-                    return replaced if everywhere else torch.where(keep, x, replaced)
-
-                logits = logits_with_replacement(
-                    model, tokens, store.hook_point, None if replace is None else patched
-                )
-                loss = F.cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
-                )
-                sums[name] += float(loss[targets[part].flatten()].double().sum())
-                bar.update(len(tokens))
+    targets, excluded = ~store.special[rows, 1:], store.excluded[rows]
+    with torch.no_grad(), tqdm(total=len(sums) * len(rows), disable=not progress, unit="row") as bar:
+        for part in torch.arange(len(rows)).split(batch_rows):
+            tokens, kept = store.tokens[rows[part]], excluded[part, :, None]
+            original = capture(model, tokens, store.hook_point)
+            for name, replace in replacements.items():
+                replaced = replace(original.float()).to(original.dtype)
+                given = {name: torch.where(kept, original, replaced)}
+                if name.isdigit():
+                    given[f"{name} everywhere"] = replaced
+                for key, activations in given.items():
+                    logits = logits_given(model, tokens, store.hook_point, activations)
+                    loss = F.cross_entropy(
+                        logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none"
+                    )
+                    sums[key] += float(loss[targets[part]].double().sum())
+                    bar.update(len(part))
     ce = {name: total / int(targets.sum()) for name, total in sums.items()}
     frame = pd.DataFrame(
         {

@@ -325,6 +325,25 @@ def logits_with_replacement(
 
 
 @torch.no_grad()
+def logits_given(model: TransformerBridge, tokens: Tensor, hook_point: str, activations: Tensor) -> Tensor:
+    """Logits `[rows, ctx, vocab]` of tokens `[rows, ctx]` with these activations `[rows, ctx, d_in]` there.
+
+    From the residual stream between two blocks the model goes on without computing the blocks
+    before, so that several replacements on the same tokens share one `capture`.
+
+    Raises
+    ------
+    ValueError
+        If the hook point is unknown, or the activations do not have its shape.
+    """
+    hook_point, layer = resolve_hook_point(model, hook_point)
+    residual = re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|post)", hook_point)
+    if residual is None or layer is None:
+        return logits_with_replacement(model, tokens, hook_point, lambda _: activations)
+    return continue_from(model, tokens, activations, layer + (residual[1] == "post"))
+
+
+@torch.no_grad()
 def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, layer: int) -> Tensor:
     """Logits `[rows, ctx, vocab]` from the residual stream that enters block `layer`.
 

@@ -10,9 +10,14 @@ from saekit import files
 def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path):
     target = tmp_path / "value.txt"
     target.write_text("old")
-    with pytest.raises(OSError, match="full"), files.atomic_path(target) as temporary:
-        temporary.write_text("half of the new")
-        raise OSError("disk full")
+
+    def write_half():
+        with files.atomic_path(target) as temporary:
+            temporary.write_text("half of the new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

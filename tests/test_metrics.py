@@ -55,7 +55,9 @@ def test_evaluate_equals_a_dense_float64_computation(x, batch_size):
     error = (x.double() - wide.decode(latents)).square().sum()
     result = evaluate(dictionary, x, batch_size=batch_size)
     assert result.mse == pytest.approx(float(error) / 500, rel=1e-5)
-    assert result.fvu == pytest.approx(float(error / (x.double() - x.double().mean(0)).square().sum()), rel=1e-5)
+    assert result.fvu == pytest.approx(
+        float(error / (x.double() - x.double().mean(0)).square().sum()), rel=1e-5
+    )
     assert result.l0 == pytest.approx(float((latents > 0).sum(1).double().mean()))
     torch.testing.assert_close(result.density, (latents > 0).double().mean(0))
     assert result.frame["dead"].mean() == result.dead_fraction

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from saekit.activations import ActivationStore
@@ -200,7 +201,7 @@ class Evidence:
         if not self.counts[latent]:
             return ""
         bins = self.activations.histogram(latent, bins=30)
-        edges = [*bins["low"], bins["high"].iat[-1]]
+        edges = np.append(bins["low"], bins["high"].iat[-1])
         label = f"Histogram of {self.counts[latent]:,} activations from 0 to {html.number(edges[-1])}"
         chart = svg.histogram(bins["count"].to_numpy(), edges, label=label, xlabel="activation")
         return "<h4>Activations</h4>" + (html.image(chart, label) if as_image else chart)

@@ -162,7 +162,7 @@ class Scatter:
         self.unit = float(np.quantile(nonzero, 0.25)) if len(nonzero) else 1.0
         scaled = np.arcsinh(change / self.unit)
         self.high = float(np.abs(scaled).max(initial=1.0)) * 1.05
-        keep = np.unique(np.linspace(0, len(cosine) - 1, MAX_POINTS).astype(int)) if len(cosine) else []
+        keep = np.unique(np.linspace(0, len(cosine) - 1, MAX_POINTS).astype(int))[: len(cosine)]
         x, y = self._x(cosine[keep]), self._y(change[keep])
         helps = change[keep] < 0
         self.n_drawn = len(x)
@@ -312,7 +312,7 @@ def tree(
             y = 52 + leaves * ROW
             drawn.append(_text(left(shown[0][0]["width"]) + 8, y - 12, f"+ {hidden} more"))
         if not shown:
-            y = 52 + leaves * ROW
+            y = 52.0 + leaves * ROW
             leaves += 1
             if hidden:
                 drawn.append(_text(left(node["width"]) + BOX + 8, y + 4, f"+ {hidden} more"))

@@ -55,8 +55,15 @@ def lab(tmp_path_factory):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "explore.ipynb")
     port = free_port()
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(root / "config"), "SAEKIT_STATIC": ""}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={root}", "--ServerApp.port_retries=0"]  # fmt: skip
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={root}",
+        "--ServerApp.port_retries=0",
+    ]
+    command = [sys.executable, "-m", "jupyterlab", *options]
     with open(root / "lab.log", "wb") as log:
         server = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, cwd=root, start_new_session=True

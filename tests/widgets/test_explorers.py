@@ -218,7 +218,9 @@ def test_an_error_is_shown_and_leaves_no_stale_panel(world, latent_explorer, mon
 
 def test_errors_are_raised_in_strict_mode(latent_explorer, monkeypatch):
     monkeypatch.setattr(
-        type(latent_explorer.evidence[24]), "contexts_table", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("x"))
+        type(latent_explorer.evidence[24]),
+        "contexts_table",
+        lambda *_, **__: (_ for _ in ()).throw(RuntimeError("x")),
     )
     with pytest.raises(RuntimeError, match="x"):
         latent_explorer.state.latent = 3
