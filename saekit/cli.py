@@ -80,9 +80,7 @@ def _harvest(options: argparse.Namespace) -> None:
     if options.text:
         documents = text_files(options.text)
     elif options.dataset:
-        documents = huggingface_dataset(
-            options.dataset, split=options.dataset_split, limit=options.documents
-        )
+        documents = huggingface_dataset(options.dataset, split=options.dataset_split, limit=options.documents)
     else:
         documents = embedded_corpus()
     train, held_out = split(documents)

@@ -519,8 +519,11 @@ def splitting_tree_plot(
         for node in nodes:
             x, y = columns.index(node["width"]), node["row"]
             start = x - 1 + stub
-            thickness = _thickness(node["cosine"], tree.theta) if node is not nodes[0] else 0.6
-            axes.plot([start, x], [y, y], color=_EDGE, linewidth=thickness, solid_capstyle="butt", zorder=1)
+            if node is not nodes[0]:
+                thickness = _thickness(node["cosine"], tree.theta)
+                axes.plot(
+                    [start, x], [y, y], color=_EDGE, linewidth=thickness, solid_capstyle="butt", zorder=1
+                )
             if node["n_children"]:
                 rows = [child["row"] for child in nodes if child["parent_place"] == node["place"]]
                 axes.plot([x, x + stub], [y, y], color=_EDGE, linewidth=0.8, zorder=1)
@@ -791,7 +794,7 @@ def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
                 axes.annotate(
                     f"{fvu:.3f}",
                     (place, above),
-                    (0, 6 if above > fvu or fvu - expected < 0.03 * top else 2),
+                    (0, 6 if above > fvu or fvu - expected < 0.03 * top else 3),
                     textcoords="offset points",
                     ha="center",
                     fontsize=6.5,
@@ -852,9 +855,9 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
     Parameters
     ----------
     result : CEInsertion
-        Its `ce_change` is the mean over all targets of the store.
+        Its `ce_change` is the mean over all targets of the store, estimated from the rows run.
     """
-    columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change"]
+    columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change", "ce_change_error"]
     data = result.frame[columns].reset_index(drop=True)
     summary = result.summary
     with house_style():
@@ -865,6 +868,14 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
         styles = {"helps": (NOVEL, "o"), "hurts": (RECONSTRUCTION, "^")}
         for sample, (colour, marker) in styles.items():
             part = data[data["sample"] == sample]
+            axes.vlines(
+                part["mse_change"],
+                part["ce_change"] - part["ce_change_error"],
+                part["ce_change"] + part["ce_change_error"],
+                color=colour,
+                linewidth=0.8,
+                zorder=1,
+            )
             axes.scatter(
                 part["mse_change"],
                 part["ce_change"],
@@ -891,7 +902,8 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
         data,
         caption="Cross-entropy and MSE of single insertions. Change when one latent is added to the small "
         f"dictionary ({_comparison(result)}; negative helps; axes linear near zero, logarithmic beyond). "
-        f"{said}. Averages over {result.n_targets:,} targets.",
+        f"{said}. Averages over {result.n_targets:,} targets, estimated from a sample of rows: bars are one "
+        "standard error.",
         alt=f"Scatter of the change in cross-entropy against the change in MSE. {said}.",
     )
 

@@ -107,6 +107,7 @@ def ce_insertion():
             "best_cosine": random.random(12),
             "mse_change": mse,
             "ce_change": mse * 0.01 * random.random(12),
+            "ce_change_error": 0.001 * random.random(12),
         }
     )
     return CEInsertion("relu 12 (seed 0)", "relu 24 (seed 0)", frame, 1000)
@@ -406,10 +407,13 @@ def test_group_bars_and_what_they_would_be_if_gains_added_up():
 
 def test_ce_insertion_scatter():
     found, frame = plot("ce_insertion_scatter"), ce_insertion().frame
-    drawn = [np.asarray(points.get_offsets()) for points in found.figure.axes[0].collections]
-    for points, sample in zip(drawn, ("helps", "hurts"), strict=True):
-        expected = frame.loc[frame["sample"] == sample, ["mse_change", "ce_change"]]
-        np.testing.assert_array_equal(points, expected)
+    drawn = found.figure.axes[0].collections  # error bars, then points, for each sample
+    for bars, points, sample in zip(drawn[::2], drawn[1::2], ("helps", "hurts"), strict=True):
+        part = frame[frame["sample"] == sample]
+        np.testing.assert_array_equal(np.asarray(points.get_offsets()), part[["mse_change", "ce_change"]])
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        spread = part["ce_change_error"].to_numpy()[:, None] * [-1, 1]
+        np.testing.assert_allclose(ends, part["ce_change"].to_numpy()[:, None] + spread)
 
 
 def test_activation_norms_count_every_position():

@@ -309,7 +309,7 @@ def tree(
             shown.append((child, grow(child, depth + 1)))
         hidden = len(children) - len(shown)
         if hidden and shown:
-            y = 52 + leaves * ROW
+            y = 52.0 + leaves * ROW
             drawn.append(_text(left(shown[0][0]["width"]) + 8, y - 12, f"+ {hidden} more"))
         if not shown:
             y = 52.0 + leaves * ROW

@@ -1,0 +1,67 @@
+"""CE degradation against plain Hugging Face forward passes with hooks of our own."""
+
+import pytest
+import torch
+from dictionaries import make
+from transformers import AutoModelForCausalLM
+
+from saekit.metrics import ce_degradation
+
+
+@pytest.fixture(scope="module")
+def hf_model(model_folder):
+    return AutoModelForCausalLM.from_pretrained(model_folder).eval()
+
+
+def cross_entropy(hf_model, store, replace, *, everywhere=False):
+    """Mean over targets that are not special, row by row, from log-probabilities in float64."""
+
+    def hook(_module, _inputs, output):
+        x = output[0] if isinstance(output, tuple) else output
+        replaced = replace(x[0])[None]
+        if not everywhere:
+            replaced[0, store.excluded[row]] = x[0, store.excluded[row]]
+        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+
+    handle = hf_model.model.layers[1].register_forward_hook(hook)
+    losses = []
+    try:
+        for row in range(store.n_rows):
+            with torch.no_grad():
+                logits = hf_model(store.tokens[row : row + 1]).logits[0].double()
+            log_p = logits.log_softmax(-1)
+            for position in range(store.context_length - 1):
+                target = int(store.tokens[row, position + 1])
+                if target > 1:  # 0 and 1 are the special tokens of the tiny tokenizer
+                    losses.append(-float(log_p[position, target]))
+    finally:
+        handle.remove()
+    return sum(losses) / len(losses), len(losses)
+
+
+def test_every_number_equals_plain_forward_passes(model, hf_model, store):
+    dictionaries = [make(d_in=16, width=width, seed=width) for width in (12, 30)]
+    result = ce_degradation(model, dictionaries, store, max_rows=store.n_rows, batch_rows=5)
+    mean = store.read(store.positions).double().mean(0).float()
+
+    original, n_targets = cross_entropy(hf_model, store, lambda x: x.clone())
+    zero, _ = cross_entropy(hf_model, store, torch.zeros_like)
+    average, _ = cross_entropy(hf_model, store, lambda x: mean.expand_as(x).clone())
+    assert result.n_targets == n_targets
+    assert result.n_passed_through == int(store.excluded.sum())
+    assert result.ce_original == pytest.approx(original, abs=1e-5)
+    assert result.ce_zero_ablation == pytest.approx(zero, abs=1e-5)
+    assert result.ce_mean_ablation == pytest.approx(average, abs=1e-5)
+    for row, dictionary in zip(result.frame.itertuples(), dictionaries, strict=True):
+        ce, _ = cross_entropy(hf_model, store, dictionary.reconstruct)
+        everywhere, _ = cross_entropy(hf_model, store, dictionary.reconstruct, everywhere=True)
+        assert row.ce_degradation == pytest.approx(ce - original, abs=1e-5)
+        assert row.ce_degradation_everywhere == pytest.approx(everywhere - original, abs=1e-5)
+        assert row.loss_recovered_zero == pytest.approx((zero - ce) / (zero - original), rel=1e-3)
+        assert row.loss_recovered_mean == pytest.approx((average - ce) / (average - original), rel=1e-3)
+        assert abs(ce - everywhere) > 1e-4, "replacing excluded positions must matter in this test"
+
+
+def test_a_dictionary_of_another_dimension_is_named(model, store):
+    with pytest.raises(ValueError, match="d_in 12, but the store at blocks.1.hook_resid_post has 16"):
+        ce_degradation(model, make(d_in=12), store)
