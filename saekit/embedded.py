@@ -5,6 +5,7 @@ Everything is made once, under `saekit.files.home()`, and found again by the set
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +33,7 @@ HOOK_POINT = "blocks.12.hook_resid_post"
 CONTEXT_LENGTH = 128
 TARGET_L0 = 36.0
 K = 32
+LEARNING_RATE = 2e-3  # at width 1152
 MEMBERS = {
     "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (4608, 0)),
     "batchtopk": ((1152, 0), (2304, 0)),
@@ -70,7 +72,7 @@ class Profile:
 
 PROFILES = {
     "default": Profile("default", train_tokens=2_000_000, held_out_tokens=100_000, steps=7_000),
-    "test": Profile("test", train_tokens=250_000, held_out_tokens=100_000, steps=1_200),
+    "test": Profile("test", train_tokens=250_000, held_out_tokens=100_000, steps=2_500),
 }
 
 
@@ -190,7 +192,13 @@ def embedded_configs(kind: str) -> list[TrainingConfig]:
     variant = ReLU(target_l0=TARGET_L0) if kind == "relu" else BatchTopK(k=K)
     return [
         TrainingConfig(
-            variant=variant, width=width, seed=seed, steps=profile.steps, batch_size=profile.batch_size
+            variant=variant,
+            width=width,
+            seed=seed,
+            steps=profile.steps,
+            batch_size=profile.batch_size,
+            # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
+            lr=LEARNING_RATE * math.sqrt(1152 / width),
         )
         for width, seed in MEMBERS[kind]
     ]

@@ -66,7 +66,7 @@ class TrainingConfig:
     seed: int = 0
     steps: int = 6000
     batch_size: int = 512
-    lr: float = 3e-3
+    lr: float = 1e-3
     warmup: int = 200
     decay: float = 0.2
     log_every: int = 500
