@@ -25,11 +25,11 @@ STYLE = """<style>
 .saekit table { border-collapse: collapse; margin: 4px 0 10px; font-size: 13px; width: auto; border: none; }
 .saekit caption { text-align: left; font-weight: 600; padding: 2px 0 4px; white-space: nowrap;
   color: var(--jp-content-font-color1, #212121); }
-.saekit td, .saekit th { text-align: left; padding: 2px 10px 2px 4px; vertical-align: top; border: none;
-  border-bottom: 1px solid var(--jp-border-color2, #e0e0e0); background: transparent; max-width: none;
+.saekit table td, .saekit table th { text-align: left; padding: 2px 10px 2px 4px; vertical-align: top;
+  border: none; border-bottom: 1px solid var(--jp-border-color2, #e0e0e0); background: transparent; max-width: none;
   white-space: normal; line-height: 1.5; }
-.saekit th { font-weight: 500; color: var(--jp-content-font-color2, #616161); white-space: nowrap; }
-.saekit [align=right] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.saekit table th { font-weight: 500; color: var(--jp-content-font-color2, #616161); white-space: nowrap; }
+.saekit table [align=right] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .saekit mark { color: inherit; background-color: transparent; border-radius: 2px; }
 .saekit .tokens { font-family: var(--jp-content-font-family, Georgia, serif); font-size: 14px; }
 .saekit .token { border: 1px solid var(--jp-border-color2, #d0d0d0); border-radius: 3px; padding: 0 3px;

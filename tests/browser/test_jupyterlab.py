@@ -62,6 +62,7 @@ def lab(tmp_path_factory):
         "--IdentityProvider.token=",
         f"--ServerApp.root_dir={root}",
         "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True",
     ]
     command = [sys.executable, "-m", "jupyterlab", *options]
     with open(root / "lab.log", "wb") as log:
@@ -93,11 +94,12 @@ def page(lab):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(f"{lab}/doc/tree/explore.ipynb")
-        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
-        page.get_by_text("Python 3", exact=False).first.wait_for(timeout=60_000)
-        for cell in range(2):
-            page.locator(".jp-CodeCell .jp-InputArea-editor").nth(cell).click()
-            page.keyboard.press("Shift+Enter")
+        # Keys pressed before the kernel is connected are lost, so the cells are run by command.
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+            timeout=90_000,
+        )
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
         page.get_by_text("explorer.show(theta=").first.wait_for(timeout=90_000)
         yield page
         browser.close()
