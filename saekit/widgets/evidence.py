@@ -22,7 +22,6 @@ from saekit.analysis.latents import (
     contexts,
     logit_table,
     top_contexts,
-    top_tokens,
 )
 from saekit.families import Family
 from saekit.widgets import html, svg
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
 
+MIN_COUNT = 5  # occurrences from which a token's mean is more than noise
 WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 
 
@@ -74,6 +74,7 @@ class Evidence:
         self.vocabulary = vocabulary
         self.counts: list[int] = activations.counts.tolist()
         self._tokens = store.tokens.flatten()
+        self._occurrences = np.bincount(self._tokens[store.positions].numpy())
         self._words: dict[int, list[str]] = {}
 
     @staticmethod
@@ -114,6 +115,21 @@ class Evidence:
                 totals[word] = totals.get(word, 0.0) + value
             self._words[latent] = sorted(totals, key=lambda word: (-totals[word], word))
         return self._words[latent][:n]
+
+    def top_tokens(self, latent: int, n: int = 8) -> list[tuple[str, int, int, float]]:
+        """Token, occurrences with the latent active, all occurrences, mean activation over these.
+
+        The same as `saekit.analysis.top_tokens`, looking at the latent's own tokens only.
+        """
+        positions, values = self.activations.entries(latent)
+        ids, place = np.unique(self._tokens[positions].numpy(), return_inverse=True)
+        n_active, count = np.bincount(place, minlength=len(ids)), self._occurrences[ids]
+        mean = np.bincount(place, values.double().numpy(), minlength=len(ids)) / count
+        common = np.flatnonzero(count >= MIN_COUNT)
+        order = common[np.argsort(-mean[common], kind="stable")][:n]
+        strings = self._strings(ids[order].tolist())
+        columns = (n_active[order].tolist(), count[order].tolist(), mean[order].tolist())
+        return list(zip(strings, *columns, strict=True))
 
     def top(self, latent: int, n: int = 8) -> list[Context]:
         """Contexts of greatest activation, at most one from a document."""
@@ -210,10 +226,9 @@ class Evidence:
         """Tokens on which the latent is most active, with how often; nothing if it is dead."""
         if not self.counts[latent]:
             return ""
-        frame = top_tokens(self.activations, latent, self.store, self.vocabulary, n=n)
         rows = [
-            (html.chip(row.token), f"{row.n_active:,} of {row.count:,}", html.number(row.mean))
-            for row in frame.itertuples()
+            (html.chip(token), f"{n_active:,} of {count:,}", html.number(mean))
+            for token, n_active, count, mean in self.top_tokens(latent, n)
         ]
         return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption="Fires on")
 
@@ -224,9 +239,9 @@ class Evidence:
         rows = [
             (
                 html.chip(row.top_token),
-                html.number(row.top_logit),
+                html.number(row.top_logit, 2),
                 html.chip(row.bottom_token),
-                html.number(row.bottom_logit),
+                html.number(row.bottom_logit, 2),
             )
             for row in self.logits.latent(latent).itertuples()
         ]

@@ -10,6 +10,7 @@ theme variables, with fallbacks elsewhere.
 from __future__ import annotations
 
 import re
+import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -22,7 +23,7 @@ STYLE = """<style>
 .saekit h3 { font-size: 16px; margin: 2px 0 4px; font-weight: 600; }
 .saekit h4 { font-size: 13px; margin: 14px 0 4px; font-weight: 600; }
 .saekit p { margin: 2px 0 6px; }
-.saekit table { border-collapse: collapse; margin: 4px 0 10px; font-size: 13px; width: auto; border: none; }
+.saekit table { color: inherit; border-collapse: collapse; margin: 4px 0 10px; font-size: 13px; width: auto; border: none; }
 .saekit caption { text-align: left; font-weight: 600; padding: 2px 0 4px; white-space: nowrap;
   color: var(--jp-content-font-color1, #212121); }
 .saekit table td, .saekit table th { text-align: left; padding: 2px 10px 2px 4px; vertical-align: top;
@@ -31,7 +32,7 @@ STYLE = """<style>
 .saekit table th { font-weight: 500; color: var(--jp-content-font-color2, #616161); white-space: nowrap; }
 .saekit table [align=right] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .saekit mark { color: inherit; background-color: transparent; border-radius: 2px; }
-.saekit .tokens { font-family: var(--jp-content-font-family, Georgia, serif); font-size: 14px; }
+.saekit .tokens { font-family: var(--jp-content-font-family, system-ui, sans-serif); font-size: 14px; }
 .saekit .token { border: 1px solid var(--jp-border-color2, #d0d0d0); border-radius: 3px; padding: 0 3px;
   white-space: pre; font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
 .saekit .quiet, .saekit small { color: var(--jp-content-font-color2, #616161); font-size: 12px; }
@@ -40,7 +41,9 @@ STYLE = """<style>
   color: inherit; user-select: all; }
 .saekit .alert { border-left: 4px solid #d55e00; padding: 4px 10px; margin: 4px 0; }
 .saekit svg, .saekit img { max-width: 100%; height: auto; }
-.saekit .columns { display: flex; flex-wrap: wrap; gap: 4px 32px; align-items: flex-start; }
+.saekit .columns { display: flex; flex-wrap: wrap; gap: 4px 24px; align-items: flex-start; }
+.saekit .columns h4 { margin-top: 6px; }
+.saekit td .chips { white-space: nowrap; }
 .saekit ul { margin: 2px 0 6px; padding-left: 22px; }
 </style>"""
 
@@ -81,9 +84,15 @@ def visible(text: str, *, leading_space: bool = False) -> str:
     start, rest = (" ", text[1:]) if ordinary else ("", text)
     # Inside a token a single space between words stays as well.
     spaces = re.sub(r"^ +| +$| {2,}", lambda found: "␣" * len(found[0]), rest)
-    return (
-        start + "".join(_WHITE.get(char, char if char.isprintable() else "\ufffd") for char in spaces) or "∅"
-    )
+    return start + "".join(map(_shown, spaces)) or "∅"
+
+
+def _shown(char: str) -> str:
+    if char in _WHITE:
+        return _WHITE[char]
+    if unicodedata.category(char) == "Zs":  # such as a no-break space
+        return " "
+    return char if char.isprintable() else "\ufffd"
 
 
 def chip(text: str) -> str:
@@ -93,7 +102,8 @@ def chip(text: str) -> str:
 
 def chips(tokens: Iterable[str]) -> str:
     """Render a few tokens, each on its own."""
-    return " ".join(chip(token) for token in tokens)
+    inside = " ".join(chip(token) for token in tokens)
+    return inside and f'<span class="chips">{inside}</span>'
 
 
 def plain(tokens: Iterable[str]) -> str:
@@ -121,13 +131,15 @@ def context(tokens: Sequence[str], values: Sequence[float], peak: int, maximum: 
         if value > 0:
             alpha = 0.08 + (MAX_ALPHA - 0.08) * min(1.0, value / maximum)
             if place == peak:
-                text = f"<b><u>{text}</u></b>"
+                word = text.lstrip(" ")
+                text = f"{text[: len(text) - len(word)]}<b><u>{word}</u></b>"
             colour = f"rgba({ORANGE[0]},{ORANGE[1]},{ORANGE[2]},{alpha:.2f})"
             parts.append(
                 f'<mark title="{value:.3g}" style="background-color:{colour};color:inherit">{text}</mark>'
             )
         else:
-            parts.append(f'<span title="0">{text}</span>')
+            # A silent space is a space; an active one is shown.
+            parts.append(f'<span title="0">{" " if token == " " else text}</span>')
     return f'<span class="tokens">{"".join(parts)}</span>'
 
 
@@ -177,7 +189,16 @@ def share(value: float) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """Write a number with so many significant digits, with a true minus sign."""
-    return "–" if value != value else f"{value:.{digits}g}".replace("-", "−")
+    if value != value:
+        return "–"
+    size = abs(value)
+    if size == 0:
+        text = "0"
+    elif 1e-3 <= size < 10**digits - 0.5:
+        text = f"{value:#.{digits}g}".rstrip(".")
+    else:
+        text = f"{value:,.0f}" if 1 <= size < 1e6 else f"{value:.{digits}g}"
+    return text.replace("-", "−")
 
 
 def bar(value: float, *, width: int = 12) -> str:

@@ -71,7 +71,9 @@ class LatentExplorer(Explorer):
             self._button("Random", "Any latent that is not dead", self._any),
         ]
         self._head, self._text, self._side = self._panel(), self._panel(), self._panel()
-        self._near = self._list("Nearest", "Most similar latents at other widths: choose one to go there", [])
+        self._near = self._list(
+            "Nearest", "Most similar latents at other widths: choose one to go there", [], rows=9
+        )
         self._near.observe(lambda change: self._go(change["new"]), "value")
         bar = widgets.HBox([*controls, *steps], layout={"flex_flow": "row wrap"})
         return [bar, self._head, self._text, self._side, self._near]
@@ -100,7 +102,7 @@ class LatentExplorer(Explorer):
             numeric=(0, 1, 2),
             caption="Nearest at other widths",
         )
-        return [self._header(), self._contexts(), self._tables(as_image=True), near if rows else ""]
+        return [self._header(), self._contexts(), self._tables(near if rows else "", as_image=True)]
 
     # ------------------------------------------------------------------ pieces
 
@@ -117,12 +119,13 @@ class LatentExplorer(Explorer):
             html.details("All strengths: activation intervals with examples", intervals) if intervals else ""
         )
 
-    def _tables(self, *, as_image: bool) -> str:
+    def _tables(self, *more: str, as_image: bool) -> str:
         evidence, latent = self.evidence[self.state.width], self.state.latent
         parts = [
             evidence.histogram(latent, as_image=as_image),
             evidence.tokens_table(latent),
             evidence.logits_table(latent),
+            *more,
         ]
         return html.columns(*filter(None, parts))
 

@@ -205,9 +205,9 @@ class NoveltyExplorer(Explorer):
         return (
             f"<h3>{html.escape(self.insertion.large)} into {html.escape(self.insertion.small)}</h3>"
             f"<p>Each of {len(self._alive):,} latents inserted alone, on {self.insertion.n_tokens:,} tokens "
-            f"<small>({int(frame['dead'].sum()):,} dead latents and {self.insertion.n_excluded:,} positions "
-            f"left out)</small>. Does a cosine under θ = <b>{self.state.theta:.2f}</b> "
-            f"tell which ones help?</p>"
+            f"<small>(left out: dead latents {int(frame['dead'].sum()):,}, "
+            f"positions {self.insertion.n_excluded:,})</small>. "
+            f"Does a cosine under θ = <b>{self.state.theta:.2f}</b> tell which ones help?</p>"
         )
 
     def _charts(self, *, as_image: bool) -> str:
@@ -248,16 +248,16 @@ class NoveltyExplorer(Explorer):
     def _rates(self, at: dict[str, dict[str, Any]]) -> str:
         summaries = self._summaries
         measures: list[tuple[str, Callable[[str], str]]] = [
-            ("cosine under θ (base rate)", lambda name: html.share(at[name]["share_novel_cos"])),
+            ("cosine &lt; θ (base rate)", lambda name: html.share(at[name]["share_novel_cos"])),
             ("helps (base rate)", lambda name: html.share(at[name]["share_novel_gain"])),
             ("true positive rate", lambda name: html.share(at[name]["true_positive_rate"])),
             ("false positive rate", lambda name: html.share(at[name]["false_positive_rate"])),
             ("accuracy", lambda name: html.share(at[name]["accuracy"])),
             ("<b>balanced accuracy</b>", lambda name: f"<b>{html.share(at[name]['balanced_accuracy'])}</b>"),
-            ("area under the ROC curve", lambda name: html.number(summaries[name]["auc"])),
-            ("best θ (on half of the tokens)", lambda name: html.number(summaries[name]["best_theta"])),
+            ("area under the ROC", lambda name: html.number(summaries[name]["auc"])),
+            ("best θ, on half the tokens", lambda name: html.number(summaries[name]["best_theta"], 2)),
             (
-                "its balanced accuracy (other half)",
+                "… balanced, other half",
                 lambda name: html.share(summaries[name]["best_theta_balanced_accuracy"]),
             ),
         ]
@@ -266,8 +266,13 @@ class NoveltyExplorer(Explorer):
         if self.null is None:
             names.append("other seed")
             rows = [(*row, "–") for row in rows]
-        note = "" if self.null is not None else " <small>(no second seed to compare)</small>"
-        return html.table(("", *names), rows, numeric=(1, 2), caption=f"How well θ predicts{note}")
+        seeds = "no second seed to compare"
+        if self.null is not None:
+            seeds = f"other seed: {html.escape(self.null.large)} into {html.escape(self.null.small)}"
+        return (
+            html.table(("", *names), rows, numeric=(1, 2), caption="How well θ predicts")
+            + f"<p><small>{seeds}</small></p>"
+        )
 
     def _about(self, n: int) -> str:
         latent = self.state.latent

@@ -18,14 +18,14 @@ from saekit.widgets.html import escape, number, visible
 
 BLUE, VERMILION, ORANGE, GREY = "#0173b2", "#d55e00", "#de8f05", "#8c8c8c"  # colour-blind-safe
 STYLE = """<style>
-.sk-card{fill:var(--jp-layout-color1,#fff)}
+.sk-card{fill:var(--jp-layout-color0,#fff)}
 .sk-text{font:11px var(--jp-ui-font-family,system-ui,sans-serif);fill:var(--jp-content-font-color1,#212121)}
 .sk-quiet{font:11px var(--jp-ui-font-family,system-ui,sans-serif);fill:var(--jp-content-font-color2,#616161)}
 .sk-axis{stroke:var(--jp-content-font-color2,#616161);stroke-width:1;fill:none}
 .sk-grid{stroke:var(--jp-border-color2,#e0e0e0);stroke-width:1;fill:none}
 .sk-theta{stroke:var(--jp-content-font-color1,#212121);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
 .sk-box{fill:var(--jp-layout-color2,#f5f5f5);stroke:var(--jp-border-color1,#bdbdbd);stroke-width:1}
-.sk-here{fill:var(--jp-layout-color1,#fff);stroke:#de8f05;stroke-width:2.5}
+.sk-here{fill:var(--jp-layout-color0,#fff);stroke:#de8f05;stroke-width:2.5}
 .sk-ring{fill:none;stroke:var(--jp-content-font-color1,#212121);stroke-width:2}
 </style>"""
 MAX_POINTS = 5000
@@ -49,6 +49,15 @@ def _text(
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<path class="{kind}" d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}"/>'
+
+
+def _tick(value: float) -> str:
+    """A round number, with a power of ten where it is very small or large."""
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e4:
+        power = str(round(np.log10(size))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{'−' if value < 0 else ''}10{power}"
+    return f"{value:g}".replace("-", "−")
 
 
 def histogram(counts: np.ndarray, edges: np.ndarray, *, label: str, xlabel: str) -> str:
@@ -153,7 +162,7 @@ class Scatter:
         Of the latents that are not dead, `[n]`.
     """
 
-    width, height, left, right, top, bottom = 460, 290, 58, 12, 26, 36
+    width, height, left, right, top, bottom = 410, 290, 58, 12, 26, 36
 
     def __init__(self, cosine: np.ndarray, change: np.ndarray) -> None:
         self.low = min(0.0, float(np.floor(10 * cosine.min(initial=0.0)) / 10))
@@ -180,7 +189,7 @@ class Scatter:
     def _path(x: np.ndarray, y: np.ndarray, colour: str) -> str:
         dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
         return (
-            f'<path d="{dots}" fill="none" stroke="{colour}" stroke-opacity="0.55" stroke-width="3" '
+            f'<path d="{dots}" fill="none" stroke="{colour}" stroke-opacity="0.7" stroke-width="3" '
             'stroke-linecap="round"/>'
         )
 
@@ -192,13 +201,11 @@ class Scatter:
             _line(self.left, self._y(0), wall, self._y(0), "sk-axis"),
         ]
         for value in np.arange(np.ceil(5 * self.low) / 5, 1.01, 0.2):
-            parts.append(
-                _text(self._x(value), floor + 14, f"{value + 0:.1f}".replace("-", "−"), anchor="middle")
-            )
+            parts.append(_text(self._x(value), floor + 14, _tick(round(value, 1) + 0.0), anchor="middle"))
         top = np.floor(np.log10(nonzero.max())) if len(nonzero) else 0
-        ticks = [10.0 ** (top - 2 * step) for step in range(2) if 10.0 ** (top - 2 * step) > self.unit]
+        ticks = [10.0 ** (top - step) for step in range(3) if 10.0 ** (top - step) > self.unit]
         for tick in [0.0, *ticks, *(-tick for tick in ticks)]:
-            parts.append(_text(self.left - 5, self._y(tick) + 4, number(tick, 1), anchor="end"))
+            parts.append(_text(self.left - 5, self._y(tick) + 4, _tick(tick), anchor="end"))
             if tick:
                 parts.append(_line(self.left, self._y(tick), wall, self._y(tick), "sk-grid"))
         middle = (self.top + floor) / 2
@@ -207,8 +214,8 @@ class Scatter:
         parts += [
             _text(across, self.height - 6, "best cosine with a small latent", anchor="middle"),
             _text(11, middle, "MSE change when inserted", anchor="middle", extra=turned),
-            _text(wall - 4, self.top + 12, "hurts", anchor="end"),
-            _text(wall - 4, floor - 6, "helps", anchor="end"),
+            _text(self.left + 6, self.top + 14, "↑ hurts"),
+            _text(self.left + 6, floor - 8, "↓ helps"),
         ]
         return "".join(parts)
 
@@ -271,7 +278,7 @@ def tree(
 
     def box(node: dict[str, Any], y: float, kind: str, cosine: float | None) -> None:
         x = left(node["width"])
-        tokens = " ".join(
+        tokens = " · ".join(
             visible(token, leading_space=False).strip() for token in words(node["width"], node["latent"])
         )
         tokens = tokens if len(tokens) <= 25 else tokens[:24] + "…"
@@ -342,4 +349,4 @@ def tree(
         for width in widths
     ]
     total = 8 + len(widths) * BOX + (len(widths) - 1) * GAP
-    return _svg(total, 52 + max(1, leaves) * ROW - 20, label, *heads, *edges, *drawn)
+    return _svg(total, 52 + max(1, leaves) * ROW - 24, label, *heads, *edges, *drawn)
