@@ -105,6 +105,29 @@ class SparseLatents:
         """The same active latents with other values."""
         return replace(self, values=values)
 
+    def with_rows(self, rows: Tensor, other: SparseLatents) -> SparseLatents:
+        """The same batch with some `rows`, ascending, int64, replaced by the rows of `other`."""
+        replaced = torch.zeros(len(self), dtype=torch.bool, device=rows.device)
+        replaced[rows] = True
+        kept = self.where(~replaced[self.rows])
+        owner = torch.cat([kept.rows, rows[other.rows]])
+        order = stable_order(owner, len(self))
+        return SparseLatents(
+            _starts(owner, len(self)),
+            torch.cat([kept.indices, other.indices])[order],
+            torch.cat([kept.values, other.values])[order],
+            self.width,
+        )
+
+    def kth_largest(self, k: int) -> Tensor:
+        """The `k`-th largest value of each row, minus infinity for rows of fewer, `[batch]`."""
+        counts, rows = self.counts, self.rows
+        longest = max(k, int(counts.max())) if len(self) else k
+        padded = self.values.new_full((len(self), longest), -torch.inf)
+        place = torch.arange(len(rows), device=rows.device) - self.offsets[rows]
+        padded[rows, place] = self.values
+        return padded.topk(k, dim=1).values[:, -1]
+
     def matmul(self, matrix: Tensor) -> Tensor:
         """`latents @ matrix` for a `[width, d]` matrix: `[batch, d]`."""
         return F.embedding_bag(

@@ -282,16 +282,9 @@ class _Run:
             "input_mean_norm": float(self.mean.norm()),
             **config.variant.log(sae),
         }
-        return fold(
-            W_enc=sae.W_enc.detach().T,
-            b_enc=sae.b_enc.detach(),
-            W_dec=sae.W_dec.detach(),
-            b_dec=sae.b_dec.detach(),
-            mean=self.mean,
-            scale=self.scale,
-            info={"kind": config.variant.kind, "seed": config.seed, **self.origin, "training": training},
-            **config.variant.folding(sae),
-        )
+        info = {"kind": config.variant.kind, "seed": config.seed, **self.origin, "training": training}
+        with torch.no_grad():
+            return fold(mean=self.mean, scale=self.scale, info=info, **config.variant.folding(sae))
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -32,30 +32,30 @@ class BatchTopK(TopKVariant):
         sae.state["threshold"] = torch.zeros((), dtype=torch.float64)
         return sae
 
-    def select(self, sae: SAE, h: Tensor) -> SparseLatents:
-        """The `k * batch` largest of all, where positive (and what ties with the last)."""
-        threshold = sae.state["threshold"]
-        latents = largest(h, self.k * len(h), guess=GUESS * float(threshold))
+    def select(self, sae: SAE, x: Tensor) -> SparseLatents:
+        """The `k * batch` largest of all, where positive (and what ties with the last).
+
+        Only latents above a little less than the running threshold are searched, unless they are
+        too few: this makes the search fast and never changes its result.
+        """
+        threshold, n = sae.state["threshold"], self.k * len(x)
+        latents = sae.active_above(x, GUESS * float(threshold))
+        if len(latents.values) < n and threshold > 0:
+            latents = sae.active_above(x, 0.0)
+        latents = largest(latents, n)
         if len(latents.values):
             kept = latents.values.min().double()
             threshold.copy_(threshold.lerp(kept, THRESHOLD_RATE) if threshold > 0 else kept)
         return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:
-        """The running threshold, the same for every latent."""
-        return {"threshold": sae.state["threshold"].expand(sae.width)}
+        """With the running threshold, the same for every latent."""
+        return super().folding(sae) | {"threshold": sae.state["threshold"].expand(sae.width)}
 
 
-def largest(h: Tensor, n: int, *, guess: float = 0.0) -> SparseLatents:
-    """The `n` largest positive elements of `h` `[batch, width]`, and what ties with the last.
-
-    Only elements above the `guess`, at least 0, are sorted, unless they are too few: a good guess
-    makes the search fast and never changes its result.
-    """
-    candidates = SparseLatents.from_mask(h > guess, h)
-    if len(candidates.values) < n and guess > 0:
-        candidates = SparseLatents.from_mask(h > 0, h)
-    excess = len(candidates.values) - n
+def largest(latents: SparseLatents, n: int) -> SparseLatents:
+    """The `n` largest entries of a batch, and what ties with the last."""
+    excess = len(latents.values) - n
     if excess <= 0:
-        return candidates
-    return candidates.where(candidates.values >= candidates.values.kthvalue(excess + 1).values)
+        return latents
+    return latents.where(latents.values >= latents.values.kthvalue(excess + 1).values)

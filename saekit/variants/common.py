@@ -54,10 +54,14 @@ class SAE:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
         return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
 
-    def pre_activations(self, x: Tensor) -> Tensor:
-        """`x @ W_enc.T + b_enc`, without a graph: `[batch, d_in]` to `[batch, width]`."""
+    def active_above(self, x: Tensor, floor: float | Tensor) -> SparseLatents:
+        """Latents whose pre-activation `x @ W_enc.T + b_enc` exceeds `floor`, without a graph.
+
+        `floor` is one number or one for each latent, `[width]`.
+        """
         with torch.no_grad():
-            return torch.addmm(self.b_enc, x, self.W_enc.T)
+            h = torch.addmm(self.b_enc, x, self.W_enc.T)
+            return SparseLatents.from_mask(h > floor, h)
 
 
 def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
@@ -93,6 +97,11 @@ class Variant(ABC):
     betas: ClassVar[tuple[float, float]]
     dead_after: int
 
+    @property
+    def unit_norm(self) -> bool:
+        """Whether the trainer keeps decoder rows at unit norm."""
+        return True
+
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE, in its own random stream."""
         return initialise(kind=self.kind, width=width, d_in=d_in, seed=seed)
@@ -104,9 +113,9 @@ class Variant(ABC):
         `done` is the part of training that lies behind, from 0 to 1.
         """
 
-    @abstractmethod
     def folding(self, sae: SAE) -> dict[str, Any]:
-        """What `saekit.dictionary.fold` needs besides the weights: threshold or k."""
+        """What `saekit.dictionary.fold` takes of the SAE: weights, biases, threshold or k."""
+        return {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
 
     def log(self, sae: SAE) -> dict[str, float]:
         """What of the state belongs in the training log."""
@@ -155,13 +164,12 @@ class TopKVariant(Variant):
         return super().initialise(width=width, d_in=d_in, seed=seed)
 
     @abstractmethod
-    def select(self, sae: SAE, h: Tensor) -> SparseLatents:
-        """The latents that stay active, from the pre-activations `[batch, width]` of a batch."""
+    def select(self, sae: SAE, x: Tensor) -> SparseLatents:
+        """The latents that stay active on a batch `[batch, d_in]`."""
 
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
         """Mean squared error plus `aux_coefficient` times the auxiliary loss."""
-        h = sae.pre_activations(x)
-        latents = self.select(sae, h)
+        latents = self.select(sae, x)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
         loss = mean_squared_error(residual)
@@ -169,7 +177,7 @@ class TopKVariant(Variant):
         dead = sae.dead(self.dead_after)
         if len(dead) and self.aux_coefficient:
             k_aux = self.k_aux or max(1, x.shape[1] // 2)
-            loss = loss + self.aux_coefficient * auxiliary_loss(sae, x, h, residual, dead, k_aux)
+            loss = loss + self.aux_coefficient * auxiliary_loss(sae, x, residual, dead, k_aux)
         return loss
 
 
@@ -178,7 +186,7 @@ def mean_squared_error(residual: Tensor) -> Tensor:
     return residual.square().sum() / len(residual)
 
 
-def auxiliary_loss(sae: SAE, x: Tensor, h: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
+def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
     """AuxK (Gao et al. 2024, section 2.3): dead latents reconstruct what the live ones left.
 
     The `k_aux` largest pre-activations of dead latents (all of them where fewer are dead or
@@ -188,14 +196,15 @@ def auxiliary_loss(sae: SAE, x: Tensor, h: Tensor, residual: Tensor, dead: Tenso
     ----------
     sae : SAE
         The SAE.
-    x, h, residual : Tensor
-        Inputs `[batch, d_in]`, all pre-activations `[batch, width]`, what is left `[batch, d_in]`.
+    x, residual : Tensor
+        Inputs, and what the live latents left of them, `[batch, d_in]`.
     dead : Tensor
         The dead latents, ascending, int64.
     k_aux : int
         Dead latents a token.
     """
-    h = h[:, dead]
+    with torch.no_grad():
+        h = torch.addmm(sae.b_enc[dead], x, sae.W_enc[dead].T)
     largest = h.topk(min(k_aux, len(dead)), dim=1).indices
     active = torch.zeros_like(h, dtype=torch.bool).scatter_(1, largest, True) & (h > 0)
     found = SparseLatents.from_mask(active, h)

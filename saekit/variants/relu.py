@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from saekit.sparse import SparseLatents, decode_active, encode_active
+from saekit.sparse import decode_active, encode_active
 from saekit.variants.common import SAE, Variant, mean_squared_error, require_positive
 
 GAIN = 0.01  # change of the coefficient's logarithm a step, for an L0 that is off by a factor of e
@@ -69,8 +69,7 @@ class ReLU(Variant):
 
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
         """Mean squared error plus the L1 penalty, whose coefficient takes a step towards the target."""
-        h = sae.pre_activations(x)
-        latents = SparseLatents.from_mask(h > 0, h)
+        latents = sae.active_above(x, 0.0)
         sae.count(latents)
         if self.target_l0 is not None and done < self.steering:
             l0 = max(len(latents.values), 1) / len(x)
@@ -83,10 +82,6 @@ class ReLU(Variant):
     def coefficient(sae: SAE) -> float:
         """The L1 coefficient that the SAE has come to."""
         return math.exp(sae.state["log_l1"].item())
-
-    def folding(self, sae: SAE) -> dict[str, Any]:  # noqa: ARG002
-        """Nothing: the threshold is 0."""
-        return {}
 
     def log(self, sae: SAE) -> dict[str, float]:
         """The L1 coefficient and the dead latents."""

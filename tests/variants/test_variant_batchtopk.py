@@ -2,16 +2,23 @@ import pytest
 import torch
 
 from saekit.variants import BatchTopK
-from saekit.variants.batchtopk import THRESHOLD_RATE, largest
+from saekit.variants.batchtopk import THRESHOLD_RATE
 
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def transparent(variant, width):
+    """An SAE whose pre-activations are its inputs."""
+    sae = variant.initialise(width=width, d_in=width, seed=0)
+    sae.W_enc = torch.eye(width)
+    return sae
+
+
 def test_the_largest_of_the_batch_are_active_however_many_a_row_gets():
     variant = BatchTopK(k=3)
-    sae = variant.initialise(width=20, d_in=4, seed=0)
+    sae = transparent(variant, 20)
     h = normal(12, 20)
     h[4] += 5  # takes much more than its share
     smallest = h.flatten().sort(descending=True).values[35]
@@ -21,26 +28,26 @@ def test_the_largest_of_the_batch_are_active_however_many_a_row_gets():
     assert latents.counts[4] > 15
 
 
-@pytest.mark.parametrize("guess", [0.0, 0.3, 1.0, 2.2, 50.0])
-def test_the_guess_does_not_change_the_selection(guess):
-    h = normal(30, 40, seed=1)
-    expected, found = largest(h, 90), largest(h, 90, guess=guess)
-    assert len(expected.values) == 90
-    for name in ("offsets", "indices", "values"):
-        assert torch.equal(getattr(found, name), getattr(expected, name))
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0, 2.2, 50.0])
+def test_the_running_threshold_does_not_change_the_selection(threshold):
+    variant, h = BatchTopK(k=3), normal(30, 40, seed=1)
+    sae = transparent(variant, 40)
+    sae.state["threshold"].fill_(threshold)
+    smallest = h.flatten().sort(descending=True).values[89]
+    assert torch.equal(variant.select(sae, h).dense(), torch.where(h >= smallest, h, 0.0))
 
 
 def test_fewer_positive_ones_than_wanted_are_all_kept_and_ties_too():
-    h = -torch.ones(3, 4)
+    variant, h = BatchTopK(k=2), -torch.ones(3, 4)
     h[0, 1], h[2, 3] = 2.0, 1.0
-    assert largest(h, 5).dense().nonzero().tolist() == [[0, 1], [2, 3]]
-    assert len(largest(-torch.ones(3, 4), 5).values) == 0
-    assert len(largest(torch.ones(3, 4), 5).values) == 12
+    sae = transparent(variant, 4)
+    assert variant.select(sae, h).dense().nonzero().tolist() == [[0, 1], [2, 3]]
+    assert len(variant.select(sae, torch.ones(3, 4)).values) == 12
 
 
 def test_the_threshold_is_the_running_average_of_the_smallest_kept():
     variant = BatchTopK(k=2)
-    sae = variant.initialise(width=10, d_in=4, seed=0)
+    sae = transparent(variant, 10)
     expected = None
     for step in range(5):
         h = normal(8, 10, seed=step)
@@ -57,7 +64,7 @@ def test_the_threshold_is_the_running_average_of_the_smallest_kept():
 
 def test_a_batch_without_positive_activations_leaves_the_threshold():
     variant = BatchTopK(k=2)
-    sae = variant.initialise(width=10, d_in=4, seed=0)
+    sae = transparent(variant, 10)
     variant.select(sae, normal(8, 10))
     before = sae.state["threshold"].clone()
     assert len(variant.select(sae, -torch.ones(8, 10)).values) == 0

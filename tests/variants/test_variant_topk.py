@@ -1,12 +1,16 @@
+import pytest
 import torch
 
 from saekit.variants import TopK
 
 
-def test_the_k_largest_positive_latents_of_each_row_are_active():
+@pytest.mark.parametrize("floor", [0.0, 0.5, 1.0, 10.0])
+def test_the_k_largest_positive_latents_of_each_row_are_active(floor):
     generator = torch.Generator().manual_seed(0)
     variant = TopK(k=3)
-    sae = variant.initialise(width=20, d_in=4, seed=0)
+    sae = variant.initialise(width=20, d_in=20, seed=0)
+    sae.W_enc = torch.eye(20)
+    sae.state["floor"].fill_(floor)
     h = torch.randn(12, 20, generator=generator)
     h[5] = -1  # no positive one
     h[6] = torch.cat([torch.tensor([2.0, 1.0]), -torch.ones(18)])  # fewer than k
@@ -23,4 +27,4 @@ def test_the_k_largest_positive_latents_of_each_row_are_active():
 
 def test_it_folds_to_a_dictionary_whose_latents_compete():
     variant = TopK(k=3)
-    assert variant.folding(variant.initialise(width=20, d_in=4, seed=0)) == {"k": 3}
+    assert variant.folding(variant.initialise(width=20, d_in=4, seed=0))["k"] == 3
