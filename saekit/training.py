@@ -54,6 +54,9 @@ class TrainingConfig:
         Last part of training, from 0 to 1, over which the learning rate falls to zero.
     log_every : int
         Steps between evaluations, each a row of the log.
+    bf16_candidates : bool
+        Look for active latents in bfloat16 and compute their values in float32, see
+        `saekit.sparse.encode_above`: faster for wide dictionaries where the device has bfloat16.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class TrainingConfig:
     warmup: int = 200
     decay: float = 0.2
     log_every: int = 500
+    bf16_candidates: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "steps", "batch_size", "log_every"):
@@ -193,6 +197,7 @@ class _Run:
         self.config = config
         self.origin = _origin(source)
         self.sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
+        self.sae.bf16_candidates = config.bf16_candidates
         for parameter in self.sae.parameters.values():
             parameter.requires_grad_()
         self.mean, self.scale = normalisation(source)

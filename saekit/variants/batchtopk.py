@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from saekit.sparse import SparseLatents
+from saekit.sparse import SparseLatents, kth_smallest
 from saekit.variants.common import SAE, TopKVariant
 
 THRESHOLD_RATE = 0.01  # weight of the newest batch in the running average
-GUESS = 0.9  # share of the running threshold above which the largest are looked for first
+GUESS = 0.9  # share of the last batch's smallest above which the largest are looked for first
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,27 @@ class BatchTopK(TopKVariant):
     kind: ClassVar[str] = "batchtopk"
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with threshold 0."""
+        """A new SAE, in its own random stream, with threshold and floor 0."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         sae.state["threshold"] = torch.zeros((), dtype=torch.float64)
+        sae.state["floor"] = torch.zeros(())
         return sae
 
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
         """The `k * batch` largest of all, where positive (and what ties with the last).
 
-        Only latents above a little less than the running threshold are searched, unless they are
-        too few: this makes the search fast and never changes its result.
+        Only latents above a floor, a little less than the smallest kept of the last batch, are
+        searched, unless they are too few: this makes the search fast and never changes its result.
         """
-        threshold, n = sae.state["threshold"], self.k * len(x)
-        latents = sae.active_above(x, GUESS * float(threshold))
-        if len(latents.values) < n and threshold > 0:
-            latents = sae.active_above(x, 0.0)
-        latents = largest(latents, n)
+        threshold, floor, n = sae.state["threshold"], sae.state["floor"], self.k * len(x)
+        keep = partial(largest, n=n)
+        latents = sae.active_above(x, floor.item(), keep)
+        if len(latents.values) < n and floor > 0:
+            latents = sae.active_above(x, 0.0, keep)
         if len(latents.values):
             kept = latents.values.min().double()
             threshold.copy_(threshold.lerp(kept, THRESHOLD_RATE) if threshold > 0 else kept)
+            floor.copy_(GUESS * kept)
         return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:
@@ -53,9 +56,9 @@ class BatchTopK(TopKVariant):
         return super().folding(sae) | {"threshold": sae.state["threshold"].expand(sae.width)}
 
 
-def largest(latents: SparseLatents, n: int) -> SparseLatents:
-    """The `n` largest entries of a batch, and what ties with the last."""
+def largest(latents: SparseLatents, slack: float, *, n: int) -> SparseLatents:
+    """The `n` largest entries of a batch, and what is at most `slack` below the last."""
     excess = len(latents.values) - n
     if excess <= 0:
         return latents
-    return latents.where(latents.values >= latents.values.kthvalue(excess + 1).values)
+    return latents.where(latents.values >= kth_smallest(latents.values, excess) - slack)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from saekit.sparse import SparseLatents, decode_active, encode_active
+from saekit.sparse import Keep, SparseLatents, affine, decode_active, encode_above, encode_active
 
 
 @dataclass
@@ -26,6 +26,8 @@ class SAE:
         Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`.
     state : dict of Tensor
         What else the variant learns or counts; saved in checkpoints.
+    bf16_candidates : bool
+        Whether active latents are looked for in bfloat16, see `saekit.sparse.encode_above`.
     """
 
     W_enc: Tensor
@@ -33,6 +35,7 @@ class SAE:
     W_dec: Tensor
     b_dec: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
+    bf16_candidates: bool = False
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -54,14 +57,13 @@ class SAE:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
         return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
 
-    def active_above(self, x: Tensor, floor: float | Tensor) -> SparseLatents:
+    def active_above(self, x: Tensor, floor: float | Tensor, keep: Keep | None = None) -> SparseLatents:
         """Latents whose pre-activation `x @ W_enc.T + b_enc` exceeds `floor`, without a graph.
 
-        `floor` is one number or one for each latent, `[width]`.
+        `floor` is one number or one for each latent, `[width]`; `keep` selects among them, see
+        `saekit.sparse.encode_above`.
         """
-        with torch.no_grad():
-            h = torch.addmm(self.b_enc, x, self.W_enc.T)
-            return SparseLatents.from_mask(h > floor, h)
+        return encode_above(x, self.W_enc, self.b_enc, floor, keep=keep, bf16_candidates=self.bf16_candidates)
 
 
 def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
@@ -204,7 +206,7 @@ def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: i
         Dead latents a token.
     """
     with torch.no_grad():
-        h = torch.addmm(sae.b_enc[dead], x, sae.W_enc[dead].T)
+        h = affine(x, sae.W_enc[dead], sae.b_enc[dead])
     largest = h.topk(min(k_aux, len(dead)), dim=1).indices
     active = torch.zeros_like(h, dtype=torch.bool).scatter_(1, largest, True) & (h > 0)
     found = SparseLatents.from_mask(active, h)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from saekit.sparse import SparseLatents
+from saekit.sparse import SparseLatents, kth_smallest
 from saekit.variants.common import SAE, TopKVariant
 
-FLOOR_RATE = 0.05  # weight of the newest batch in the running floor
-FLOOR_QUANTILE = 0.01  # share of rows whose k-th largest may lie below the floor
+FLOOR_QUANTILE = 0.03  # share of a batch whose k-th largest lie below the floor for the next
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,23 @@ class TopK(TopKVariant):
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
         """The `k` largest of each row, where positive (and what ties with the last).
 
-        Latents above a running floor are searched first; rows that have fewer than `k` of them are
-        searched whole. This makes the search fast and never changes its result.
+        Latents above a floor, from the last batch, are searched first; rows that have fewer than
+        `k` of them are searched whole. This makes the search fast and never changes its result.
         """
-        floor = sae.state["floor"]
-        latents = sae.active_above(x, floor.item())
+        floor, keep = sae.state["floor"], partial(largest_of_rows, k=self.k)
+        latents = sae.active_above(x, floor.item(), keep)
         if floor > 0 and (short := latents.counts < self.k).any():
-            latents = latents.with_rows(short.nonzero().squeeze(1), sae.active_above(x[short], 0.0))
+            latents = latents.with_rows(short.nonzero().squeeze(1), sae.active_above(x[short], 0.0, keep))
         smallest = latents.kth_largest(self.k)
-        low = smallest.kthvalue(1 + int(FLOOR_QUANTILE * len(x))).values.clamp_min(0)
-        floor.lerp_(low.to(floor.dtype), FLOOR_RATE)
-        return latents.where(latents.values >= smallest[latents.rows])
+        floor.copy_(kth_smallest(smallest, int(FLOOR_QUANTILE * len(x))).clamp_min(0))
+        return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:
         """With `k`: the folded latents compete too."""
         return super().folding(sae) | {"k": self.k}
+
+
+def largest_of_rows(latents: SparseLatents, slack: float, *, k: int) -> SparseLatents:
+    """The `k` largest entries of each row, and what is at most `slack` below the last."""
+    smallest = latents.kth_largest(k) - slack
+    return latents.where(latents.values >= smallest.index_select(0, latents.rows))

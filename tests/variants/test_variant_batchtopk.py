@@ -28,11 +28,11 @@ def test_the_largest_of_the_batch_are_active_however_many_a_row_gets():
     assert latents.counts[4] > 15
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0, 2.2, 50.0])
-def test_the_running_threshold_does_not_change_the_selection(threshold):
+@pytest.mark.parametrize("floor", [0.0, 0.3, 1.0, 2.2, 50.0])
+def test_the_floor_does_not_change_the_selection(floor):
     variant, h = BatchTopK(k=3), normal(30, 40, seed=1)
     sae = transparent(variant, 40)
-    sae.state["threshold"].fill_(threshold)
+    sae.state["floor"].fill_(floor)
     smallest = h.flatten().sort(descending=True).values[89]
     assert torch.equal(variant.select(sae, h).dense(), torch.where(h >= smallest, h, 0.0))
 
