@@ -8,7 +8,8 @@ A store is a folder:
 - `positions.safetensors`: `tokens`, `document` and `excluded` (a bit mask), all `[rows, ctx]`;
 - `documents.json`: source, title and hash of every document.
 
-The manifest lists a shard once it is whole on disk, and says `complete` when all are.
+A shard appears once it is whole on disk and names the settings it was harvested with; the manifest
+lists the shards, and says `complete`, when all are there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit.corpora import TokenRows
+from saekit.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from saekit.files import hash_file, hash_json, read_json, write_json, write_tensors
 from saekit.models import capture, describe_model, resolve_hook_point, special_token_ids
 
@@ -41,6 +44,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "U8": torch.uint8}
 NORM_MULTIPLE = 10  # of the median norm: activations beyond it are massive
 NORM_SAMPLE = 100_000  # the median is over the first so many tokens
+EXCLUSION_RULE = (
+    f"special tokens, first position of a row, norm over {NORM_MULTIPLE} times the median of the first "
+    f"{NORM_SAMPLE} tokens"
+)
 BUFFER_TOKENS = 1 << 18  # shuffled at a time: 600 MB at d_in 576
 
 # Why a position is excluded, as bits: one position may have several reasons.
@@ -66,6 +73,9 @@ def harvest(
     Call it again after an interruption: finished shards are kept, the rest is harvested. A store
     that is complete is opened at once. Excluded by mask, not dropped, are special tokens, the
     first position of each row, and norms over 10 times the median of the first 100k tokens.
+
+    Within `saekit.distributed.distributed` the processes share the shards out, to the same bytes;
+    they must see the same folder.
 
     Parameters
     ----------
@@ -93,32 +103,20 @@ def harvest(
         If the disk is full; finished shards are kept.
     """
     path = Path(path)
-    hook_point, _ = resolve_hook_point(model, hook_point)
-    dtype_name = str(dtype).removeprefix("torch.")
-    if dtype_name not in DTYPES:
-        raise ValueError(f"Activations are stored as {' or '.join(DTYPES)}, not as {dtype_name}.")
     if batch_rows < 1 or shard_rows % batch_rows:
         raise ValueError(f"shard_rows must be a multiple of batch_rows, found {shard_rows} and {batch_rows}.")
-    settings = {
-        "format": FORMAT,
-        "model": describe_model(model),
-        "hook_point": hook_point,
-        "dtype": dtype_name,
-        "context_length": rows.context_length,
-        "rows": rows.n_rows,
-        "batch_rows": batch_rows,
-        "shard_rows": shard_rows,
-        "corpus": dict(rows.info),
-        "tokens_hash": rows.content_hash,
-    }
-    settings = json.loads(json.dumps(settings))  # as they will be read back
+    described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
+    settings = {"format": FORMAT, **described, "shard_rows": shard_rows}
     manifest = _begin(path, settings)
     if manifest["complete"]:
         return ActivationStore.open(path)
     try:
-        write_json(path / "manifest.json", manifest)
-        _harvest_shards(model, rows, path, manifest, hash_json(settings), progress)
-        _finish(model, rows, path, manifest)
+        if is_main():
+            write_json(path / "manifest.json", manifest)
+        manifest["shards"] = _harvest_shards(model, rows, path, manifest, hash_json(settings), progress)
+        if is_main():
+            _finish(model, rows, path, manifest)
+        barrier()
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -128,6 +126,68 @@ def harvest(
             "settings goes on from there",
         ) from error
     return ActivationStore.open(path)
+
+
+def describe_harvest(
+    model: TransformerBridge, rows: TokenRows, hook_point: str, *, dtype: torch.dtype, batch_rows: int
+) -> dict[str, Any]:
+    """What is harvested from which model and text, as JSON values; the beginning of a manifest.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such hook point, or activations are not kept in this dtype.
+    """
+    hook_point, _ = resolve_hook_point(model, hook_point)
+    dtype_name = str(dtype).removeprefix("torch.")
+    if dtype_name not in DTYPES:
+        raise ValueError(f"Activations are stored as {' or '.join(DTYPES)}, not as {dtype_name}.")
+    settings = {
+        "model": describe_model(model),
+        "hook_point": hook_point,
+        "dtype": dtype_name,
+        "context_length": rows.context_length,
+        "rows": rows.n_rows,
+        "batch_rows": batch_rows,
+        "corpus": dict(rows.info),
+        "tokens_hash": rows.content_hash,
+    }
+    return json.loads(json.dumps(settings))  # as they will be read back
+
+
+def harvest_rows(
+    model: TransformerBridge, tokens: Tensor, hook_point: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Activations `[rows, ctx, d_in]` of token rows in a dtype, and their norms `[rows, ctx]`, float32."""
+    activations = capture(model, tokens, hook_point).to(dtype)
+    return activations, activations.float().norm(dim=2)
+
+
+def check_finite(norms: Tensor, numbers: Sequence[int], hook_point: str) -> None:
+    """Refuse rows, of these numbers, whose norms `[rows, ctx]` are not all finite.
+
+    Raises
+    ------
+    ValueError
+        It names the first such row.
+    """
+    finite = norms.isfinite().all(dim=1)
+    if not finite.all():
+        row = numbers[int(finite.logical_not().nonzero()[0, 0])]
+        raise ValueError(f"The activations at {hook_point} of row {row} are not finite.")
+
+
+def norm_limit(norms: Tensor) -> float:
+    """The norm beyond which positions are excluded: 10 times the median of the first 100k tokens."""
+    return NORM_MULTIPLE * norms.flatten()[:NORM_SAMPLE].median().item()
+
+
+def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: float) -> Tensor:
+    """Why positions of token rows `[rows, ctx]` are excluded: bits `SPECIAL`, `FIRST` and `NORM`, uint8."""
+    special = torch.isin(tokens, torch.tensor(special_token_ids(model.tokenizer), dtype=tokens.dtype))
+    excluded = special.to(torch.uint8) * SPECIAL + (norms > limit).to(torch.uint8) * NORM
+    excluded[:, 0] += FIRST
+    return excluded
 
 
 def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -153,38 +213,61 @@ def _harvest_shards(
     manifest: dict[str, Any],
     settings_hash: str,
     progress: bool,
-) -> None:
-    """Write the shards that are not there yet, and list each in the manifest."""
-    ctx, shard_rows = rows.context_length, manifest["shard_rows"]
-    done = len(manifest["shards"]) * shard_rows
+) -> list[dict[str, Any]]:
+    """Write the shards that are not there yet; the manifest's entries of all of them.
+
+    Processes share the shards out. A shard is written and hashed in a thread while the next one is
+    computed.
+    """
+    ctx, hook_point, dtype = rows.context_length, manifest["hook_point"], DTYPES[manifest["dtype"]]
+    shards = list(torch.arange(rows.n_rows).split(manifest["shard_rows"]))
+    files = [path / f"shard-{number:05d}.safetensors" for number in range(len(shards))]
+    present = [number for number, file in enumerate(files) if _settings_of(file) == settings_hash]
+    missing = [number for number in range(len(files)) if number not in present]
+    barrier()  # nobody writes before everybody has seen the same shards missing
+    present, missing = present[rank() :: world_size()], missing[rank() :: world_size()]
+    digests = torch.zeros(len(files), 32, dtype=torch.int32)
+
+    def write(number: int, parts: list[tuple[Tensor, Tensor]]) -> None:
+        activations, norms = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
+        check_finite(norms, shards[number].tolist(), hook_point)
+        tensors = {"activations": activations, "norms": norms}
+        write_tensors(files[number], tensors, {"settings": settings_hash})
+        digest(number)
+
+    def digest(number: int) -> None:
+        digests[number] = torch.tensor(list(bytes.fromhex(hash_file(files[number]))))
+
+    initial = sum(len(shards[number]) for number in present) * ctx
     bar = tqdm(
-        total=rows.n_rows * ctx,
-        initial=min(done, rows.n_rows) * ctx,
+        total=initial + sum(len(shards[number]) for number in missing) * ctx,
+        initial=initial,
         unit="token",
         unit_scale=True,
-        desc=f"harvesting {manifest['hook_point']}",
-        disable=not progress,
+        desc=f"harvesting {hook_point}",
+        disable=not (progress and is_main()),
     )
-    with bar:
-        for start in range(done, rows.n_rows, shard_rows):
-            stop = min(start + shard_rows, rows.n_rows)
-            file = path / f"shard-{start // shard_rows:05d}.safetensors"
-            # A kill may have fallen between a shard, which appears whole, and its entry.
-            if _settings_of(file) == settings_hash:
-                bar.update((stop - start) * ctx)
-            else:
-                parts = []
-                for first in range(start, stop, manifest["batch_rows"]):
-                    tokens = rows.tokens[first : min(first + manifest["batch_rows"], stop)]
-                    activations = capture(model, tokens, manifest["hook_point"]).cpu()
-                    _check_finite(activations, first, manifest["hook_point"])
-                    parts.append(activations.to(DTYPES[manifest["dtype"]]))
-                    bar.update(tokens.numel())
-                stored = torch.cat(parts)
-                tensors = {"activations": stored, "norms": stored.float().norm(dim=2)}
-                write_tensors(file, tensors, {"settings": settings_hash})
-            manifest["shards"].append({"file": file.name, "rows": [start, stop], **_fingerprint(file)})
-            write_json(path / "manifest.json", manifest)
+    with bar, ThreadPoolExecutor(1) as writer:
+        writing = [writer.submit(digest, number) for number in present]
+        for number in missing:
+            parts = []
+            for batch in shards[number].split(manifest["batch_rows"]):
+                parts.append(harvest_rows(model, rows.tokens[batch], hook_point, dtype))
+                bar.update(len(batch) * ctx)
+            for written in writing:  # one shard at most is being written, and an error ends the harvest
+                written.result()
+            writing = [writer.submit(write, number, parts)]
+        for written in writing:
+            written.result()
+    return [
+        {
+            "file": file.name,
+            "rows": [int(shard[0]), int(shard[-1]) + 1],
+            "bytes": file.stat().st_size,
+            "sha256": bytes(sha256).hex(),
+        }
+        for file, shard, sha256 in zip(files, shards, all_reduce_sum(digests).tolist(), strict=True)
+    ]
 
 
 def _settings_of(file: Path) -> str | None:
@@ -198,23 +281,12 @@ def _settings_of(file: Path) -> str | None:
         return None
 
 
-def _check_finite(activations: Tensor, first_row: int, hook_point: str) -> None:
-    finite = torch.isfinite(activations).flatten(1).all(dim=1)
-    if not finite.all():
-        row = first_row + int(finite.logical_not().nonzero()[0, 0])
-        raise ValueError(
-            f"The activations at {hook_point} of row {row} are not finite; finished shards are kept."
-        )
-
-
 def _finish(model: TransformerBridge, rows: TokenRows, path: Path, manifest: dict[str, Any]) -> None:
     """Exclude positions, write what describes them, and mark the store complete."""
     shards = [_map_shard(path / shard["file"]) for shard in manifest["shards"]]
     norms = torch.cat([shard["norms"] for shard in shards])
-    limit = NORM_MULTIPLE * norms.flatten()[:NORM_SAMPLE].median().item()
-    special = torch.isin(rows.tokens, torch.tensor(special_token_ids(model.tokenizer), dtype=torch.int32))
-    excluded = (special * SPECIAL + (norms > limit) * NORM).to(torch.uint8)
-    excluded[:, 0] += FIRST
+    limit = norm_limit(norms)
+    excluded = exclusion(model, rows.tokens, norms, limit)
     write_tensors(
         path / "positions.safetensors",
         {"tokens": rows.tokens, "document": rows.document, "excluded": excluded},
@@ -227,8 +299,7 @@ def _finish(model: TransformerBridge, rows: TokenRows, path: Path, manifest: dic
         "complete": True,
         "d_in": shards[0]["activations"].shape[2],
         "exclusion": {
-            "rule": f"special tokens, first position of a row, norm over {NORM_MULTIPLE} times the "
-            f"median of the first {NORM_SAMPLE} tokens",
+            "rule": EXCLUSION_RULE,
             "norm_limit": limit,
             "counts": {
                 "special": int((excluded & SPECIAL).count_nonzero()),
@@ -285,7 +356,8 @@ class ActivationStore:
         path = Path(path)
         manifest = _read_manifest(path)
         if not manifest["complete"]:
-            done = min(len(manifest["shards"]) * manifest["shard_rows"], manifest["rows"])
+            finished = len(list(path.glob("shard-*.safetensors")))
+            done = min(finished * manifest["shard_rows"], manifest["rows"])
             raise ValueError(
                 f"{path} is incomplete ({done} of {manifest['rows']} rows): harvest again with the same "
                 "settings to finish it."
@@ -465,7 +537,7 @@ class ActivationStore:
         batch: list[Tensor] = []
         missing = batch_size
         while True:
-            order = torch.randperm(self.n_rows, generator=_generator(seed, epoch))
+            order = torch.randperm(self.n_rows, generator=random_stream(seed, epoch))
             for number, rows in enumerate(order.split(max(1, BUFFER_TOKENS // self.context_length))):
                 size = int(counts[rows].sum())
                 if skip >= size:
@@ -473,7 +545,7 @@ class ActivationStore:
                     continue
                 row, column = used[rows].nonzero().T
                 buffer = self._gather(rows[row] * self.context_length + column)
-                chosen = torch.randperm(size, generator=_generator(seed, epoch, number))[skip:]
+                chosen = torch.randperm(size, generator=random_stream(seed, epoch, number))[skip:]
                 skip = 0
                 while len(chosen):
                     batch.append(buffer[chosen[:missing]])
@@ -504,8 +576,8 @@ def batches_of(
         yield positions, activations[positions].float()
 
 
-def _generator(*key: int) -> torch.Generator:
-    """Make a random stream of its own for every key."""
+def random_stream(*key: int) -> torch.Generator:
+    """A random stream of its own for every key."""
     return torch.Generator().manual_seed(int(hash_json(key)[:15], 16))
 
 

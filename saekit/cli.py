@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     harvest.add_argument("--tokens", type=int, default=1_000_000)
     harvest.add_argument("--context-length", type=int, default=128)
     harvest.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    harvest.add_argument("--device", default="cpu", help="where the model runs, such as cuda")
 
     train = commands.add_parser("train", help="train a dictionary on a store of activations")
     train.add_argument("store", type=Path, help="folder that `saekit harvest` wrote")
@@ -47,15 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--held-out", type=Path, help="store to evaluate on")
 
-    commands.add_parser("prepare", help="harvest and train what the notebooks read")
-    commands.add_parser("reproduce", help="prepare, run the notebook series, write figures/")
+    families = commands.add_parser(
+        "families", help="train the bundled families again, and a wider dictionary of each kind"
+    )
+    families.add_argument("--bundle", action="store_true", help="write them into the package")
+    commands.add_parser("reproduce", help="run the notebook series, write figures/")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that people can mend end it with one sentence and status 1."""
     options = build_parser().parse_args(arguments)
-    run = {"harvest": _harvest, "train": _train, "prepare": _prepare, "reproduce": _reproduce}
+    run = {"harvest": _harvest, "train": _train, "families": _families, "reproduce": _reproduce}
     try:
         run[options.command](options)
     except (ValueError, OSError, ImportError, KeyError) as error:
@@ -74,6 +78,7 @@ def _harvest(options: argparse.Namespace) -> None:
 
     from saekit.activations import harvest
     from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack, split, text_files
+    from saekit.distributed import distributed, is_main
     from saekit.models import load_model
 
     documents: Iterable[Document]
@@ -86,17 +91,20 @@ def _harvest(options: argparse.Namespace) -> None:
     train, held_out = split(documents)
     dtype = getattr(torch, options.dtype)
     named = {} if options.model is None else {"name": options.model, "revision": options.revision}
-    model = load_model(dtype=dtype, **named)
-    rows = pack(
-        train if options.part == "train" else held_out,
-        model.tokenizer,
-        context_length=options.context_length,
-        n_tokens=options.tokens,
-    )
-    store = harvest(
-        model, rows, options.hook_point, path=options.store, dtype=dtype, progress=not options.quiet
-    )
-    print(f"{store.n_tokens} positions at {store.hook_point}, {int(store.excluded.sum())} of them excluded")
+    with distributed():
+        model = load_model(dtype=dtype, device=options.device, **named)
+        rows = pack(
+            train if options.part == "train" else held_out,
+            model.tokenizer,
+            context_length=options.context_length,
+            n_tokens=options.tokens,
+        )
+        store = harvest(
+            model, rows, options.hook_point, path=options.store, dtype=dtype, progress=not options.quiet
+        )
+        if is_main():
+            excluded = int(store.excluded.sum())
+            print(f"{store.n_tokens} positions at {store.hook_point}, {excluded} of them excluded")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -125,10 +133,14 @@ def _train(options: argparse.Namespace) -> None:
     print("\n".join(f"{name}: {value}" for name, value in result.summary.items()))
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    from saekit.embedded import prepare
+def _families(options: argparse.Namespace) -> None:
+    from saekit.bundled import bundle, train_families
 
-    prepare(progress=not options.quiet)
+    if options.bundle:
+        print(bundle(progress=not options.quiet).to_string(index=False))
+    else:
+        for kind, folder in train_families(progress=not options.quiet).items():
+            print(f"{kind}: {folder}")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

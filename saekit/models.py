@@ -129,6 +129,11 @@ def describe_model(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
+def device_of(model: TransformerBridge) -> torch.device:
+    """Where a model runs, and where its activations come out."""
+    return _parameter(model).device
+
+
 def _check_processing(processing: Mapping[str, bool]) -> dict[str, bool]:
     """All processing flags, those not asked for switched off."""
     unknown = sorted(set(processing) - set(PROCESSING))
@@ -272,7 +277,7 @@ def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor
         If the hook point is unknown, or is not one vector a token.
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
-    tokens = tokens.to(_parameter(model).device).long()
+    tokens = tokens.to(device_of(model)).long()
     try:
         model.run_with_hooks(tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None, use_cache=False)
     except _Reached as reached:
@@ -305,7 +310,7 @@ def logits_with_replacement(
         If the hook point is unknown, or `replace` changes the shape.
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
-    tokens = tokens.to(_parameter(model).device).long()
+    tokens = tokens.to(device_of(model)).long()
     if replace is None:
         return model(tokens, return_type="logits", use_cache=False)
 
