@@ -1,0 +1,244 @@
+"""Activations without a store: harvested into a bounded buffer while training draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from saekit.activations import (
+    BUFFER_TOKENS,
+    EXCLUSION_RULE,
+    NORM_SAMPLE,
+    check_finite,
+    describe_harvest,
+    exclusion,
+    harvest_rows,
+    norm_limit,
+    random_stream,
+)
+from saekit.corpora import TokenRows
+from saekit.distributed import all_gather, local_slice
+from saekit.files import hash_json
+from saekit.models import device_of
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+SAMPLE_TOKENS = 1 << 15  # of the rows whose positions stand for all
+
+
+class StreamedActivations:
+    """What `saekit.training.train` needs of an activation store, with nothing on disk.
+
+    Each epoch permutes the token rows and cuts them into buffers of equal size. A buffer is
+    harvested, its used positions are shuffled, and whole batches are drawn from it; then the next
+    one takes its place. Excluded are the same positions as in a store: special tokens, the first
+    position of each row, and norms over 10 times the median of the first 100k tokens.
+
+    How many batches a buffer gives follows from its tokens alone: as many as the positions that
+    are neither special nor first fill. So the batch of any step is found without harvesting what
+    comes before it, but
+
+    - what does not fill a batch, less than one batch a buffer, is left out until another epoch
+      shuffles it into another place;
+    - if more positions are excluded for their norm than were left out, the last batch of the
+      buffer is filled up with the buffer's first positions again.
+
+    Within `saekit.distributed.distributed` the processes share the rows of a buffer out and then
+    all hold the whole of it, so that all draw the same batches, the same as one process would.
+
+    Parameters
+    ----------
+    model : TransformerBridge
+        From `saekit.models.load_model`.
+    rows : TokenRows
+        From `saekit.corpora.pack`.
+    hook_point : str
+        Where to read; heads of `attn.hook_z` are concatenated.
+    buffer_tokens : int
+        Positions held at most, excluded ones counted; a buffer is whole rows.
+    dtype : torch.dtype
+        Held as float32 or bfloat16, on the model's device.
+    batch_rows : int
+        Rows a forward pass.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such hook point, a buffer is smaller than one row, or activations are
+        not held in this dtype.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        rows: TokenRows,
+        hook_point: str = "blocks.12.hook_resid_post",
+        *,
+        buffer_tokens: int = BUFFER_TOKENS,
+        dtype: torch.dtype = torch.bfloat16,
+        batch_rows: int = 32,
+    ) -> None:
+        if buffer_tokens < rows.context_length:
+            raise ValueError(
+                f"buffer_tokens must be at least one row of {rows.context_length}, found {buffer_tokens}."
+            )
+        self.model = model
+        self.rows = rows
+        self.buffer_rows = buffer_tokens // rows.context_length
+        self._dtype = dtype
+        self._described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"StreamedActivations({self.hook_point}, {self.rows.n_rows:,} rows of "
+            f"{self.rows.context_length}, {self.buffer_rows:,} of them held)"
+        )
+
+    # ------------------------------------------------------------------ what it holds
+
+    @property
+    def hook_point(self) -> str:
+        """Where the activations are read."""
+        return self._described["hook_point"]
+
+    @cached_property
+    def d_in(self) -> int:
+        """Dimension of the activations."""
+        _, x, _ = next(self._harvest(torch.arange(1)))
+        return x.shape[2]
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What is harvested from which model and text, as in the manifest of a store."""
+        return {
+            **self._described,
+            "buffer_rows": self.buffer_rows,
+            "d_in": self.d_in,
+            "exclusion": {"rule": EXCLUSION_RULE, "norm_limit": self._norm_limit},
+        }
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of the manifest, whose norm limit tells models of one name apart."""
+        return hash_json(self.manifest)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Used positions of rows spread evenly over the data, about 2^15, `[n]`, int64, ascending.
+
+        A sample for estimates: which of the others are used shows only when they are harvested. A
+        position is `row * context_length + column`.
+        """
+        n_rows, ctx = self.rows.n_rows, self.rows.context_length
+        n = min(n_rows, max(1, SAMPLE_TOKENS // ctx))
+        numbers = torch.arange(n) * n_rows // n
+        used = torch.cat([self._used(batch, norms) for batch, _, norms in self._harvest(numbers)])
+        row, column = used.nonzero().T
+        return numbers[row] * ctx + column
+
+    @cached_property
+    def _norm_limit(self) -> float:
+        numbers = torch.arange(min(self.rows.n_rows, -(-NORM_SAMPLE // self.rows.context_length)))
+        return norm_limit(torch.cat([norms for *_, norms in self._harvest(numbers)]))
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, positions: Tensor) -> Tensor:
+        """Activations at any positions `[n]`, in their order, as float32 `[n, d_in]` on the CPU.
+
+        Their rows are harvested for it, once a call.
+
+        Raises
+        ------
+        IndexError
+            If a position is out of range.
+        """
+        ctx = self.rows.context_length
+        positions = torch.as_tensor(positions, dtype=torch.long)
+        n = self.rows.n_rows * ctx
+        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < n:
+            raise IndexError(f"Positions must be between 0 and {n - 1}.")
+        out = torch.empty(len(positions), self.d_in)
+        row = positions // ctx
+        for batch, x, _ in self._harvest(row.unique()):
+            here = torch.isin(row, batch).nonzero().flatten()
+            at = torch.searchsorted(batch, row[here]) * ctx + positions[here] % ctx
+            out[here] = x.flatten(0, 1)[at.to(x.device)].float().cpu()
+        return out
+
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Endless batches `[batch_size, d_in]` of used positions, float32, in random order.
+
+        The order depends on seed and batch size alone, so `start_step=n` gives what would come
+        after `n` batches, harvesting no buffer but the one that batch is drawn from.
+
+        Raises
+        ------
+        ValueError
+            If no buffer fills a batch.
+        """
+        candidates = self._used(torch.arange(self.rows.n_rows), torch.zeros(1, 1)).sum(dim=1)
+        skip, epoch = start_step, 0
+        while True:
+            order = torch.randperm(self.rows.n_rows, generator=random_stream(seed, epoch))
+            buffers = order.tensor_split(-(-len(order) // self.buffer_rows))
+            n_batches = [int(candidates[numbers].sum()) // batch_size for numbers in buffers]
+            if not any(n_batches):
+                raise ValueError(
+                    f"No buffer of {len(buffers[0])} rows fills a batch of {batch_size} positions: raise "
+                    "buffer_tokens, or give more rows."
+                )
+            for number, (numbers, n) in enumerate(zip(buffers, n_batches, strict=True)):
+                if skip < n:
+                    stream = random_stream(seed, epoch, number)
+                    yield from self._batches(numbers, batch_size, stream, range(skip, n))
+                skip = max(0, skip - n)
+            epoch += 1
+
+    def _batches(
+        self, numbers: Tensor, batch_size: int, stream: torch.Generator, which: range
+    ) -> Iterator[Tensor]:
+        """Some batches of a buffer, counted from its first."""
+        buffer = self._fill(numbers)
+        order = torch.randperm(len(buffer), generator=stream)
+        for i in which:
+            chosen = order[torch.arange(i * batch_size, (i + 1) * batch_size) % len(order)]
+            yield buffer[chosen.to(buffer.device)].float()
+
+    def _fill(self, numbers: Tensor) -> Tensor:
+        """Used activations `[n, d_in]` of rows; the processes share the forward passes out."""
+        batches = numbers.split(self._described["batch_rows"])
+        mine = torch.cat([numbers[:0], *batches[local_slice(len(batches))]])
+        size = len(mine) * self.rows.context_length, self.d_in
+        buffer = torch.empty(size, dtype=self._dtype, device=device_of(self.model))
+        filled = 0
+        for batch, x, norms in self._harvest(mine):
+            used = x[self._used(batch, norms).to(x.device)]
+            buffer[filled : filled + len(used)] = used
+            filled += len(used)
+        shares = all_gather(buffer[:filled])
+        buffer = shares[0] if len(shares) == 1 else torch.cat(shares)
+        if not len(buffer):
+            raise ValueError(f"All positions of {len(numbers)} rows are excluded: there is no batch to draw.")
+        return buffer
+
+    # ------------------------------------------------------------------ harvesting
+
+    def _harvest(self, numbers: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Run rows through the model: numbers, activations `[rows, ctx, d_in]` and norms, by batches."""
+        if not len(numbers):
+            return
+        for batch in numbers.split(self._described["batch_rows"]):
+            x, norms = harvest_rows(self.model, self.rows.tokens[batch], self.hook_point, self._dtype)
+            norms = norms.cpu()
+            check_finite(norms, batch.tolist(), self.hook_point)
+            yield batch, x, norms
+
+    def _used(self, numbers: Tensor, norms: Tensor) -> Tensor:
+        """Which positions `[rows, ctx]` of rows are not excluded, given their norms."""
+        return exclusion(self.model, self.rows.tokens[numbers], norms, self._norm_limit) == 0

@@ -1,0 +1,189 @@
+"""Two processes that torchrun starts, against one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+import torch
+from conftest import HOOK_POINT, sentences
+from safetensors.torch import load_file
+
+from saekit import cli
+from saekit.corpora import TokenRows
+from saekit.distributed import (
+    all_gather,
+    all_reduce_mean,
+    all_reduce_sum,
+    barrier,
+    distributed,
+    is_main,
+    local_slice,
+    rank,
+    world_size,
+)
+from saekit.files import write_tensors
+from saekit.streaming import StreamedActivations
+
+
+def torchrun(*arguments, processes=2, **environment):
+    """Run a module or a script in several processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--master_addr", "127.0.0.1", "--master_port", str(port), *map(str, arguments)]
+    quiet = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "GLOO_SOCKET_IFNAME": "lo", **environment}
+    return subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, timeout=120)
+
+
+# ---------------------------------------------------------------------------------- primitives
+
+SCRIPT = """
+import sys
+from itertools import islice
+
+import torch
+from safetensors.torch import load_file
+
+from saekit.corpora import TokenRows
+from saekit.distributed import *
+from saekit.files import write_tensors
+from saekit.models import load_model
+from saekit.streaming import StreamedActivations
+
+folder, model_folder, hook_point = sys.argv[1:]
+with distributed():
+    r = rank()
+    assert world_size() == 2 and is_main() == (r == 0)
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(r), dtype=torch.float64)
+    out = {"x": x, "sum": all_reduce_sum(x.clone()), "mean": all_reduce_mean(x.clone())}
+    out["count"] = all_reduce_sum(torch.tensor([3 + r, 10**12]))
+    out["slice"] = torch.arange(9)[local_slice(9)]
+    out["none"] = torch.arange(1)[local_slice(1)]
+
+    # A parameter's gradient, of a loss that is the mean over a batch.
+    batch = torch.randn(10, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    w = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    (batch[local_slice(10)] @ w).square().mean().backward()
+    out["grad"] = all_reduce_mean(w.grad)
+
+    # The k-th largest of values of which each process holds a few.
+    values = torch.randn(5 + 20 * r, generator=torch.Generator().manual_seed(r))
+    gathered = all_gather(values)
+    out |= {"values": values, "first": gathered[0], "second": gathered[1]}
+    out["kth"] = torch.cat(gathered).topk(8).values[-1:]
+    out["ragged_rows"] = torch.cat(all_gather(torch.full((r, 3), r, dtype=torch.bfloat16)))
+    out["empty"] = torch.cat(all_gather(torch.zeros(0)))
+
+    tokens = load_file(f"{folder}/tokens.safetensors")["tokens"]
+    rows = TokenRows(tokens, tokens, [])
+    stream = StreamedActivations(load_model(model_folder), rows, hook_point, buffer_tokens=160, batch_rows=3)
+    out["streamed"] = torch.stack(list(islice(stream.shuffled(8, seed=0), 50)))
+    barrier()
+    write_tensors(f"{folder}/{r}.safetensors", out)
+assert world_size() == 1
+"""
+
+
+@pytest.fixture(scope="module")
+def results(model_folder, token_rows, tmp_path_factory):
+    """What each of two processes got."""
+    folder = tmp_path_factory.mktemp("two")
+    write_tensors(folder / "tokens.safetensors", {"tokens": token_rows.tokens})
+    (folder / "script.py").write_text(SCRIPT)
+    done = torchrun(folder / "script.py", folder, model_folder, HOOK_POINT)
+    assert done.returncode == 0, done.stderr
+    return [load_file(folder / f"{r}.safetensors") for r in (0, 1)]
+
+
+def test_all_processes_hold_the_same_bits(results):
+    for name in ("sum", "mean", "count", "grad", "first", "second", "kth", "ragged_rows", "streamed"):
+        assert torch.equal(results[0][name], results[1][name]), name
+
+
+def test_sums_and_means(results):
+    x = [result["x"].numpy() for result in results]
+    torch.testing.assert_close(results[0]["sum"].numpy(), x[0] + x[1], rtol=0, atol=0)
+    torch.testing.assert_close(results[0]["mean"].numpy(), (x[0] + x[1]) / 2, rtol=0, atol=0)
+    assert results[0]["count"].tolist() == [7, 2 * 10**12]
+
+
+def test_mean_gradients_are_the_gradient_of_the_whole_batch(results):
+    batch = torch.randn(10, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64).numpy()
+    expected = 2 * batch.T @ (batch @ [1, 1, 1, 1]) / 10
+    torch.testing.assert_close(results[0]["grad"].numpy(), expected, rtol=1e-12, atol=0)
+
+
+def test_ragged_tensors_are_gathered(results):
+    values = [result["values"] for result in results]
+    assert [len(v) for v in values] == [5, 25]
+    assert torch.equal(results[0]["first"], values[0])
+    assert torch.equal(results[0]["second"], values[1])
+    assert results[0]["kth"].item() == sorted(torch.cat(values).tolist(), reverse=True)[7]
+    assert results[0]["ragged_rows"].tolist() == [[1.0] * 3]
+    assert len(results[0]["empty"]) == 0
+
+
+def test_shares_are_equal_up_to_one_and_nothing_is_left_out(results):
+    assert [result["slice"].tolist() for result in results] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    assert sorted(len(result["none"]) for result in results) == [0, 1]
+
+
+def test_two_processes_stream_the_batches_of_one(results, model, token_rows):
+    rows = TokenRows(token_rows.tokens, token_rows.tokens, [])
+    stream = StreamedActivations(model, rows, HOOK_POINT, buffer_tokens=160, batch_rows=3)
+    expected = torch.stack(list(islice(stream.shuffled(8, seed=0), 50)))
+    assert torch.equal(results[0]["streamed"], expected)
+
+
+def test_one_process_is_enough():
+    with distributed():
+        assert (rank(), world_size(), is_main()) == (0, 1, True)
+        x = torch.arange(6.0)
+        assert all_reduce_sum(x) is x
+        assert torch.equal(all_reduce_mean(x), torch.arange(6.0))
+        assert all_gather(x)[0] is x
+        assert x[local_slice(6)].tolist() == x.tolist()
+        barrier()
+
+
+# ---------------------------------------------------------------------------------- harvesting
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_two_processes_write_the_bytes_of_one_and_keep_what_one_began(model_folder, tmp_path):
+    text = [tmp_path / f"{i}.txt" for i in range(40)]
+    for i, file in enumerate(text):
+        file.write_text(" ".join(sentences(60, seed=i)))
+    arguments = ["--model", model_folder, "--hook-point", HOOK_POINT, "--context-length", 16]
+    arguments += ["--tokens", 16 * 1600, "--text", *text]
+    single, double = tmp_path / "single", tmp_path / "double"
+    assert cli.main(["--quiet", "harvest", str(single), *map(str, arguments)]) == 0
+
+    # As an interruption leaves it: the second of four shards is there, and no shard is listed.
+    manifest = json.loads((single / "manifest.json").read_text())
+    assert [shard["rows"] for shard in manifest["shards"]] == [
+        [0, 512],
+        [512, 1024],
+        [1024, 1536],
+        [1536, 1600],
+    ]
+    begun = {key: manifest[key] for key in manifest if key not in ("d_in", "exclusion", "files", "hash")}
+    double.mkdir()
+    (double / "manifest.json").write_text(json.dumps(begun | {"complete": False, "shards": []}))
+    kept = double / "shard-00001.safetensors"
+    kept.write_bytes((single / kept.name).read_bytes())
+    written = kept.stat().st_mtime_ns
+
+    done = torchrun("-m", "saekit", "--quiet", "harvest", double, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("positions at") == 1  # the first process alone speaks
+    assert contents(double) == contents(single)
+    assert kept.stat().st_mtime_ns == written
