@@ -224,21 +224,31 @@ class Dictionary:
 
     # ------------------------------------------------------------------ files
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, half: bool = False) -> Path:
         """Write `weights.safetensors` and `dictionary.json` into `folder`.
 
         Each file is written to a temporary name and renamed; the JSON, which makes the folder a
         dictionary, comes last.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if needed.
+        half : bool
+            Store the encoder and the decoder directions in half precision; they are single
+            precision, and directions of unit norm, again once loaded.
         """
-        folder = Path(folder)
-        write_tensors(folder / "weights.safetensors", self.tensors())
+        folder, tensors = Path(folder), self.tensors()
+        if half:
+            tensors |= {name: tensors[name].half() for name in ("W_enc", "W_dec")}
+        write_tensors(folder / "weights.safetensors", tensors)
         header = {
             "format": FORMAT,
             "d_in": self.d_in,
             "width": self.width,
             "k": self.k,
             "info": dict(self.info),
-            "hash": self.content_hash,
+            "hash": Dictionary(**_from_half(tensors), k=self.k, info=self.info).content_hash,
         }
         write_json(folder / "dictionary.json", header)
         return folder
@@ -272,10 +282,20 @@ class Dictionary:
             raise ValueError(
                 f"{weights_file} must hold exactly {', '.join(TENSORS)}; found {', '.join(sorted(tensors))}."
             )
-        dictionary = cls(**tensors, k=header["k"], info=header["info"])
+        dictionary = cls(**_from_half(tensors), k=header["k"], info=header["info"])
         if dictionary.content_hash != header["hash"]:
             raise ValueError(f"{folder} is damaged: its content does not match the hash in dictionary.json.")
         return dictionary
+
+
+def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices stored in half precision, in single precision again, with directions of unit norm."""
+    full = {
+        name: tensor.float() if tensor.dtype == torch.half else tensor for name, tensor in tensors.items()
+    }
+    if tensors["W_dec"].dtype == torch.half:
+        full["W_dec"] /= full["W_dec"].norm(dim=1, keepdim=True)
+    return full
 
 
 def fold(

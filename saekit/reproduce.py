@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from saekit.embedded import current_profile, prepare, project_root
+from saekit.embedded import embedded_store, figures_folder, project_root
 from saekit.figures import write_index
 from saekit.files import write_bytes
 
@@ -71,18 +71,18 @@ def _printed(cell: Any) -> str:
 
 
 def reproduce(*, progress: bool = True) -> str:
-    """Prepare the embedded data, run every notebook, and index the figures.
+    """Harvest the held-out activations, run every notebook, and index the figures.
 
     Returns
     -------
     str
         The headline numbers of each notebook, as a table to print.
     """
-    prepare(progress=progress)
+    embedded_store("held-out", progress=progress)
     headlines = []
     for path in notebooks():
         start = time.monotonic()
         printed = run_notebook(path)
         headlines += [f"{path.stem} ({time.monotonic() - start:.0f} s)", *printed, ""]
-    write_index(current_profile().figures_folder)
+    write_index(figures_folder())
     return "\n".join(headlines).rstrip()

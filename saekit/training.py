@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def train(
     held_out: ActivationStore | Tensor | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
+    on_log: Callable[[Dictionary, int], None] | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Train one dictionary.
@@ -151,6 +152,8 @@ def train(
         same bits as if it had not been interrupted; once training has ended, it holds the result.
     checkpoint_every : int
         Steps between checkpoints; one more is written at the end.
+    on_log : callable, optional
+        Called with the folded dictionary and the step whenever a row of the log is written.
     progress : bool
         Show a progress bar in tokens.
 
@@ -184,7 +187,10 @@ def train(
             run.train_step(next(batches))
             bar.update(config.batch_size)
             if run.step % config.log_every == 0 or run.step == config.steps:
-                bar.set_postfix(run.log_row(sample))
+                dictionary = run.dictionary()
+                bar.set_postfix(run.log_row(dictionary, sample))
+                if on_log is not None:
+                    on_log(dictionary, run.step)
             if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == config.steps):
                 run.save(Path(checkpoint))
     return TrainingResult(run.dictionary(), pd.DataFrame(run.log))
@@ -259,9 +265,9 @@ class _Run:
             f"{self.config.lr}; the last checkpoint is kept."
         )
 
-    def log_row(self, sample: Tensor) -> dict[str, float]:
+    def log_row(self, dictionary: Dictionary, sample: Tensor) -> dict[str, float]:
         """Append a row to the log, and return what of it the progress bar shows."""
-        result = evaluate(self.dictionary(), sample)
+        result = evaluate(dictionary, sample)
         row = {
             "step": self.step,
             "tokens": self.step * self.config.batch_size,

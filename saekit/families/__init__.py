@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
+
 from saekit.dictionary import Dictionary
+
+BUNDLED = Path(__file__).parent  # one folder a kind, and two tables about them
 
 
 class Family:
@@ -120,3 +124,46 @@ class Family:
         if not found:
             raise FileNotFoundError(f"{folder} holds no dictionaries (folders with a dictionary.json).")
         return cls(Dictionary.load(path.parent) for path in found)
+
+
+def load_family(source: str | Path) -> Family:
+    """A family of dictionaries.
+
+    Parameters
+    ----------
+    source : str or Path
+        `"relu"` or `"batchtopk"` for the bundled ones (see `bundled_table`), else a folder of
+        dictionaries such as `Family.save` writes.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no dictionaries.
+    """
+    bundled = [path.name for path in sorted(BUNDLED.iterdir()) if any(path.glob("*/dictionary.json"))]
+    if str(source) in bundled:
+        return Family.load(BUNDLED / source)
+    if not Path(source).is_dir():
+        raise FileNotFoundError(
+            f"There is no family {str(source)!r}: expected one of {', '.join(bundled)}, or a folder of "
+            "dictionaries."
+        )
+    return Family.load(source)
+
+
+def bundled_table() -> pd.DataFrame:
+    """What the bundled dictionaries are: a row for each, as measured when they were bundled.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `seed`, `tokens` and `steps` of training, on the embedded held-out tokens
+        `l0`, `fvu`, `dead_fraction`, `ce_degradation`, `loss_recovered_zero`, and
+        `half_precision_fvu_change`, the relative change of FVU by storing them in half precision.
+    """
+    return pd.read_csv(BUNDLED / "members.csv")
+
+
+def convergence_table() -> pd.DataFrame:
+    """How far training had converged: seed overlap and FVU over steps, see `saekit.bundled.convergence`."""
+    return pd.read_csv(BUNDLED / "convergence.csv")
