@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saekit.files import hash_json, hash_tensors, read_json, write_json, write_tensors
-from saekit.sparse import SparseLatents
+from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
@@ -148,7 +148,7 @@ class Dictionary:
             raise ValueError(
                 f"{self.name} takes activations of shape [batch, {self.d_in}], found {list(x.shape)}."
             )
-        return torch.addmm(self.b_enc, x.to(self.W_enc.dtype), self.W_enc)
+        return affine(x.to(self.W_enc.dtype), self.W_enc.T, self.b_enc)
 
     def _active(self, h: Tensor) -> Tensor:
         """Which pre-activations make active latents, as a Boolean `[batch, width]`."""

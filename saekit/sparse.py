@@ -213,10 +213,16 @@ Keep = Callable[["SparseLatents", float], "SparseLatents"]
 def affine(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """`x @ W.T + b` for `W` by rows, `[n, d]`: `[batch, d]` to `[batch, n]`.
 
-    In single and half precision on a CPU through oneDNN, which on many CPUs takes less than half
-    the time of the BLAS that torch would call.
+    On a CPU through oneDNN where it can, which on many CPUs takes less than half the time of the
+    BLAS that torch would call.
     """
-    if x.device.type == "cpu" and x.dtype != torch.float64 and torch.backends.mkldnn.is_available():
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, W, b))
+    if (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not wants_gradient  # this operator of torch's has none
+        and torch.backends.mkldnn.is_available()
+    ):
         return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
     return torch.addmm(b, x, W.T)
 

@@ -39,3 +39,29 @@ def test_concatenate_stacks_rows(dense):
     parts = [SparseLatents.from_mask(part > 0, part) for part in dense.split([4, 0, 5])]
     assert torch.equal(SparseLatents.concatenate(parts).dense(), dense)
     assert SparseLatents.empty(31, dense).dense().shape == (0, 31)
+
+
+def test_inner_products_are_entries_of_the_dense_product(dense):
+    sparse = SparseLatents.from_mask(dense > 0, dense)
+    x, matrix = torch.randn(9, 5, dtype=torch.float64), torch.randn(31, 5, dtype=torch.float64)
+    torch.testing.assert_close(sparse.inner_products(x, matrix), (x @ matrix.T)[dense > 0])
+
+
+def test_entries_are_selected_and_rows_replaced(dense):
+    sparse = SparseLatents.from_mask(dense > 0, dense)
+    assert torch.equal(sparse.where(sparse.values > 0.6).dense(), torch.where(dense > 0.6, dense, 0.0))
+    assert len(sparse.where(sparse.values > 5).values) == 0
+    expected, rows = dense.clone(), torch.tensor([1, 4, 8])
+    expected[rows] = dense[[0, 2, 3]]
+    others = SparseLatents.from_mask(dense[[0, 2, 3]] > 0, dense[[0, 2, 3]])
+    replaced = sparse.with_rows(rows, others)
+    assert torch.equal(replaced.dense(), expected)
+    assert torch.equal(replaced.indices, (expected > 0).nonzero()[:, 1])
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_kth_largest_of_each_row(dense, k):
+    found = SparseLatents.from_mask(dense > 0, dense).kth_largest(k)
+    for row, value in zip(dense, found, strict=True):
+        active = row[row > 0].sort(descending=True).values
+        assert value == (active[k - 1] if len(active) >= k else -torch.inf)

@@ -1,0 +1,101 @@
+"""Finding active latents: the fast products against brute force in float64."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import saekit.sparse
+from saekit.sparse import affine, encode_above
+from saekit.variants.batchtopk import largest
+from saekit.variants.topk import largest_of_rows
+
+BATCH, D_IN, WIDTH, K = 128, 64, 700, 8
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Inputs with an outlier dimension, unit encoder rows, biases; exact pre-activations in float64."""
+    x, W = normal(BATCH, D_IN, seed=0), normal(WIDTH, D_IN, seed=1)
+    x[:, 3] *= 30
+    W /= W.norm(dim=1, keepdim=True)
+    b = normal(WIDTH, seed=2) - 2
+    return x, W, b, x.double() @ W.double().T + b.double()
+
+
+def test_affine_is_the_product_in_every_dtype_and_layout(problem):
+    x, W, b, h = problem
+    torch.testing.assert_close(affine(x, W, b).double(), h, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(affine(x, W.T.contiguous().T, b).double(), h, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(affine(x.double(), W.double(), b.double()), h, rtol=1e-12, atol=1e-12)
+    assert affine(x[:0], W, b).shape == (0, WIDTH)
+
+
+def test_affine_has_gradients_where_they_are_wanted(problem):
+    x, W, b, _ = problem
+    W, x = W.clone().requires_grad_(), x.clone().requires_grad_()
+    affine(x, W, b).square().sum().backward()
+    h = x.detach() @ W.detach().T + b
+    torch.testing.assert_close(W.grad, 2 * h.T @ x.detach(), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(x.grad, 2 * h @ W.detach(), rtol=1e-4, atol=1e-2)
+
+
+def floors():
+    return {"zero": 0.0, "positive": 3.0, "per latent": 2 + normal(WIDTH, seed=5).abs()}
+
+
+@pytest.mark.parametrize("bf16_candidates", [False, True])
+@pytest.mark.parametrize("floor", floors())
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_latents_above_a_floor(problem, monkeypatch, floor, bf16_candidates, chunk):
+    monkeypatch.setattr(saekit.sparse, "CHUNK_ELEMENTS", chunk * WIDTH)
+    monkeypatch.setattr(saekit.sparse, "RESCORE_BELOW", 2.0)
+    x, W, b, h = problem
+    floor = floors()[floor]
+    latents = encode_above(x, W, b, floor, bf16_candidates=bf16_candidates)
+    clear = (h - floor).abs() > 1e-4  # elsewhere single precision may decide either way
+    assert torch.equal((latents.dense() != 0)[clear], (h > floor)[clear])
+    torch.testing.assert_close(
+        latents.values.double(), h[latents.rows, latents.indices], rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("bf16_candidates", [False, True])
+@pytest.mark.parametrize("floor", [0.0, 3.0])
+def test_the_largest_are_kept(problem, monkeypatch, floor, bf16_candidates):
+    monkeypatch.setattr(saekit.sparse, "RESCORE_BELOW", 2.0)
+    x, W, b, h = problem
+    encode = partial(encode_above, x, W, b, floor, bf16_candidates=bf16_candidates)
+    of_all = encode(keep=partial(largest, n=K * BATCH)).dense() != 0
+    smallest = h.flatten().sort(descending=True).values[K * BATCH - 1]
+    assert smallest > floor
+    assert torch.equal(of_all, h >= smallest)
+    of_rows = encode(keep=partial(largest_of_rows, k=K)).dense() != 0
+    row_smallest = h.sort(dim=1, descending=True).values[:, K - 1 : K]
+    assert torch.equal(of_rows, (h >= row_smallest) & (h > floor))
+
+
+def test_candidates_leave_few_to_rescore(problem, monkeypatch):
+    """The margin is a margin, not everything: rescored candidates are a small multiple of the kept."""
+    x, W, b, _ = problem
+    counted = []
+    original = saekit.sparse.SparseLatents.inner_products
+    monkeypatch.setattr(
+        saekit.sparse.SparseLatents,
+        "inner_products",
+        lambda self, *args: counted.append(len(self.values)) or original(self, *args),
+    )
+    kept = encode_above(x, W, b, 3.0, keep=partial(largest, n=K * BATCH), bf16_candidates=True)
+    assert len(counted) == 1
+    assert len(kept.values) <= counted[0] < 2 * len(kept.values)
+
+
+def test_many_candidates_are_computed_at_once(problem, monkeypatch):
+    x, W, b, h = problem
+    monkeypatch.setattr(saekit.sparse.SparseLatents, "inner_products", None)
+    found = encode_above(x, W, b, -50.0, bf16_candidates=True)
+    assert torch.equal(found.dense() != 0, h > -50)
