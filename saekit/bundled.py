@@ -34,7 +34,7 @@ K = 32
 STEPS = 30_000
 BATCH_SIZE = 512
 SNAPSHOT_EVERY = 2_000  # steps between decoder snapshots, which show how training converges
-LEARNING_RATE = {"relu": 2e-3, "batchtopk": 1e-3}  # at width 1152
+LEARNING_RATE = {"relu": 2e-3, "batchtopk": 3e-3}  # at width 1152
 MEMBERS = {
     "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (4608, 0)),
     "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (4608, 0)),
