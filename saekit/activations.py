@@ -558,9 +558,14 @@ class ActivationStore:
 
 
 def batches_of(
-    activations: ActivationStore | Tensor, batch_size: int = 4096
+    activations: ActivationStore | Tensor,
+    batch_size: int = 4096,
+    *,
+    device: str | torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions `[n]` and float32 activations `[n, d_in]` of a store, or of a plain `[n, d_in]` tensor.
+
+    Positions are on the CPU; activations on `device`, or where they are if it is left out.
 
     Raises
     ------
@@ -568,12 +573,13 @@ def batches_of(
         If a tensor is not of shape `[n, d_in]`.
     """
     if isinstance(activations, ActivationStore):
-        yield from activations.batches(batch_size)
+        for positions, x in activations.batches(batch_size):
+            yield positions, x.to(device=device)
         return
     if activations.ndim != 2:
         raise ValueError(f"Activations must be [n, d_in], found shape {list(activations.shape)}.")
     for positions in torch.arange(len(activations)).split(batch_size):
-        yield positions, activations[positions].float()
+        yield positions, activations[positions].to(device=device, dtype=torch.float32)
 
 
 def random_stream(*key: int) -> torch.Generator:

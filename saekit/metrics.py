@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
-from saekit.models import capture, logits_given
+from saekit.models import capture, device_of, logits_given
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -41,11 +41,12 @@ class Moments:
         if not len(x):
             return
         x = x.double()
-        mean = x.mean(0)
+        centre = x.mean(0)
+        mean = centre.cpu()
         total = self.n + len(x)
         shift = mean - self._mean
         # Chan et al.: merging centred sums does not cancel where the mean is large.
-        self._deviations += ((x - mean) ** 2).sum(0) + shift**2 * (self.n * len(x) / total)
+        self._deviations += ((x - centre) ** 2).sum(0).cpu() + shift**2 * (self.n * len(x) / total)
         self._mean += shift * (len(x) / total)
         self.n = total
 
@@ -158,10 +159,10 @@ def evaluate(
     moments = Moments(dictionary.d_in)
     squared_error, active = 0.0, torch.zeros(dictionary.width, dtype=torch.long)
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
-        for _, x in batches_of(activations, batch_size):
+        for _, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
             latents = dictionary.encode_sparse(x)
             squared_error += float((x - dictionary.decode(latents)).double().square().sum())
-            active += torch.bincount(latents.indices, minlength=dictionary.width)
+            active += torch.bincount(latents.indices, minlength=dictionary.width).cpu()
             moments.update(x)
             bar.update(len(x))
     if moments.n == 0:
@@ -264,7 +265,8 @@ def ce_degradation(
     moments = Moments(store.d_in)
     for _, x in batches_of(store):
         moments.update(x)
-    mean = moments.mean.float()
+    device = device_of(model)
+    mean = moments.mean.float().to(device)
 
     def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
         return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)
@@ -277,10 +279,10 @@ def ce_degradation(
     }
     sums = dict.fromkeys([*replacements, *(f"{i} everywhere" for i in range(len(members)))], 0.0)
     rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
-    targets, excluded = ~store.special[rows, 1:], store.excluded[rows]
+    targets, excluded = ~store.special[rows, 1:].to(device), store.excluded[rows].to(device)
     with torch.no_grad(), tqdm(total=len(sums) * len(rows), disable=not progress, unit="row") as bar:
         for part in torch.arange(len(rows)).split(batch_rows):
-            tokens, kept = store.tokens[rows[part]], excluded[part, :, None]
+            tokens, kept = store.tokens[rows[part]].to(device), excluded[part, :, None]
             original = capture(model, tokens, store.hook_point)
             for name, replace in replacements.items():
                 replaced = replace(original.float()).to(original.dtype)

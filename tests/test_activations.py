@@ -5,13 +5,15 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 
+import dictionaries
 import pytest
 import torch
 from conftest import HOOK_POINT
 from safetensors.torch import load_file
 
-from saekit import activations, files
+from saekit import activations, files, metrics
 from saekit.activations import ActivationStore, batches_of, harvest
+from saekit.analysis import as_jumprelu, collect, convert, group_insertion, insertion, latents, novelty
 from saekit.corpora import TokenRows
 from saekit.models import capture
 
@@ -361,6 +363,35 @@ def test_batches_of_a_store_or_a_tensor(sized):
     assert torch.equal(torch.cat(read), x[0])
     with pytest.raises(ValueError, match=r"must be \[n, d_in\], found shape \[5, 16, 4\]"):
         next(batches_of(x))
+
+
+def test_batches_come_to_the_device_asked_for(sized):
+    store, x = sized(5)
+    for source in (store, x[0]):  # the meta device has no values, but is another one
+        for positions, batch in batches_of(source, 7, device="meta"):
+            assert (positions.device.type, batch.device.type) == ("cpu", "meta")
+            assert (batch.shape, batch.dtype) == ((len(positions), 4), torch.float32)
+
+
+def test_analyses_ask_for_batches_on_the_device_of_their_dictionary(monkeypatch):
+    """Without a GPU to run on: what each analysis asks `batches_of` for."""
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    large, small = (dictionaries.make(8, width).to(dtype=torch.float32) for width in (24, 16))
+    inserted = insertion(small, large, x)
+    asked = []
+
+    def spy(activations, batch_size=4096, *, device=None):
+        asked.append(device)
+        return batches_of(activations, batch_size, device=device)
+
+    for module in (convert, latents, metrics, novelty):
+        monkeypatch.setattr(module, "batches_of", spy)
+    metrics.evaluate(large, x)
+    collect(large, x)
+    insertion(small, large, x)
+    group_insertion(small, large, inserted, x)
+    as_jumprelu(replace(large, k=3), x)
+    assert asked == [large.W_enc.device] * 6
 
 
 # ---------------------------------------------------------------------------------- shuffled

@@ -85,7 +85,7 @@ def as_jumprelu(
     if dictionary.k is None:
         raise ValueError(f"{dictionary.name} needs no conversion: its latents do not depend on each other.")
     total, n = 0.0, 0
-    for _, x in batches_of(activations, batch_size):
+    for _, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
         latents = dictionary.encode_sparse(x)
         least = torch.segment_reduce(latents.values, "min", offsets=latents.offsets)
         least = least[latents.counts > 0].double()
@@ -102,7 +102,7 @@ def as_jumprelu(
 
     moments = Moments(dictionary.d_in)
     errors, active, common = [0.0, 0.0], [0, 0], 0
-    for _, x in batches_of(activations, batch_size):
+    for _, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
         for i, version in enumerate((dictionary, converted)):
             latents = version.encode_sparse(x)
             errors[i] += float((x - version.decode(latents)).double().square().sum())

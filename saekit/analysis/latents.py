@@ -241,7 +241,7 @@ def collect(
     latents, positions, values = [], [], []
     n_tokens = 0
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
-        for where, x in batches_of(activations, batch_size):
+        for where, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
             batch = dictionary.encode_sparse(x)
             latents.append(batch.indices.int().cpu())
             positions.append(where[batch.rows.cpu()])

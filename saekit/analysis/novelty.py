@@ -267,7 +267,7 @@ def insertion(
     errors = {"small": 0.0, "large": 0.0}
     small_active = 0
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="insertion") as bar:
-        for positions, x in batches_of(activations, batch_size):
+        for positions, x in batches_of(activations, batch_size, device=large.W_enc.device):
             small_latents, latents = small.encode_sparse(x), large.encode_sparse(x)
             residual = x - small.decode(small_latents)
             inner = _inner_products(latents, large.W_dec, residual)
@@ -495,7 +495,7 @@ def group_insertion(
     small_active, large_active = 0, torch.zeros(large.width, dtype=torch.long)
     moments = Moments(small.d_in)
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="group insertion") as bar:
-        for _, x in batches_of(activations, batch_size):
+        for _, x in batches_of(activations, batch_size, device=large.W_enc.device):
             small_latents, latents = small.encode_sparse(x), large.encode_sparse(x)
             residual = x - small.decode(small_latents)
             everything = latents.matmul(large.W_dec)
@@ -749,7 +749,7 @@ def _stratified(insertion: Insertion, n_latents: int, random: np.random.Generato
 def _rows_active(dictionary: Dictionary, store: ActivationStore) -> list[np.ndarray]:
     """For each latent, the rows of the store with a used position on which it is active."""
     active = torch.zeros(dictionary.width, store.n_rows, dtype=torch.bool)
-    for positions, x in batches_of(store):
+    for positions, x in batches_of(store, device=dictionary.W_enc.device):
         latents = dictionary.encode_sparse(x)
         active[latents.indices.cpu(), positions[latents.rows.cpu()] // store.context_length] = True
     return [row.nonzero()[:, 0].numpy() for row in active]
