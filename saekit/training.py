@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary, fold
+from saekit.distributed import all_reduce_mean, is_main, local_slice, world_size
 from saekit.files import hash_json, hash_tensors, write_tensors
 from saekit.metrics import evaluate
 from saekit.variants import Variant
@@ -30,6 +30,26 @@ from saekit.variants import Variant
 FORMAT = "saekit-checkpoint-1"
 SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
 EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
+
+
+class Source(Protocol):
+    """What training needs of activations: an `ActivationStore` and `StreamedActivations` are such."""
+
+    @property
+    def d_in(self) -> int: ...  # noqa: D102
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def content_hash(self) -> str: ...  # noqa: D102
+
+    @property
+    def positions(self) -> Tensor: ...  # noqa: D102
+
+    def read(self, positions: Tensor) -> Tensor: ...  # noqa: D102
+
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -129,9 +149,10 @@ class TrainingResult:
 
 def train(
     config: TrainingConfig,
-    activations: ActivationStore | Tensor,
+    activations: Source | Tensor,
     *,
-    held_out: ActivationStore | Tensor | None = None,
+    held_out: Source | Tensor | None = None,
+    device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     on_log: Callable[[Dictionary, int], None] | None = None,
@@ -139,14 +160,19 @@ def train(
 ) -> TrainingResult:
     """Train one dictionary.
 
+    Within `saekit.distributed.distributed` every process takes its share of each batch, and all
+    hold the same parameters after each step: those of one process, up to the order of sums.
+
     Parameters
     ----------
     config : TrainingConfig
         Variant, width, seed, length and optimiser settings.
-    activations : ActivationStore or Tensor
-        What to train on: a store, or raw activations `[n, d_in]`.
-    held_out : ActivationStore or Tensor, optional
+    activations : ActivationStore, StreamedActivations or Tensor
+        What to train on: a store, activations harvested meanwhile, or raw ones `[n, d_in]`.
+    held_out : ActivationStore, StreamedActivations or Tensor, optional
         What the log's FVU and L0 are measured on; a sample of `activations` if left out.
+    device : str or torch.device
+        Where to train, such as `"cuda"`. The dictionary that is returned is on the CPU.
     checkpoint : path, optional
         A file to keep the state of training in. If it exists, training goes on from it, to the
         same bits as if it had not been interrupted; once training has ended, it holds the result.
@@ -170,7 +196,7 @@ def train(
     source = _as_source(activations)
     evaluated = source if held_out is None else _as_source(held_out)
     _check_data(config, source, evaluated)
-    run = _Run(config, source, evaluated)
+    run = _Run(config, source, evaluated, device)
     if checkpoint is not None:
         run.resume(Path(checkpoint))
     sample = evaluated.read(_spread(evaluated.positions, EVALUATION_SAMPLE))
@@ -181,10 +207,11 @@ def train(
         unit="token",
         unit_scale=True,
         desc=run.name,
-        disable=not progress,
+        disable=not (progress and is_main()),
     ) as bar:
         while run.step < config.steps:
-            run.train_step(next(batches))
+            batch = next(batches)
+            run.train_step(batch[local_slice(len(batch))])
             bar.update(config.batch_size)
             if run.step % config.log_every == 0 or run.step == config.steps:
                 dictionary = run.dictionary()
@@ -193,20 +220,25 @@ def train(
                     on_log(dictionary, run.step)
             if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == config.steps):
                 run.save(Path(checkpoint))
-    return TrainingResult(run.dictionary(), pd.DataFrame(run.log))
+    return TrainingResult(run.dictionary().to("cpu"), pd.DataFrame(run.log))
 
 
 class _Run:
     """The state of a training run: everything a checkpoint holds."""
 
-    def __init__(self, config: TrainingConfig, source: _Source, evaluated: _Source) -> None:
+    def __init__(
+        self, config: TrainingConfig, source: Source, evaluated: Source, device: str | torch.device = "cpu"
+    ) -> None:
         self.config = config
+        self.device = torch.device(device)
         self.origin = _origin(source)
-        self.sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
+        sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
+        self.sae = sae.to(self.device)
         self.sae.bf16_candidates = config.bf16_candidates
         for parameter in self.sae.parameters.values():
             parameter.requires_grad_()
-        self.mean, self.scale = normalisation(source)
+        mean, self.scale = normalisation(source)
+        self.mean = mean.to(self.device)
         self.optimiser = torch.optim.Adam(
             list(self.sae.parameters.values()), lr=config.lr, betas=config.variant.betas, fused=True
         )
@@ -225,14 +257,17 @@ class _Run:
         return f"{self.config.variant.kind} {self.config.width} (seed {self.config.seed})"
 
     def train_step(self, x: Tensor) -> None:
-        """One optimiser step on raw activations `[batch_size, d_in]`."""
+        """One optimiser step on this process's share of a batch of raw activations, `[n, d_in]`."""
         config, sae = self.config, self.sae
-        z = (x - self.mean) * self.scale
-        loss = config.variant.loss(sae, z, done=self.step / config.steps)
-        value = loss.item()
+        x = x.to(self.device)
+        loss = config.variant.loss(sae, (x - self.mean) * self.scale, done=self.step / config.steps)
+        value = all_reduce_mean(loss.detach().clone()).item()
         if not math.isfinite(value):
             self._refuse(x, value)
         loss.backward()
+        for parameter in sae.parameters.values():
+            assert parameter.grad is not None
+            all_reduce_mean(parameter.grad)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr_at(self.step)
         _remove_parallel(sae.W_dec)
@@ -310,8 +345,10 @@ class _Run:
         return tensors
 
     def save(self, path: Path) -> None:
-        """Write everything to one file, or leave the file as it is."""
+        """Write everything to one file, or leave the file as it is; one process does it for all."""
         self._require_finite()
+        if not is_main():
+            return
         counters = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
         state = {"format": FORMAT, **self.identity, **counters, "log": self.log}
         write_tensors(path, self._tensors(), {"saekit": json.dumps(state)})
@@ -350,7 +387,7 @@ class _Run:
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
 
 
-def normalisation(source: _Source) -> tuple[Tensor, float]:
+def normalisation(source: Source) -> tuple[Tensor, float]:
     """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
 
     Estimated from positions spread evenly over the data.
@@ -400,7 +437,11 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_data(config: TrainingConfig, source: _Source, evaluated: _Source) -> None:
+def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> None:
+    if config.batch_size % world_size():
+        raise ValueError(
+            f"batch_size must be a multiple of the {world_size()} processes, found {config.batch_size}."
+        )
     if len(source.positions) < config.batch_size:
         raise ValueError(
             f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} "
@@ -416,7 +457,7 @@ def _check_data(config: TrainingConfig, source: _Source, evaluated: _Source) -> 
 
 
 class _TensorSource:
-    """A plain tensor of activations, with as much of a store's interface as training needs."""
+    """A plain tensor of activations as a source."""
 
     def __init__(self, x: Tensor) -> None:
         if x.ndim != 2 or not len(x):
@@ -442,11 +483,11 @@ class _TensorSource:
             epoch, step = epoch + 1, 0
 
 
-def _as_source(activations: ActivationStore | Tensor) -> _Source:
+def _as_source(activations: Source | Tensor) -> Source:
     return _TensorSource(activations) if isinstance(activations, Tensor) else activations
 
 
-def _origin(source: _Source) -> dict[str, Any]:
+def _origin(source: Source) -> dict[str, Any]:
     """Model and hook point that the activations come from, where they say so."""
     if not source.manifest:
         return {}
@@ -456,6 +497,3 @@ def _origin(source: _Source) -> dict[str, Any]:
         "model_revision": model["revision"],
         "hook_point": source.manifest["hook_point"],
     }
-
-
-_Source = ActivationStore | _TensorSource

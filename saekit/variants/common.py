@@ -47,6 +47,13 @@ class SAE:
         """Number of latents."""
         return len(self.W_enc)
 
+    def to(self, device: torch.device) -> SAE:
+        """Move parameters and what is counted for each latent to a device; numbers stay on the CPU."""
+        for name, parameter in self.parameters.items():
+            setattr(self, name, parameter.to(device))
+        self.state = {name: s if s.ndim == 0 else s.to(device) for name, s in self.state.items()}
+        return self
+
     def count(self, latents: SparseLatents) -> None:
         """Keep count of the tokens that each latent has been silent for."""
         silent = self.state["silent_tokens"]
