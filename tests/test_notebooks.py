@@ -1,4 +1,4 @@
-"""The committed notebooks: executed in the default profile, readable on a page that runs nothing."""
+"""The committed notebooks: executed, readable on a page that runs nothing."""
 
 import json
 import re
@@ -53,11 +53,6 @@ class TestNotebook:
         assert headline
         assert all(cell["outputs"] for cell in [*checked, *headline])
         assert any("assert" in "".join(cell["source"]) for cell in checked)
-
-    def test_it_was_run_in_the_default_profile(self, path):
-        assert "Profile(name='default'" in "".join(
-            text_of(output) for cell in cells_of(path) for output in cell.get("outputs", [])
-        )
 
     def test_it_can_be_read_where_nothing_runs(self, path):
         notebook = json.loads(path.read_text())
