@@ -30,6 +30,7 @@ from saekit.variants import Variant
 FORMAT = "saekit-checkpoint-1"
 SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
 EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
+BLOCK = 1024  # decoder rows that stay in cache between two passes over them
 
 
 class Source(Protocol):
@@ -270,11 +271,13 @@ class _Run:
             all_reduce_mean(parameter.grad)
         for group in self.optimiser.param_groups:
             group["lr"] = config.lr_at(self.step)
-        _remove_parallel(sae.W_dec)
+        if config.variant.unit_norm:
+            _remove_parallel(sae.W_dec)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        with torch.no_grad():
-            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        if config.variant.unit_norm:
+            with torch.no_grad():
+                sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         self.step += 1
         self.loss_sum += value
         self.loss_steps += 1
@@ -423,10 +426,10 @@ def _remove_parallel(W_dec: Tensor) -> None:
 
     It would change their norm, which is fixed, and only disturb Adam's averages.
     """
-    grad = W_dec.grad
-    assert grad is not None
+    assert W_dec.grad is not None
     with torch.no_grad():
-        grad.addcmul_((grad * W_dec).sum(dim=1, keepdim=True), W_dec, value=-1)
+        for grad, rows in zip(W_dec.grad.split(BLOCK), W_dec.split(BLOCK), strict=True):
+            grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
