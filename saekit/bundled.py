@@ -8,25 +8,20 @@ in half precision, with the tables that say what they are and how far they have 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
 from saekit.embedded import embedded_store
 from saekit.families import BUNDLED, Family
-from saekit.files import hash_json, home, write_bytes, write_tensors
-from saekit.metrics import ce_degradation, evaluate
-from saekit.models import load_model
-from saekit.training import TrainingConfig, train
+from saekit.files import hash_json, home, write_bytes
+from saekit.metrics import evaluate
+from saekit.runs import measure, snapshot_path, train_side_by_side
+from saekit.training import TrainingConfig
 from saekit.variants import BatchTopK, ReLU
 
 TARGET_L0 = 36.0
@@ -41,7 +36,6 @@ MEMBERS = {
 }
 WIDEST = 9216  # trained beside them, too large to bundle
 HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision will do
-CE_ROWS = 48  # rows of 128 tokens for cross-entropy
 
 
 def configs(kind: str) -> list[TrainingConfig]:
@@ -76,11 +70,7 @@ def trained_folder(kind: str, train_store: ActivationStore) -> Path:
 
 
 def train_families(*, progress: bool = True) -> dict[str, Path]:
-    """Train what is missing of the families, resuming where a run was stopped.
-
-    Dictionaries are trained side by side, one thread each: this is faster than one after the
-    other on all cores, and gives the same bits however many cores there are. The widest come
-    last.
+    """Train what is missing of the families, resuming where a run was stopped; the widest come last.
 
     Returns
     -------
@@ -89,54 +79,19 @@ def train_families(*, progress: bool = True) -> dict[str, Path]:
     """
     stores = embedded_store("train", progress=progress), embedded_store("held-out", progress=progress)
     folders = {kind: trained_folder(kind, stores[0]) for kind in MEMBERS}
-    jobs = [
-        (config, folder)
-        for kind, parent in folders.items()
+    runs = [
+        (config, _member_folder(folder, config.width, config.seed))
+        for kind, folder in folders.items()
         for config in configs(kind)
-        if not ((folder := _member_folder(parent, config.width, config.seed)) / "dictionary.json").exists()
     ]
     # The longest first, so that no core is left with it at the end.
-    jobs.sort(key=lambda job: (job[0].width == WIDEST, -job[0].width))
-    total = sum(config.steps * config.batch_size for config, _ in jobs)
-    workers = ProcessPoolExecutor(os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn"))
-    with (
-        workers,
-        tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar,
-    ):
-        waiting = {
-            workers.submit(_train_member, config, folder, *(store.path for store in stores)): config
-            for config, folder in jobs
-        }
-        for done in as_completed(waiting):
-            bar.set_postfix_str(done.result())
-            bar.update(waiting[done].steps * waiting[done].batch_size)
+    runs.sort(key=lambda run: (run[0].width == WIDEST, -run[0].width))
+    train_side_by_side(runs, *stores, snapshots=True, progress=progress)
     return folders
 
 
 def _member_folder(parent: Path, width: int, seed: int) -> Path:
     return parent / f"{width}-seed{seed}"
-
-
-def _train_member(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: Path) -> str:
-    """Train one dictionary in this process and save it; its name."""
-    torch.set_num_threads(1)
-    checkpoint = folder / "checkpoint.safetensors"
-
-    def keep_snapshot(dictionary: Dictionary, step: int) -> None:
-        write_tensors(folder / "snapshots" / f"{step:07d}.safetensors", {"W_dec": dictionary.W_dec.half()})
-
-    result = train(
-        config,
-        ActivationStore.open(train_path),
-        held_out=ActivationStore.open(held_out_path),
-        checkpoint=checkpoint,
-        on_log=keep_snapshot,
-        progress=False,
-    )
-    write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
-    result.dictionary.save(folder)
-    checkpoint.unlink()
-    return result.dictionary.name
 
 
 # ---------------------------------------------------------------------- into the package
@@ -169,17 +124,12 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
                 change = 0.0
             rows.append(
                 {"kind": kind, "width": width, "seed": seed}
-                | {name: int(log[name].iloc[-1]) for name in ("tokens", "steps") if name in log}
+                | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
                 | {"half_precision_fvu_change": change}
             )
     table = pd.DataFrame(rows)
     members = [member for kind in MEMBERS for member in Family.load(BUNDLED / kind)]
-    evaluations = [evaluate(member, held_out) for member in members]
-    ce = ce_degradation(load_model(), members, held_out, max_rows=CE_ROWS)
-    table["l0"] = [e.l0 for e in evaluations]
-    table["fvu"] = [e.fvu for e in evaluations]
-    table["dead_fraction"] = [e.dead_fraction for e in evaluations]
-    table = table.join(ce.frame[["ce_degradation", "loss_recovered_zero"]])
+    table = table.join(measure(members, held_out, progress=progress))
     write_bytes(BUNDLED / "members.csv", table.to_csv(index=False).encode())
     write_bytes(BUNDLED / "convergence.csv", convergence(folders).to_csv(index=False).encode())
     return table
@@ -210,7 +160,7 @@ def convergence(folders: dict[str, Path]) -> pd.DataFrame:
 
 
 def _snapshot(folder: Path, step: int) -> Tensor:
-    return load_file(folder / "snapshots" / f"{step:07d}.safetensors")["W_dec"].float()
+    return load_file(snapshot_path(folder, step))["W_dec"].float()
 
 
 def _best_cosines(first: Tensor, second: Tensor) -> Tensor:

@@ -52,6 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         "families", help="train the bundled families again, and a wider dictionary of each kind"
     )
     families.add_argument("--bundle", action="store_true", help="write them into the package")
+    commands.add_parser(
+        "kinds", help="train every kind of SAE at equal widths and sparsities, write the tables"
+    )
     commands.add_parser("reproduce", help="run the notebook series, write figures/")
     return parser
 
@@ -59,7 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that people can mend end it with one sentence and status 1."""
     options = build_parser().parse_args(arguments)
-    run = {"harvest": _harvest, "train": _train, "families": _families, "reproduce": _reproduce}
+    run = {
+        "harvest": _harvest,
+        "train": _train,
+        "families": _families,
+        "kinds": _kinds,
+        "reproduce": _reproduce,
+    }
     try:
         run[options.command](options)
     except (ValueError, OSError, ImportError, KeyError) as error:
@@ -141,6 +150,12 @@ def _families(options: argparse.Namespace) -> None:
     else:
         for kind, folder in train_families(progress=not options.quiet).items():
             print(f"{kind}: {folder}")
+
+
+def _kinds(options: argparse.Namespace) -> None:
+    from saekit.kinds import write_tables
+
+    print(write_tables(progress=not options.quiet).to_string(index=False))
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from saekit.dictionary import Dictionary
 
-BUNDLED = Path(__file__).parent  # one folder a kind, and two tables about them
+BUNDLED = Path(__file__).parent  # one folder a kind, and the tables
 
 
 class Family:
@@ -167,3 +167,27 @@ def bundled_table() -> pd.DataFrame:
 def convergence_table() -> pd.DataFrame:
     """How far training had converged: seed overlap and FVU over steps, see `saekit.bundled.convergence`."""
     return pd.read_csv(BUNDLED / "convergence.csv")
+
+
+def kinds_table() -> pd.DataFrame:
+    """Every kind of SAE at equal widths and sparsities: a row for each dictionary of `saekit.kinds`.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `target_l0` (active latents a token asked for, the k of TopK kinds),
+        `tokens` and `steps` of training, and on the embedded held-out tokens `l0`, `fvu`,
+        `dead_fraction`, `ce_degradation`, `loss_recovered_zero`.
+    """
+    return pd.read_csv(BUNDLED / "kinds.csv")
+
+
+def kinds_l0_table() -> pd.DataFrame:
+    """How many latents held-out tokens use, for each kind at one width and sparsity.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many.
+    """
+    return pd.read_csv(BUNDLED / "kinds_l0.csv")
