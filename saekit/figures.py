@@ -37,9 +37,31 @@ FULL, HALF = 5.5, 2.7  # inches: the text width of ICLR and NeurIPS, and half of
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, *_, _SKY = sns.color_palette("colorblind").as_hex()
 
-KIND_COLOURS = {"relu": _BLUE, "batchtopk": _ORANGE, "topk": _GREEN}
-KIND_MARKERS = {"relu": "o", "batchtopk": "s", "topk": "^"}
-KIND_NAMES = {"relu": "ReLU", "batchtopk": "BatchTopK", "topk": "TopK"}
+# Blue for ReLU and for what gates or thresholds it; all apart when printed in grey or seen colour-blind.
+KIND_COLOURS = {
+    "relu": _BLUE,
+    "gated": "#70c0ea",
+    "jumprelu": "#332288",
+    "topk": _GREEN,
+    "batchtopk": _ORANGE,
+    "matryoshka": "#74441c",
+}
+KIND_MARKERS = {
+    "relu": "o",
+    "gated": "v",
+    "jumprelu": "D",
+    "topk": "^",
+    "batchtopk": "s",
+    "matryoshka": "p",
+}
+KIND_NAMES = {
+    "relu": "ReLU",
+    "gated": "Gated",
+    "jumprelu": "JumpReLU",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "matryoshka": "Matryoshka",
+}
 NOVEL, RECONSTRUCTION = _VERMILION, _SKY
 NULL = "#8c8c8c"  # second seeds, chance lines, nulls
 INK = "#262626"

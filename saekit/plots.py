@@ -20,7 +20,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, PercentFormatter
 
 from saekit.analysis.splitting import STATUSES
 from saekit.figures import (
@@ -209,7 +209,7 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
                 )
                 axes.plot(others["width"], others[column], linestyle="", markerfacecolor="white", **style)
             axes.set(xlabel="width", ylabel=label)
-            _width_axis(axes, data["width"].unique())
+            _doubling_axis(axes, data["width"].unique())
             axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
         handles, _ = panels[0].get_legend_handles_labels()
         if (data["seed"] != lowest).any():
@@ -232,6 +232,197 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
         + " and mean number of active latents (L0) of each dictionary. FVU from the narrowest to the widest: "
         f"{ranges}. {_tokens(evaluations[0].n_tokens, evaluations[0].n_excluded)}.",
         alt=f"Line charts against width for {data['kind'].nunique()} kinds of dictionary. FVU: {ranges}.",
+    )
+
+
+def kinds_frontier(table: pd.DataFrame) -> Plot:
+    """FVU and CE degradation against L0, a line a kind and a column a width.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `kind`, `width`, `target_l0`, `l0`, `fvu` and `ce_degradation` of each dictionary, such as
+        `saekit.families.kinds_table()`.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("The frontier over kinds needs at least one dictionary, found none.")
+    rows = {"fvu": "FVU", "ce_degradation": "CE degradation (nats)"}
+    data = table[["kind", "width", "target_l0", "l0", *rows]]
+    widths, targets = sorted(data["width"].unique()), sorted(data["target_l0"].unique())
+    with house_style():
+        figure = new_figure(FULL, 4.1)
+        grid = figure.subplots(2, len(widths), sharex=True, sharey="row", squeeze=False)
+        for panels, (column, label) in zip(grid, rows.items(), strict=True):
+            for axes, width in zip(panels, widths, strict=True):
+                for (kind,), part in _groups(data[data["width"] == width], ["kind"]):
+                    axes.plot(
+                        part["l0"],
+                        part[column],
+                        color=_kind_colour(kind),
+                        marker=KIND_MARKERS.get(kind, "D"),
+                        markersize=5,
+                        markeredgecolor="white",  # tells markers apart where they overlap
+                        markeredgewidth=0.3,
+                        label=KIND_NAMES.get(kind, kind),
+                    )
+                axes.set_title(f"width {width}" if column == "fvu" else "")
+            panels[0].set_ylabel(label)
+        for axes in grid[1]:
+            axes.set_xlabel("active latents a token (L0)")
+        _doubling_axis(grid[0, 0], targets)
+        reached = [*targets, *data["l0"]]
+        grid[0, 0].set_xlim(min(reached) / 1.3, max(reached) * 1.3)
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
+    width, target = widths[-1], targets[len(targets) // 2]
+    compared = data[(data["width"] == width) & (data["target_l0"] == target)].sort_values("fvu")
+    said = "; ".join(
+        f"{KIND_NAMES.get(row.kind, row.kind)} {row.fvu:.3f} and {row.ce_degradation:.3f} at L0 {row.l0:.1f}"
+        for row in compared.itertuples()
+    )
+    return Plot(
+        figure,
+        data,
+        caption="What sparsity costs each kind. Fraction of variance unexplained (FVU) and increase in "
+        "cross-entropy when activations are replaced (CE degradation) against the mean number of active "
+        f"latents (L0) on held-out tokens, for dictionaries trained alike to {_listed(targets)} active "
+        f"latents a token. FVU and CE degradation at width {width}, trained to {target}: {said}.",
+        alt=f"Line charts of FVU and CE degradation against L0 for {data['kind'].nunique()} kinds of "
+        f"dictionary, a column for each of the widths {_listed(widths)}. FVU and CE degradation at width "
+        f"{width}, trained to {target}: {said}.",
+    )
+
+
+def active_histogram(table: pd.DataFrame) -> Plot:
+    """How many tokens have how many active latents, a panel a kind.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many, such as
+        `saekit.families.kinds_l0_table()`.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("The histogram of active latents needs at least one dictionary, found none.")
+    members = dict(iter(_groups(table, ["kind", "width"])))
+    counts = {member: _summary_of_counts(part) for member, part in members.items()}
+    end = max(count["end"] for count in counts.values())
+    columns = min(3, len(members))
+    rows = -(-len(members) // columns)
+    with house_style():
+        figure = new_figure(FULL, 0.35 + 1.3 * rows)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(members) :]:
+            axes.remove()
+        for axes, (member, part) in zip(grid.flat, members.items(), strict=False):
+            count = counts[member]
+            heights = np.bincount(part["active"], part["tokens"])
+            edges = np.arange(len(heights) + 1) - 0.5
+            axes.stairs(heights, edges, baseline=0.5, fill=True, color=_kind_colour(member[0]))
+            axes.plot(count["mean"], 1.0, "v", color=INK, transform=axes.get_xaxis_transform(), clip_on=False)
+            axes.set_title(_name(*member))
+            axes.text(
+                0.99,
+                0.94,
+                f"L0 {count['mean']:.1f}\n90% of tokens: {count['low']} to {count['high']}",
+                transform=axes.transAxes,
+                ha="right",
+                va="top",
+                fontsize=7,
+            )
+        grid[0, 0].set(yscale="log", ylim=(0.7, 8 * table["tokens"].max()), xlim=(-1, end + 1))
+        grid[0, 0].xaxis.set_major_locator(MultipleLocator(32 if end > 64 else 8))
+        figure.supxlabel("active latents", fontsize=8)
+        figure.supylabel("tokens", fontsize=8)
+    said = "; ".join(
+        f"{_name(*member)} {count['mean']:.1f}, {count['low']} to {count['high']}, at most {count['most']}"
+        for member, count in counts.items()
+    )
+    return Plot(
+        figure,
+        table,
+        caption="Active latents a token. Held-out tokens by their number of active latents, on a logarithmic "
+        "axis of counts; the triangle is the mean (L0). Mean, middle 90% of the tokens, and greatest number "
+        f"(the axis leaves out at most one token in 10,000 of each dictionary): {said}.",
+        alt=f"Histograms of the number of active latents a token for {len(members)} dictionaries. Mean and "
+        f"middle 90% of the tokens: {said}.",
+    )
+
+
+def convergence(table: pd.DataFrame) -> Plot:
+    """Seed overlap and FVU over the steps of training, for every kind and width with two seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `kind`, `width`, `step`, `tokens`, `fvu`, `median_cosine` and `share_under_0.7`, such as
+        `saekit.families.convergence_table()`.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("The convergence plot needs at least one pair of seeds, found none.")
+    columns = {
+        "median_cosine": "median best cosine",
+        "share_under_0.7": "latents under cosine 0.7",
+        "fvu": "FVU (held-out)",
+    }
+    data = table[["kind", "width", "step", "tokens", *columns]]
+    # The widest is drawn in full.
+    dashes = dict(zip(sorted(data["width"].unique(), reverse=True), cycle(("-", "--", ":", "-."))))
+    with house_style():
+        figure = new_figure(FULL, 2.0)
+        panels = figure.subplots(1, len(columns))
+        for axes, (column, label) in zip(panels, columns.items(), strict=True):
+            for (kind, width), part in _groups(data, ["kind", "width"]):
+                axes.plot(
+                    part["step"] / 1000,
+                    part[column],
+                    color=_kind_colour(kind),
+                    linestyle=dashes[width],
+                    marker=KIND_MARKERS.get(kind, "D"),
+                    markersize=2.5,
+                    label=_name(kind, width),
+                )
+            axes.set(xlabel="thousands of steps", ylabel=label, xlim=(0, None))
+        panels[0].set_ylim(None, 1)
+        panels[1].set_ylim(0, None)
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), handlelength=3)
+    half = data["step"].max() / 2
+    ends = [
+        (_name(kind, width), part[part["step"] <= half].iloc[-1], part.iloc[-1])
+        for (kind, width), part in _groups(data, ["kind", "width"])
+    ]
+    said = "; ".join(
+        f"{name} cosine {middle['median_cosine']:.3f} and {last['median_cosine']:.3f}, under 0.7 "
+        f"{_percent(middle['share_under_0.7'])} and {_percent(last['share_under_0.7'])}, "
+        f"FVU {middle['fvu']:.3f} and {last['fvu']:.3f}"
+        for name, middle, last in ends
+    )
+    return Plot(
+        figure,
+        data,
+        caption="How far training has converged. For every latent of one seed, the greatest cosine of its "
+        "decoder direction with one of the other seed: the median, and the share of latents under 0.7; and "
+        "the fraction of variance unexplained (FVU) on held-out tokens. Half-way and after "
+        f"{int(data['step'].max()):,} steps: {said}.",
+        alt=f"Line charts over training steps for {len(ends)} pairs of seeds: median best cosine, share of "
+        f"latents under cosine 0.7, and FVU. Half-way and at the end: {said}.",
     )
 
 
@@ -938,6 +1129,21 @@ def _groups(frame: pd.DataFrame, by: list[str]) -> Iterable[tuple[tuple[Any, ...
     return frame.groupby(by, sort=False)
 
 
+def _listed(values: Sequence[Any]) -> str:
+    """Such as "16, 32 and 64"."""
+    *most, last = map(str, values)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _summary_of_counts(part: pd.DataFrame) -> dict[str, Any]:
+    """Of tokens by their active latents: the mean, the middle nine tenths, and the most."""
+    active, tokens = part["active"].to_numpy(), part["tokens"].to_numpy()
+    below = np.cumsum(tokens) / tokens.sum()
+    low, high, end = (int(active[np.searchsorted(below, share)]) for share in (0.05, 0.95, 0.9999))
+    mean = float(np.average(active, weights=tokens))
+    return {"mean": mean, "low": low, "high": high, "end": end, "most": int(active.max())}
+
+
 def _percent(share: float) -> str:
     """Write a share as a percentage that does not round something to nothing."""
     return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
@@ -947,13 +1153,14 @@ def _tokens(n_tokens: int, n_excluded: int) -> str:
     return f"On {n_tokens:,} tokens, with {n_excluded:,} positions excluded"
 
 
-def _width_axis(axes: Axes, widths: Iterable[int]) -> None:
-    widths = sorted(widths)
+def _doubling_axis(axes: Axes, ticks: Iterable[int]) -> None:
+    """A logarithmic axis with these ticks, such as the widths of a family."""
+    ticks = sorted(ticks)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(widths))
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(width) for width in widths])
-    axes.set_xlim(widths[0] / 1.3, widths[-1] * 1.3)
+    axes.set_xticklabels([str(tick) for tick in ticks])
+    axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
 
 
 def _share_text(axes: Axes, x: float, y: float, share: float, background: str) -> None:

@@ -23,7 +23,7 @@ from saekit.analysis.novelty import CEInsertion
 from saekit.analysis.similarity import family_similarity
 from saekit.dictionary import Dictionary
 from saekit.families import Family
-from saekit.figures import house_style, render
+from saekit.figures import KIND_COLOURS, KIND_NAMES, house_style, render
 from saekit.metrics import CEDegradation, Evaluation, evaluate
 
 D_IN, WIDTHS, THETA = 16, (12, 24, 48), 0.7
@@ -129,6 +129,48 @@ def store():
     )
 
 
+KINDS = ("relu", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
+
+
+def kinds_table():
+    random = np.random.default_rng(0)
+    grid = [(kind, width, target) for kind in KINDS for width in (24, 48) for target in (4, 8, 16)]
+    table = pd.DataFrame(grid, columns=["kind", "width", "target_l0"])
+    table["l0"] = table["target_l0"] * random.uniform(0.9, 1.1, len(table))
+    table["fvu"] = 0.6 / table["target_l0"] ** 0.5 * random.uniform(0.8, 1.2, len(table))
+    table["ce_degradation"] = 1.5 * table["fvu"]
+    return table.assign(dead_fraction=0.0)
+
+
+def active_latents():
+    """Active latents of 5000 tokens of each kind; TopK has 8 for all but a few."""
+    random = np.random.default_rng(0)
+    counts = {kind: random.negative_binomial(2, 0.2, 5000) for kind in KINDS}
+    counts["topk"] = np.minimum(8, random.poisson(30, 5000) // 2)
+    return counts
+
+
+def active_table():
+    parts = []
+    for kind, counts in active_latents().items():
+        active, tokens = np.unique(counts, return_counts=True)
+        parts.append(pd.DataFrame({"kind": kind, "width": 48, "active": active, "tokens": tokens}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def convergence_table():
+    steps = np.arange(2000, 30001, 2000)
+    parts = [
+        pd.DataFrame({"kind": kind, "width": width, "step": steps, "tokens": 512 * steps}).assign(
+            fvu=0.2 + 0.1 * np.exp(-steps / rate),
+            median_cosine=0.95 - 0.5 * np.exp(-steps / rate),
+            **{"share_under_0.7": 0.1 + 0.6 * np.exp(-steps / rate)},
+        )
+        for kind, width, rate in (("relu", 24, 3000), ("relu", 48, 5000), ("batchtopk", 48, 8000))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def big_tree():
     """A tree of three widths with 24 leaves."""
     child = {"cosine": 0.8, "children": []}
@@ -148,6 +190,9 @@ BUILD = {
     "activation_norms": lambda: plots.activation_norms(store()),
     "training_curves": lambda: plots.training_curves(logs(), target_l0=36),
     "frontier": lambda: plots.frontier(results().evaluations, ce_degradation()),
+    "kinds_frontier": lambda: plots.kinds_frontier(kinds_table()),
+    "active_histogram": lambda: plots.active_histogram(active_table()),
+    "convergence": lambda: plots.convergence(convergence_table()),
     "density_histogram": lambda: plots.density_histogram(results().evaluations),
     "max_cosine_distribution": lambda: plots.max_cosine_distribution(results().similarity),
     "splitting_flow": lambda: plots.splitting_flow(results().tree),
@@ -277,6 +322,52 @@ def test_frontier_draws_every_dictionary_once():
     assert dict(zip(found.data["dictionary"], found.data["fvu"], strict=True)) == by_name
     ends = by_name["relu 12 (seed 0)"], by_name["relu 48 (seed 0)"]
     assert f"ReLU {ends[0]:.3f} to {ends[1]:.3f}" in found.caption
+
+
+def test_kinds_frontier_draws_the_table():
+    found, table = plot("kinds_frontier"), kinds_table()
+    pd.testing.assert_frame_equal(found.data, table.drop(columns="dead_fraction"))
+    panels = [(column, width) for column in ("fvu", "ce_degradation") for width in (24, 48)]
+    for axes, (column, width) in zip(found.figure.axes, panels, strict=True):
+        assert len(axes.lines) == len(KINDS)
+        for line, kind in zip(axes.lines, KINDS, strict=True):
+            part = table[(table["kind"] == kind) & (table["width"] == width)]
+            np.testing.assert_array_equal(line.get_xdata(), part["l0"])
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+            assert line.get_color() == KIND_COLOURS[kind]
+            assert axes.get_xlim()[0] < part["l0"].min() <= part["l0"].max() < axes.get_xlim()[1]
+    best = table[(table["width"] == 48) & (table["target_l0"] == 8)].sort_values("fvu").iloc[0]
+    said = f"{best['fvu']:.3f} and {best['ce_degradation']:.3f} at L0 {best['l0']:.1f}"
+    assert f"width 48, trained to 8: {KIND_NAMES[best['kind']]} {said}; " in found.caption
+
+
+def test_active_histogram_counts_every_token():
+    found = plot("active_histogram")
+    pd.testing.assert_frame_equal(found.data, active_table())
+    for axes, (kind, counts) in zip(found.figure.axes, active_latents().items(), strict=True):
+        (steps,) = axes.findobj(StepPatch)
+        edges = np.arange(counts.max() + 2) - 0.5
+        np.testing.assert_array_equal(steps.get_data().edges, edges)
+        np.testing.assert_array_equal(steps.get_data().values, np.histogram(counts, edges)[0])
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(counts.mean(), rel=1e-12)
+        low, high = (int(np.quantile(counts, q, method="inverted_cdf")) for q in (0.05, 0.95))
+        assert axes.texts[0].get_text() == f"L0 {counts.mean():.1f}\n90% of tokens: {low} to {high}"
+        assert f"{KIND_NAMES[kind]} 48 {counts.mean():.1f}, {low} to {high}, at most" in found.caption
+        assert (counts > axes.get_xlim()[1]).mean() <= 1e-4
+
+
+def test_convergence_draws_the_table():
+    found, table = plot("convergence"), convergence_table()
+    pd.testing.assert_frame_equal(found.data, table[found.data.columns.tolist()])
+    assert set(found.data) == set(table)
+    for axes, column in zip(found.figure.axes, ("median_cosine", "share_under_0.7", "fvu"), strict=True):
+        for line, (_, part) in zip(axes.lines, table.groupby(["kind", "width"], sort=False), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), part["step"] / 1000)
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+    widths = {line.get_label(): line.get_linestyle() for line in found.figure.axes[0].lines}
+    assert widths == {"ReLU 24": "--", "ReLU 48": "-", "BatchTopK 48": "-"}
+    relu = table[(table["kind"] == "relu") & (table["width"] == 48)].set_index("step")["median_cosine"]
+    assert f"ReLU 48 cosine {relu[14000]:.3f} and {relu[30000]:.3f}" in found.caption
 
 
 def test_density_histogram_counts_all_latents():
@@ -444,6 +535,9 @@ def dead_evaluation():
         (lambda: plots.training_curves({"mine": logs()["relu 12 (seed 0)"]}), "relu 1152"),
         (lambda: plots.frontier([]), "at least one evaluation"),
         (lambda: plots.frontier([dead_evaluation()], ce_degradation()), r"lacks relu 5 \(seed 0\)"),
+        (lambda: plots.kinds_frontier(kinds_table()[:0]), "at least one dictionary"),
+        (lambda: plots.active_histogram(active_table()[:0]), "at least one dictionary"),
+        (lambda: plots.convergence(convergence_table()[:0]), "at least one pair of seeds"),
         (lambda: plots.density_histogram([]), "at least one evaluation"),
         (lambda: plots.density_histogram([dead_evaluation()]), "every latent is dead"),
         (lambda: plots.roc([]), "at least one insertion"),
