@@ -37,7 +37,7 @@ def enter(folder: Path | None = None) -> None:
 
 
 def _build(folder: Path) -> None:
-    print(f"Building the peers' environment in {folder} (about a gigabyte, a minute or two).", flush=True)
+    print(f"Building the peers' environment in {folder} (2.3 GB, a minute or two).", flush=True)
     start = time.perf_counter()
     venv.create(folder, clear=True, with_pip=True)
     torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
