@@ -10,6 +10,7 @@ from dictionaries import make
 
 from saekit import cli, families, kinds, runs
 from saekit.metrics import ce_degradation, evaluate
+from saekit.variants import VARIANTS
 
 FULL_GRID = dict(kinds.SPARSITY)
 GRID = {
@@ -98,6 +99,12 @@ def test_histogram_against_brute_force():
         part = table[table["width"] == dictionary.width]
         assert dict(zip(part["active"], part["tokens"], strict=True)) == expected
         assert part["active"].is_monotonic_increasing
+
+
+def test_every_kind_of_the_grid_is_a_variant_with_its_setting():
+    assert set(FULL_GRID) == set(VARIANTS)
+    for kind, setting in FULL_GRID.items():
+        assert getattr(VARIANTS[kind](**{setting: 16}), setting) == 16
 
 
 def test_every_kind_has_a_learning_rate_that_falls_with_the_root_of_the_width(world):
