@@ -137,6 +137,10 @@ class SparseLatents:
             self.width,
         )
 
+    def regroup(self, rows: Tensor, batch: int) -> SparseLatents:
+        """The same entries in other rows, `[active]`, ascending, of a batch of another size."""
+        return SparseLatents(_starts(rows, batch), self.indices, self.values, self.width)
+
     def kth_largest(self, k: int) -> Tensor:
         """The `k`-th largest value of each row, minus infinity for rows of fewer, `[batch]`."""
         longest = max(k, int(self.counts.max()))
@@ -162,6 +166,10 @@ class SparseLatents:
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x, matrix, self.indices, self.offsets[:-1], self.rows, 0
         )
+
+    def sum_by_latent(self, values: Tensor) -> Tensor:
+        """Sums of other values `[active]` by latent, `[width]`."""
+        return torch.bincount(self.indices, weights=values, minlength=self.width).to(values.dtype)
 
     def transpose(self) -> SparseLatents:
         """The same entries by latent: row `i` lists the batch rows where latent `i` is active."""
@@ -323,8 +331,18 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (x,), active = ctx.saved_tensors, ctx.active
-        bias = torch.bincount(active.indices, weights=grad, minlength=active.width).to(grad.dtype)
-        return active.transposed_matmul(grad, x), bias, None, None
+        return active.transposed_matmul(grad, x), active.sum_by_latent(grad), None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, active: SparseLatents) -> Tensor:
+        ctx.active = active
+        return values.index_select(0, active.indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.active.sum_by_latent(grad), None
 
 
 class _Decode(torch.autograd.Function):
@@ -336,13 +354,14 @@ class _Decode(torch.autograd.Function):
         return latents.dense() @ W_dec if active.mostly_active else latents.matmul(W_dec)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         (values, W_dec), active = ctx.saved_tensors, ctx.active
         if active.mostly_active:
             grad_values = (grad @ W_dec.T)[active.rows, active.indices]
         else:
             grad_values = active.inner_products(grad, W_dec)
-        return grad_values, active.transposed_matmul(values, grad), None
+        frozen = not ctx.needs_input_grad[1]
+        return grad_values, None if frozen else active.transposed_matmul(values, grad), None
 
 
 def encode_active(x: Tensor, W_enc: Tensor, b_enc: Tensor, active: SparseLatents) -> Tensor:
@@ -363,6 +382,11 @@ def encode_active(x: Tensor, W_enc: Tensor, b_enc: Tensor, active: SparseLatents
         The values of `active`, `[active]`.
     """
     return _Encode.apply(W_enc, b_enc, x, active)
+
+
+def gather_active(values: Tensor, active: SparseLatents) -> Tensor:
+    """One of the values `[width]` for each active entry, `[active]`, differentiable."""
+    return _Gather.apply(values, active)
 
 
 def decode_active(values: Tensor, W_dec: Tensor, active: SparseLatents) -> Tensor:

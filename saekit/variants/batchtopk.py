@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saekit.distributed import all_gather, all_reduce_sum, world_size
 from saekit.sparse import SparseLatents, kth_smallest
 from saekit.variants.common import SAE, TopKVariant
 
@@ -40,13 +41,16 @@ class BatchTopK(TopKVariant):
         Only latents above a floor, a little less than the smallest kept of the last batch, are
         searched, unless they are too few: this makes the search fast and never changes its result.
         """
-        threshold, floor, n = sae.state["threshold"], sae.state["floor"], self.k * len(x)
+        threshold, floor = sae.state["threshold"], sae.state["floor"]
+        n = self.k * len(x) * world_size()
         keep = partial(largest, n=n)
         latents = sae.active_above(x, floor.item(), keep)
-        if len(latents.values) < n and floor > 0:
+        if floor > 0 and all_reduce_sum(torch.tensor(len(latents.values))) < n:
             latents = sae.active_above(x, 0.0, keep)
-        if len(latents.values):
-            kept = latents.values.min().double()
+        own = latents.values
+        smallest = torch.cat(all_gather(own.amin(dim=0, keepdim=True) if len(own) else own))
+        if len(smallest):
+            kept = smallest.min().double().cpu()
             threshold.copy_(threshold.lerp(kept, THRESHOLD_RATE) if threshold > 0 else kept)
             floor.copy_(GUESS * kept)
         return latents
@@ -57,8 +61,12 @@ class BatchTopK(TopKVariant):
 
 
 def largest(latents: SparseLatents, slack: float, *, n: int) -> SparseLatents:
-    """The `n` largest entries of a batch, and what is at most `slack` below the last."""
-    excess = len(latents.values) - n
+    """The `n` largest entries of a batch, and what is at most `slack` below the last.
+
+    Of processes that share a batch each gets those of its own rows.
+    """
+    values = torch.cat(all_gather(latents.values))
+    excess = len(values) - n
     if excess <= 0:
         return latents
-    return latents.where(latents.values >= kth_smallest(latents.values, excess) - slack)
+    return latents.where(latents.values >= kth_smallest(values, excess) - slack)

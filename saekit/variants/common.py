@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from saekit.distributed import all_reduce_mean, all_reduce_sum, world_size
 from saekit.sparse import Keep, SparseLatents, affine, decode_active, encode_above, encode_active
+
+GAIN = 0.01  # change of a coefficient's logarithm a step, for an L0 that is off by a factor of e
 
 
 @dataclass
@@ -24,8 +28,10 @@ class SAE:
         Encoder by rows, so that its gradient is rows too, `[width, d_in]`; bias, `[width]`.
     W_dec, b_dec : Tensor
         Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`.
+    extra : dict of Tensor
+        What else the variant learns, by name.
     state : dict of Tensor
-        What else the variant learns or counts; saved in checkpoints.
+        What the variant keeps count of; saved in checkpoints.
     bf16_candidates : bool
         Whether active latents are looked for in bfloat16, see `saekit.sparse.encode_above`.
     """
@@ -34,31 +40,34 @@ class SAE:
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     bf16_candidates: bool = False
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The tensors that the optimiser updates, by name."""
-        return {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        own = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        return own | self.extra
 
     @property
     def width(self) -> int:
         """Number of latents."""
         return len(self.W_enc)
 
-    def to(self, device: torch.device) -> SAE:
-        """Move parameters and what is counted for each latent to a device; numbers stay on the CPU."""
-        for name, parameter in self.parameters.items():
-            setattr(self, name, parameter.to(device))
-        self.state = {name: s if s.ndim == 0 else s.to(device) for name, s in self.state.items()}
-        return self
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> SAE:
+        """The same on another device, or with parameters in another dtype; single numbers stay."""
+        own = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        extra = {name: tensor.to(device, dtype) for name, tensor in self.extra.items()}
+        state = {name: s if s.ndim == 0 else s.to(device) for name, s in self.state.items()}
+        return replace(self, **own, extra=extra, state=state)
 
     def count(self, latents: SparseLatents) -> None:
-        """Keep count of the tokens that each latent has been silent for."""
+        """Keep count of the tokens, of all processes, that each latent has been silent for."""
         silent = self.state["silent_tokens"]
-        silent += len(latents)
-        silent.masked_fill_(torch.bincount(latents.indices, minlength=self.width) > 0, 0)
+        silent += len(latents) * world_size()
+        active = all_reduce_sum(torch.bincount(latents.indices, minlength=self.width))
+        silent.masked_fill_(active > 0, 0)
 
     def dead(self, dead_after: int) -> Tensor:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
@@ -85,7 +94,11 @@ def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
     directions /= directions.norm(dim=1, keepdim=True)
     silent = torch.zeros(width, dtype=torch.long)
     return SAE(
-        directions, torch.zeros(width), directions.clone(), torch.zeros(d_in), {"silent_tokens": silent}
+        W_enc=directions,
+        b_enc=torch.zeros(width),
+        W_dec=directions.clone(),
+        b_dec=torch.zeros(d_in),
+        state={"silent_tokens": silent},
     )
 
 
@@ -136,6 +149,70 @@ class Variant(ABC):
 
 
 @dataclass(frozen=True)
+class SteeredVariant(Variant):
+    """What the kinds with a sparsity penalty share: its coefficient is found rather than given.
+
+    Dictionaries of several widths and kinds compare at equal sparsity. With a `target_l0` the
+    coefficient is steered towards that L0 during a first part of training and then stays as it is.
+
+    Parameters
+    ----------
+    target_l0 : float or None
+        Mean number of active latents a token to end with; None to keep the coefficient fixed.
+    steering : float
+        The first part of training in which the coefficient is steered, from 0 to 1.
+    dead_after : int
+        A latent counts as dead in the log once it has been silent for this many tokens.
+    """
+
+    target_l0: float | None = 36.0
+    steering: float = 0.9
+    dead_after: int = 100_000
+    penalty: ClassVar[str]  # the field that holds the coefficient to start from, its name in logs
+
+    def __post_init__(self) -> None:
+        require_positive(self.penalty, getattr(self, self.penalty))
+        require_positive("dead_after", self.dead_after)
+        if self.target_l0 is not None:
+            require_positive("target_l0", self.target_l0)
+        if not 0 < self.steering <= 1:
+            raise ValueError(f"steering must be above 0 and at most 1, found {self.steering}.")
+
+    def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
+        """A new SAE, in its own random stream, with the coefficient to start from."""
+        check_target_l0(self.target_l0, width)
+        sae = super().initialise(width=width, d_in=d_in, seed=seed)
+        start = math.log(getattr(self, self.penalty))
+        sae.state[f"log_{self.penalty}"] = torch.tensor(start, dtype=torch.float64)
+        return sae
+
+    def start_near_target(self, b_enc: Tensor) -> None:
+        """Set biases so that about `target_l0` latents are active at first.
+
+        Beginning with half of all latents active, the penalty that drives L0 down would grow large
+        enough to harm what is learnt.
+        """
+        if self.target_l0 is not None:
+            b_enc.fill_(-quantile(self.target_l0 / len(b_enc)))
+
+    def coefficient(self, sae: SAE) -> float:
+        """The coefficient that the SAE has come to."""
+        return math.exp(sae.state[f"log_{self.penalty}"].item())
+
+    def steer(self, sae: SAE, latents: SparseLatents, done: float) -> None:
+        """Count the active latents of a batch, and take a step towards the target."""
+        sae.count(latents)
+        if self.target_l0 is not None and done < self.steering:
+            l0 = mean_l0(latents)
+            floor = 1 / len(latents)  # of a batch without active latents the logarithm is none
+            sae.state[f"log_{self.penalty}"] += GAIN * math.log(max(l0, floor) / self.target_l0)
+
+    def log(self, sae: SAE) -> dict[str, float]:
+        """The coefficient and the dead latents."""
+        return {self.penalty: self.coefficient(sae), **super().log(sae)}
+
+
+@dataclass(frozen=True)
 class TopKVariant(Variant):
     """What TopK and BatchTopK share: fixed sparsity, and AuxK against dead latents.
 
@@ -180,14 +257,25 @@ class TopKVariant(Variant):
         """Mean squared error plus `aux_coefficient` times the auxiliary loss."""
         latents = self.select(sae, x)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
-        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
-        loss = mean_squared_error(residual)
+        loss, residual = self.reconstruction_loss(sae, x, values, latents)
         sae.count(latents)
         dead = sae.dead(self.dead_after)
         if len(dead) and self.aux_coefficient:
             k_aux = self.k_aux or max(1, x.shape[1] // 2)
             loss = loss + self.aux_coefficient * auxiliary_loss(sae, x, residual, dead, k_aux)
         return loss
+
+    def reconstruction_loss(
+        self, sae: SAE, x: Tensor, values: Tensor, latents: SparseLatents
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error, and the residual `[batch, d_in]` that dead latents are to explain."""
+        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
+        return mean_squared_error(residual), residual
+
+
+def mean_l0(latents: SparseLatents) -> float:
+    """Mean number of active latents a token, over the shares of all processes."""
+    return all_reduce_mean(torch.tensor(len(latents.values) / len(latents), dtype=torch.float64)).item()
 
 
 def mean_squared_error(residual: Tensor) -> Tensor:
@@ -220,6 +308,26 @@ def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: i
     latents = SparseLatents(found.offsets, dead[found.indices], found.values, sae.width)
     values = encode_active(x, sae.W_enc, sae.b_enc, latents)
     return mean_squared_error(residual.detach() - decode_active(values, sae.W_dec, latents))
+
+
+def quantile(share: float) -> float:
+    """What this share of pre-activations exceeds at first, at most half of them.
+
+    Pre-activations of unit directions are about standard normal.
+    """
+    return -NormalDist().inv_cdf(min(share, 0.5))
+
+
+def check_target_l0(target_l0: float | None, width: int) -> None:
+    """Refuse a target that is not below the width.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if target_l0 is not None and target_l0 >= width:
+        raise ValueError(f"target_l0 must be below the width {width}, found {target_l0}.")
 
 
 def require_positive(name: str, value: float) -> None:

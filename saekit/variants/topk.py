@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saekit.distributed import all_gather
 from saekit.sparse import SparseLatents, kth_smallest
 from saekit.variants.common import SAE, TopKVariant
 
@@ -40,8 +41,8 @@ class TopK(TopKVariant):
         latents = sae.active_above(x, floor.item(), keep)
         if floor > 0 and (short := latents.counts < self.k).any():
             latents = latents.with_rows(short.nonzero().squeeze(1), sae.active_above(x[short], 0.0, keep))
-        smallest = latents.kth_largest(self.k)
-        floor.copy_(kth_smallest(smallest, int(FLOOR_QUANTILE * len(x))).clamp_min(0))
+        smallest = torch.cat(all_gather(latents.kth_largest(self.k)))
+        floor.copy_(kth_smallest(smallest, int(FLOOR_QUANTILE * len(smallest))).clamp_min(0))
         return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from saekit.dictionary import fold
-from saekit.variants import VARIANTS, BatchTopK, ReLU, TopK
+from saekit.variants import VARIANTS, BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.variants.common import auxiliary_loss
 
 D_IN = 6
-SETTINGS = {"relu": {"target_l0": 4.0}, "topk": {"k": 4}, "batchtopk": {"k": 4}}
+PENALISED, TOPK = ("relu", "gated", "jumprelu"), ("topk", "batchtopk", "matryoshka")
+SETTINGS = {kind: {"target_l0": 4.0} for kind in PENALISED} | {kind: {"k": 4} for kind in TOPK}
 
 
 def make(kind, **settings):
@@ -24,9 +25,9 @@ def normal(*shape, seed=0):
 
 def new_sae(variant, *, width=24, seed=0):
     """A new SAE in float64, with biases that are not zero."""
-    sae = variant.initialise(width=width, d_in=D_IN, seed=seed)
-    for name, parameter in sae.parameters.items():
-        setattr(sae, name, parameter.double())
+    sae = variant.initialise(width=width, d_in=D_IN, seed=seed).to(dtype=torch.float64)
+    for i, extra in enumerate(sae.extra.values()):
+        extra += 0.2 * normal(width, seed=10 + i)
     sae.b_enc += 0.3 * normal(width, seed=1)
     sae.b_dec += 0.1 * normal(D_IN, seed=2)
     sae.W_enc += 0.1 * normal(width, D_IN, seed=3)
@@ -58,7 +59,9 @@ def test_initialisation_is_reproducible_and_leaves_the_global_stream_alone(kind)
 
 
 def test_kinds_are_named_after_their_classes():
-    assert [VARIANTS[kind] for kind in ("relu", "topk", "batchtopk")] == [ReLU, TopK, BatchTopK]
+    classes = {"relu": ReLU, "gated": Gated, "jumprelu": JumpReLU}
+    classes |= {"topk": TopK, "batchtopk": BatchTopK, "matryoshka": Matryoshka}
+    assert classes == VARIANTS
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -66,22 +69,31 @@ def test_the_folded_dictionary_is_the_sae_at_inference(kind):
     sae, x = new_sae(make(kind)), normal(50, D_IN, seed=4)
     mean, scale = normal(D_IN, seed=5), 0.3
     variant = make(kind)
-    if kind == "batchtopk":
+    if "threshold" in sae.state:
         sae.state["threshold"].fill_(0.4)
-    tensors = {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    tensors = {name: tensor.detach() for name, tensor in tensors.items()}
     with torch.no_grad():
         dictionary = fold(mean=mean, scale=scale, **variant.folding(sae)).to(dtype=torch.float64)
-
-    z = (x - mean) * scale
-    h = z @ tensors["W_enc"] + tensors["b_enc"]
-    if kind == "topk":
-        kept = torch.stack([row >= row.sort(descending=True).values[3] for row in h]) & (h > 0)
-    else:
-        kept = h > (0.4 if kind == "batchtopk" else 0.0)
-    z_hat = (h * kept) @ tensors["W_dec"] + tensors["b_dec"]
+        z = (x - mean) * scale
+        kept, values = at_inference(kind, sae, z)
+    z_hat = (values * kept) @ sae.W_dec + sae.b_dec
+    assert kept.any()
+    assert not kept.all()
     assert torch.equal(dictionary.encode(x) > 0, kept)
     torch.testing.assert_close(dictionary.reconstruct(x), z_hat / scale + mean, rtol=1e-5, atol=1e-5)
+
+
+def at_inference(kind, sae, z):
+    """Active latents and their values, as the papers write them."""
+    product = z @ sae.W_enc.T
+    h = product + sae.b_enc
+    if kind == "topk":
+        return torch.stack([row >= row.sort(descending=True).values[3] for row in h]) & (h > 0), h
+    if kind == "gated":
+        magnitude = (sae.extra["r_mag"].exp() * product + sae.extra["b_mag"]).relu()
+        return (h > 0) & (magnitude > 0), magnitude
+    if kind == "jumprelu":
+        return h > sae.extra["log_threshold"].exp(), h
+    return h > (0.0 if kind == "relu" else 0.4), h
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
@@ -99,7 +111,11 @@ def test_silent_tokens_are_counted_from_the_last_activation(kind):
         sae.b_enc[:3] = -100  # never active
     for step in range(8):
         x = normal(10, D_IN, seed=step)
-        active = expected_active(kind, x @ sae.W_enc.T + sae.b_enc)
+        with torch.no_grad():
+            if kind in PENALISED:
+                active, _ = at_inference(kind, sae, x)
+            else:
+                active = expected_active(kind, x @ sae.W_enc.T + sae.b_enc)
         variant.loss(sae, x, done=1.0)
         seen += 10
         last_active[active.any(dim=0)] = seen
@@ -109,13 +125,11 @@ def test_silent_tokens_are_counted_from_the_last_activation(kind):
 
 
 def expected_active(kind, h):
-    """Active latents by sorting everything."""
-    if kind == "relu":
-        return h > 0
+    """Active latents in training, by sorting everything."""
     smallest = (
-        h.flatten().sort(descending=True).values[4 * len(h) - 1]
-        if kind == "batchtopk"
-        else h.sort(dim=1, descending=True).values[:, 3:4]
+        h.sort(dim=1, descending=True).values[:, 3:4]
+        if kind == "topk"
+        else h.flatten().sort(descending=True).values[4 * len(h) - 1]
     )
     return (h >= smallest) & (h > 0)
 
@@ -173,6 +187,11 @@ def test_auxiliary_loss_leaves_live_latents_and_the_decoder_bias_alone():
         (lambda: TopK(aux_coefficient=-1.0), "aux_coefficient must be at least 0, found -1"),
         (lambda: ReLU(target_l0=0), "target_l0 must be positive, found 0"),
         (lambda: ReLU(l1=float("nan")), "l1 must be positive, found nan"),
+        (lambda: Gated(l1=-1.0), "l1 must be positive, found -1"),
+        (lambda: JumpReLU(coefficient=0.0), "coefficient must be positive, found 0"),
+        (lambda: JumpReLU(bandwidth=0.0), "bandwidth must be positive, found 0"),
+        (lambda: Matryoshka(prefixes=(0.5, 0.25, 1.0)), "prefixes must ascend from above 0 to 1"),
+        (lambda: Matryoshka(prefixes=(0.5,)), "prefixes must ascend from above 0 to 1"),
         (lambda: ReLU(steering=1.5), "steering must be above 0 and at most 1, found 1.5"),
         (lambda: TopK(k=30).initialise(width=24, d_in=4, seed=0), "k must be at most the width 24, found 30"),
         (

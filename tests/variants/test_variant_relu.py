@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saekit.variants import ReLU
-from saekit.variants.relu import GAIN
+from saekit.variants.common import GAIN
 
 
 def problem(variant, dtype=torch.float64):
