@@ -23,7 +23,8 @@ _EXPORTS = {
         "load_family",
     ),
     "saekit.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
-    "saekit.variants": ("BatchTopK", "ReLU", "TopK"),
+    "saekit.streaming": ("StreamedActivations",),
+    "saekit.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
     "saekit.training": ("TrainingConfig", "train"),
     "saekit.metrics": ("ce_degradation", "evaluate"),
     "saekit.analysis": (

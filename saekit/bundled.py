@@ -69,8 +69,15 @@ def trained_folder(kind: str, train_store: ActivationStore) -> Path:
     return home() / "families" / f"{kind}-{hash_json([settings, train_store.content_hash])[:12]}"
 
 
-def train_families(*, progress: bool = True) -> dict[str, Path]:
+def train_families(*, widest: bool = True, progress: bool = True) -> dict[str, Path]:
     """Train what is missing of the families, resuming where a run was stopped; the widest come last.
+
+    Parameters
+    ----------
+    widest : bool
+        Train the dictionaries that are too large to bundle as well.
+    progress : bool
+        Show a progress bar in tokens.
 
     Returns
     -------
@@ -83,6 +90,7 @@ def train_families(*, progress: bool = True) -> dict[str, Path]:
         (config, _member_folder(folder, config.width, config.seed))
         for kind, folder in folders.items()
         for config in configs(kind)
+        if widest or config.width != WIDEST
     ]
     # The longest first, so that no core is left with it at the end.
     runs.sort(key=lambda run: (run[0].width == WIDEST, -run[0].width))
@@ -108,7 +116,7 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
     DataFrame
         The table of members, as in `saekit.families.bundled_table`.
     """
-    folders = train_families(progress=progress)
+    folders = train_families(widest=False, progress=progress)
     held_out = embedded_store("held-out", progress=progress)
     rows = []
     for kind, folder in folders.items():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-KINDS = ("relu", "topk", "batchtopk")
+KINDS = ("relu", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,14 +39,20 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--kind", choices=KINDS, default="relu")
     train.add_argument("--width", type=int, required=True)
     train.add_argument(
-        "--target-l0", type=float, default=36.0, help="relu: steer the sparsity coefficient to this L0"
+        "--target-l0", type=float, default=36.0, help="relu, gated, jumprelu: active latents a token"
     )
-    train.add_argument("--k", type=int, default=32, help="topk and batchtopk: active latents a token")
+    train.add_argument(
+        "--k", type=int, default=32, help="topk, batchtopk, matryoshka: active latents a token"
+    )
     train.add_argument("--steps", type=int, default=5000)
     train.add_argument("--batch-size", type=int, default=512)
     train.add_argument("--learning-rate", type=float, default=None)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--held-out", type=Path, help="store to evaluate on")
+    train.add_argument(
+        "--bf16-candidates", action="store_true", help="look for active latents in bfloat16, which is faster"
+    )
+    train.add_argument("--device", default="cpu", help="where to train, such as cuda")
 
     families = commands.add_parser(
         "families", help="train the bundled families again, and a wider dictionary of each kind"
@@ -118,28 +124,33 @@ def _harvest(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
+    from saekit.distributed import distributed, is_main
     from saekit.training import TrainingConfig, train
     from saekit.variants import VARIANTS
 
-    settings = {"target_l0": options.target_l0} if options.kind == "relu" else {"k": options.k}
+    variant = VARIANTS[options.kind]
     rate = {} if options.learning_rate is None else {"lr": options.learning_rate}
     config = TrainingConfig(
-        variant=VARIANTS[options.kind](**settings),
+        variant=variant(**{variant.sparsity: getattr(options, variant.sparsity)}),
         width=options.width,
         seed=options.seed,
         steps=options.steps,
         batch_size=options.batch_size,
+        bf16_candidates=options.bf16_candidates,
         **rate,
     )
-    result = train(
-        config,
-        ActivationStore.open(options.store),
-        held_out=None if options.held_out is None else ActivationStore.open(options.held_out),
-        checkpoint=options.dictionary / "checkpoint.safetensors",
-        progress=not options.quiet,
-    )
-    result.dictionary.save(options.dictionary)
-    print("\n".join(f"{name}: {value}" for name, value in result.summary.items()))
+    with distributed():
+        result = train(
+            config,
+            ActivationStore.open(options.store),
+            held_out=None if options.held_out is None else ActivationStore.open(options.held_out),
+            checkpoint=options.dictionary / "checkpoint.safetensors",
+            device=options.device,
+            progress=not options.quiet,
+        )
+        if is_main():
+            result.dictionary.save(options.dictionary)
+            print("\n".join(f"{name}: {value}" for name, value in result.summary.items()))
 
 
 def _families(options: argparse.Namespace) -> None:

@@ -24,48 +24,34 @@ from saekit.runs import measure, train_side_by_side
 from saekit.training import TrainingConfig
 from saekit.variants import VARIANTS
 
-SPARSITY = {  # the setting of each kind that says how many latents a token may use
-    "relu": "target_l0",
-    "gated": "target_l0",
-    "jumprelu": "target_l0",
-    "topk": "k",
-    "batchtopk": "k",
-    "matryoshka": "k",
-}
+KINDS = tuple(VARIANTS)
 WIDTHS = (1152, 2304)
 ACTIVE = (16, 32, 64)  # active latents a token
 HISTOGRAM = (2304, 32)  # width and active latents a token of the dictionaries whose tokens are counted
-STEPS = 4_000
+STEPS = 2_500
 BATCH_SIZE = 512
-LEARNING_RATE = {  # at width 1152
-    "relu": 2e-3,
-    "gated": 2e-3,
-    "jumprelu": 2e-3,
-    "topk": 2e-3,
-    "batchtopk": 2e-3,
-    "matryoshka": 2e-3,
-}
+LEARNING_RATE = 2e-3  # at width 1152
 
 
 def configs() -> list[TrainingConfig]:
     """Training settings of every dictionary of the grid, by kind, width and sparsity."""
     return [
         TrainingConfig(
-            variant=VARIANTS[kind](**{SPARSITY[kind]: active}),
+            variant=VARIANTS[kind](**{VARIANTS[kind].sparsity: active}),
             width=width,
             steps=STEPS,
             batch_size=BATCH_SIZE,
             # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
-            lr=LEARNING_RATE[kind] * math.sqrt(1152 / width),
+            lr=LEARNING_RATE * math.sqrt(1152 / width),
             log_every=STEPS // 4,
         )
-        for kind, width, active in product(SPARSITY, WIDTHS, ACTIVE)
+        for kind, width, active in product(KINDS, WIDTHS, ACTIVE)
     ]
 
 
 def target_l0(config: TrainingConfig) -> int:
     """How many active latents a token these settings ask for."""
-    return getattr(config.variant, SPARSITY[config.variant.kind])
+    return getattr(config.variant, config.variant.sparsity)
 
 
 def trained_folder(config: TrainingConfig, train_store: ActivationStore) -> Path:

@@ -20,7 +20,7 @@ from saekit.metrics import ce_degradation, evaluate
 from saekit.models import load_model
 from saekit.training import TrainingConfig, train
 
-CE_ROWS = 48  # rows of 128 tokens for cross-entropy
+CE_ROWS = 32  # rows of 128 tokens for cross-entropy
 
 
 def train_side_by_side(

@@ -445,7 +445,7 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
         raise ValueError(
             f"batch_size must be a multiple of the {world_size()} processes, found {config.batch_size}."
         )
-    if len(source.positions) < config.batch_size:
+    if isinstance(source, _TensorSource) and len(source.positions) < config.batch_size:
         raise ValueError(
             f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} "
             "to train on."

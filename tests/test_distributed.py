@@ -12,7 +12,7 @@ import torch
 from conftest import HOOK_POINT, sentences
 from safetensors.torch import load_file
 
-from saekit import cli
+from saekit import cli, training
 from saekit.corpora import TokenRows
 from saekit.distributed import (
     all_gather,
@@ -27,6 +27,7 @@ from saekit.distributed import (
 )
 from saekit.files import write_tensors
 from saekit.streaming import StreamedActivations
+from saekit.variants import TopK
 
 
 def torchrun(*arguments, processes=2, **environment):
@@ -187,3 +188,62 @@ def test_two_processes_write_the_bytes_of_one_and_keep_what_one_began(model_fold
     assert done.stdout.count("positions at") == 1  # the first process alone speaks
     assert contents(double) == contents(single)
     assert kept.stat().st_mtime_ns == written
+
+
+# ---------------------------------------------------------------------------------- training
+
+TRAINING = """
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+from saekit.distributed import distributed, rank
+from saekit.files import write_tensors
+from saekit.training import TrainingConfig, train
+from saekit.variants import VARIANTS
+
+folder, bf16 = sys.argv[1], sys.argv[2] == "bf16"
+x = load_file(f"{folder}/x.safetensors")["x"]
+with distributed():
+    out = {}
+    for kind, variant in VARIANTS.items():
+        made = variant(**{variant.sparsity: 4}, dead_after=300)
+        config = TrainingConfig(
+            made, 48, steps=40, batch_size=64, lr=3e-3, log_every=20, bf16_candidates=bf16
+        )
+        result = train(config, x, checkpoint=f"{folder}/{kind}-{bf16}.safetensors", progress=False)
+        out |= {f"{kind}.{name}": tensor for name, tensor in result.dictionary.tensors().items()}
+        out[f"{kind}.fvu"] = torch.tensor(result.log["fvu"].to_numpy())
+        out[f"{kind}.dead"] = torch.tensor(result.log["dead"].to_numpy())
+    write_tensors(f"{folder}/trained-{bf16}-{rank()}.safetensors", out)
+"""
+
+
+@pytest.mark.parametrize("mode", ["exact", "bf16"])
+def test_two_processes_train_what_one_trains(tmp_path, mode):
+    """To 1e-3 of each tensor's norm after 40 steps: sums over a batch are added in another order."""
+    generator = torch.Generator().manual_seed(0)
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.randn(2000, 24, generator=generator)})
+    (tmp_path / "script.py").write_text(TRAINING)
+    found = {}
+    for processes in (1, 2):
+        done = torchrun(tmp_path / "script.py", tmp_path, mode, processes=processes)
+        assert done.returncode == 0, done.stderr
+        found[processes] = [
+            load_file(tmp_path / f"trained-{mode == 'bf16'}-{r}.safetensors") for r in range(processes)
+        ]
+        for checkpoint in tmp_path.glob(f"*-{mode == 'bf16'}.safetensors"):
+            checkpoint.unlink()
+    (one,), two = found[1], found[2]
+    for name, expected in one.items():
+        assert torch.equal(two[0][name], two[1][name]), name
+        error = (two[0][name].double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-9)
+        assert error < 1e-3, (name, error)
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+    monkeypatch.setattr(training, "world_size", lambda: 3)
+    config = training.TrainingConfig(TopK(k=2), 8, batch_size=64)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, found 64"):
+        training.train(config, torch.randn(200, 4))

@@ -109,6 +109,8 @@ class Variant(ABC):
     ----------
     kind : str
         Its name in `VARIANTS`, file names and tables.
+    sparsity : str
+        The setting that says how many latents a token may use: `"target_l0"` or `"k"`.
     betas : tuple
         Adam's averaging rates.
     dead_after : int
@@ -116,6 +118,7 @@ class Variant(ABC):
     """
 
     kind: ClassVar[str]
+    sparsity: ClassVar[str] = "target_l0"
     betas: ClassVar[tuple[float, float]]
     dead_after: int
 
@@ -232,6 +235,7 @@ class TopKVariant(Variant):
     aux_coefficient: float = 1 / 32
     k_aux: int | None = None
     dead_after: int = 100_000
+    sparsity: ClassVar[str] = "k"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
