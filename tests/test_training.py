@@ -15,10 +15,18 @@ import torch
 import saekit.files
 from saekit.metrics import evaluate
 from saekit.training import TrainingConfig, normalisation, train
-from saekit.variants import BatchTopK, ReLU, TopK
+from saekit.variants import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 
 D_IN = 16
-VARIANTS = {"relu": ReLU(target_l0=5.0), "topk": TopK(k=5), "batchtopk": BatchTopK(k=5, dead_after=300)}
+VARIANTS = {
+    "relu": ReLU(target_l0=5.0),
+    "gated": Gated(target_l0=5.0),
+    "jumprelu": JumpReLU(target_l0=5.0),
+    "topk": TopK(k=5),
+    "batchtopk": BatchTopK(k=5, dead_after=300),
+    "matryoshka": Matryoshka(k=5, dead_after=300, prefixes=(0.25, 1.0)),
+}
+LARGEST_FVU = {"relu": 0.28} | dict.fromkeys(("gated", "jumprelu", "topk", "batchtopk", "matryoshka"), 0.17)
 
 
 def activations(n=2000, seed=0):
@@ -78,13 +86,14 @@ def same(a, b):
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_training_reconstructs_held_out_activations_at_the_sparsity_asked_for(kind):
     held_out = activations(1000, seed=1)
-    result = run(config(kind, steps=600, log_every=200), activations(), held_out=held_out)
+    steps = 1800 if kind == "jumprelu" else 600  # it begins at four times the target
+    result = run(config(kind, steps=steps, log_every=200), activations(), held_out=held_out)
     evaluation = evaluate(result.dictionary, held_out)
     assert evaluation.l0 == pytest.approx(5.0, rel=0.1)
-    assert evaluation.fvu < {"relu": 0.28, "topk": 0.17, "batchtopk": 0.17}[kind]
+    assert evaluation.fvu < LARGEST_FVU[kind]
     assert result.summary["fvu"] == evaluation.fvu
     assert result.summary["l0"] == evaluation.l0
-    assert result.log.loss.is_monotonic_decreasing
+    assert result.log.loss.iloc[-1] < result.log.loss.iloc[0]
 
 
 def test_the_log_has_a_row_at_every_interval_and_at_the_end():
@@ -397,3 +406,12 @@ def test_the_progress_bar_counts_tokens_and_can_be_quiet(capfd):
     assert "batchtopk 48 (seed 0)" in shown
     assert "token/s" in shown
     assert "3.84k/3.84k" in shown
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_candidates_in_bfloat16_train_the_same_dictionary(kind):
+    x, held_out = activations(), activations(1000, seed=1)
+    exact, fast = (run(config(kind, bf16_candidates=b), x, held_out=held_out) for b in (False, True))
+    assert fast.summary["fvu"] == pytest.approx(exact.summary["fvu"], rel=5e-3)
+    cosines = (exact.dictionary.W_dec * fast.dictionary.W_dec).sum(dim=1)
+    assert cosines.min() > 0.99

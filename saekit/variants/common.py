@@ -148,7 +148,8 @@ class Variant(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
+        settings = asdict(self)  # type: ignore[call-overload]
+        return {"kind": self.kind} | {n: list(v) if isinstance(v, tuple) else v for n, v in settings.items()}
 
 
 @dataclass(frozen=True)
