@@ -214,8 +214,8 @@ def stable_order(indices: Tensor, size: int) -> Tensor:
 # ---------------------------------------------------------------------- encoding
 
 
-# Which latents to keep, allowing for a slack in the values.
-Keep = Callable[["SparseLatents", float], "SparseLatents"]
+# The smallest value to keep in each row of a batch, `[batch]`.
+Cut = Callable[["SparseLatents"], Tensor]
 
 
 def affine(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ def encode_above(
     b_enc: Tensor,
     floor: float | Tensor,
     *,
-    keep: Keep | None = None,
+    cut: Cut | None = None,
     bf16_candidates: bool = False,
 ) -> SparseLatents:
     """Latents whose pre-activation `x @ W_enc.T + b_enc` exceeds a floor, without a graph.
@@ -254,9 +254,8 @@ def encode_above(
         Encoder by rows, `[width, d_in]`, and bias, `[width]`.
     floor : float or Tensor
         One number, or one for each latent, `[width]`.
-    keep : callable, optional
-        Which of them to keep: `keep(latents, slack)` gives those that may be kept once no value
-        is off by more than half of the `slack`.
+    cut : callable, optional
+        Gives the smallest value to keep in each row, from all those above the floor.
     bf16_candidates : bool
         Look for them in a product in bfloat16, with a margin of several times its rounding error,
         and compute the values of those found in full precision: the product takes half the time,
@@ -264,18 +263,24 @@ def encode_above(
     """
     with torch.no_grad():
         if bf16_candidates:
-            candidates = _candidates(x, W_enc, b_enc, floor, keep)
+            candidates = _candidates(x, W_enc, b_enc, floor, cut)
             if len(candidates.values) < RESCORE_BELOW * len(x) * len(W_enc):
                 h = candidates.inner_products(x, W_enc) + b_enc.index_select(0, candidates.indices)
                 least = floor if isinstance(floor, float) else floor.index_select(0, candidates.indices)
                 found = candidates.with_values(h).where(h > least)
-                return found if keep is None else keep(found, 0.0)
+                return found if cut is None else _keep(found, cut)
         found = _in_chunks(x, len(W_enc), lambda rows: _above(affine(rows, W_enc, b_enc), floor))
-        return found if keep is None else keep(found, 0.0)
+        return found if cut is None else _keep(found, cut)
+
+
+def _keep(latents: SparseLatents, cut: Cut, error: float | Tensor = 0.0) -> SparseLatents:
+    """What may be kept if the values can be off by an error, `[active]`."""
+    smallest = cut(latents.with_values(latents.values - error))
+    return latents.where(latents.values + error >= smallest.index_select(0, latents.rows))
 
 
 def _candidates(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: float | Tensor, keep: Keep | None
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: float | Tensor, cut: Cut | None
 ) -> SparseLatents:
     """Latents that may be above the floor and kept, from a product in bfloat16."""
     W_half = W_enc.bfloat16()
@@ -285,11 +290,11 @@ def _candidates(
     margin = MARGIN * _rounding_error(x, W_enc, W_half)
     bias = (shifted + shifted.abs() / 256 + margin).bfloat16()
     found = _in_chunks(x, len(W_enc), lambda rows: _positive(affine(rows.bfloat16(), W_half, bias)))
-    if keep is None:
+    if cut is None:
         return found
-    values = found.values.float() + (floor if isinstance(floor, float) else floor[found.indices])
-    slack = 2 * float(margin + (shifted.abs().max() + found.values.abs().max()) / 128)
-    return keep(found.with_values(values), slack)
+    shift = floor if isinstance(floor, float) else floor.index_select(0, found.indices)
+    error = margin + (found.values.float().abs() + shifted.abs().max()) / 128
+    return _keep(found.with_values(found.values.float() + shift), cut, error)
 
 
 def _in_chunks(x: Tensor, width: int, encode: Callable[[Tensor], SparseLatents]) -> SparseLatents:

@@ -7,8 +7,7 @@ import torch
 
 import saekit.sparse
 from saekit.sparse import affine, encode_above
-from saekit.variants.batchtopk import largest
-from saekit.variants.topk import largest_of_rows
+from saekit.variants.batchtopk import nth_largest
 
 BATCH, D_IN, WIDTH, K = 128, 64, 700, 8
 
@@ -44,6 +43,14 @@ def test_affine_has_gradients_where_they_are_wanted(problem):
     torch.testing.assert_close(x.grad, 2 * h @ W.detach(), rtol=1e-4, atol=1e-2)
 
 
+def of_all(latents):
+    return nth_largest(latents.values, K * BATCH).expand(BATCH)
+
+
+def of_rows(latents):
+    return latents.kth_largest(K)
+
+
 def floors():
     return {"zero": 0.0, "positive": 3.0, "per latent": 2 + normal(WIDTH, seed=5).abs()}
 
@@ -70,13 +77,13 @@ def test_the_largest_are_kept(problem, monkeypatch, floor, bf16_candidates):
     monkeypatch.setattr(saekit.sparse, "RESCORE_BELOW", 2.0)
     x, W, b, h = problem
     encode = partial(encode_above, x, W, b, floor, bf16_candidates=bf16_candidates)
-    of_all = encode(keep=partial(largest, n=K * BATCH)).dense() != 0
+    found = encode(cut=of_all).dense() != 0
     smallest = h.flatten().sort(descending=True).values[K * BATCH - 1]
     assert smallest > floor
-    assert torch.equal(of_all, h >= smallest)
-    of_rows = encode(keep=partial(largest_of_rows, k=K)).dense() != 0
+    assert torch.equal(found, h >= smallest)
+    found = encode(cut=of_rows).dense() != 0
     row_smallest = h.sort(dim=1, descending=True).values[:, K - 1 : K]
-    assert torch.equal(of_rows, (h >= row_smallest) & (h > floor))
+    assert torch.equal(found, (h >= row_smallest) & (h > floor))
 
 
 def test_candidates_leave_few_to_rescore(problem, monkeypatch):
@@ -89,9 +96,10 @@ def test_candidates_leave_few_to_rescore(problem, monkeypatch):
         "inner_products",
         lambda self, *args: counted.append(len(self.values)) or original(self, *args),
     )
-    kept = encode_above(x, W, b, 3.0, keep=partial(largest, n=K * BATCH), bf16_candidates=True)
-    assert len(counted) == 1
-    assert len(kept.values) <= counted[0] < 2 * len(kept.values)
+    for cut in (of_all, of_rows):
+        kept = encode_above(x, W, b, 3.0, cut=cut, bf16_candidates=True)
+        assert len(kept.values) <= counted.pop() < 1.3 * len(kept.values)
+        assert not counted
 
 
 def test_many_candidates_are_computed_at_once(problem, monkeypatch):

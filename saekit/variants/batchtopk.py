@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -43,10 +42,13 @@ class BatchTopK(TopKVariant):
         """
         threshold, floor = sae.state["threshold"], sae.state["floor"]
         n = self.k * len(x) * world_size()
-        keep = partial(largest, n=n)
-        latents = sae.active_above(x, floor.item(), keep)
+
+        def cut(latents: SparseLatents) -> Tensor:
+            return nth_largest(latents.values, n).expand(len(latents))
+
+        latents = sae.active_above(x, floor.item(), cut)
         if floor > 0 and all_reduce_sum(torch.tensor(len(latents.values))) < n:
-            latents = sae.active_above(x, 0.0, keep)
+            latents = sae.active_above(x, 0.0, cut)
         own = latents.values
         smallest = torch.cat(all_gather(own.amin(dim=0, keepdim=True) if len(own) else own))
         if len(smallest):
@@ -60,13 +62,8 @@ class BatchTopK(TopKVariant):
         return super().folding(sae) | {"threshold": sae.state["threshold"].expand(sae.width)}
 
 
-def largest(latents: SparseLatents, slack: float, *, n: int) -> SparseLatents:
-    """The `n` largest entries of a batch, and what is at most `slack` below the last.
-
-    Of processes that share a batch each gets those of its own rows.
-    """
-    values = torch.cat(all_gather(latents.values))
+def nth_largest(values: Tensor, n: int) -> Tensor:
+    """The `n`-th largest value over all processes, minus infinity if there are fewer; a scalar."""
+    values = torch.cat(all_gather(values))
     excess = len(values) - n
-    if excess <= 0:
-        return latents
-    return latents.where(latents.values >= kth_smallest(values, excess) - slack)
+    return kth_smallest(values, excess) if excess >= 0 else values.new_tensor(-torch.inf)

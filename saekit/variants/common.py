@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saekit.distributed import all_reduce_mean, all_reduce_sum, world_size
-from saekit.sparse import Keep, SparseLatents, affine, decode_active, encode_above, encode_active
+from saekit.sparse import Cut, SparseLatents, affine, decode_active, encode_above, encode_active
 
 GAIN = 0.01  # change of a coefficient's logarithm a step, for an L0 that is off by a factor of e
 
@@ -73,13 +73,13 @@ class SAE:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
         return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
 
-    def active_above(self, x: Tensor, floor: float | Tensor, keep: Keep | None = None) -> SparseLatents:
+    def active_above(self, x: Tensor, floor: float | Tensor, cut: Cut | None = None) -> SparseLatents:
         """Latents whose pre-activation `x @ W_enc.T + b_enc` exceeds `floor`, without a graph.
 
-        `floor` is one number or one for each latent, `[width]`; `keep` selects among them, see
-        `saekit.sparse.encode_above`.
+        `floor` is one number or one for each latent, `[width]`; `cut` gives the smallest
+        value to keep in each row, see `saekit.sparse.encode_above`.
         """
-        return encode_above(x, self.W_enc, self.b_enc, floor, keep=keep, bf16_candidates=self.bf16_candidates)
+        return encode_above(x, self.W_enc, self.b_enc, floor, cut=cut, bf16_candidates=self.bf16_candidates)
 
 
 def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -37,20 +36,18 @@ class TopK(TopKVariant):
         Latents above a floor, from the last batch, are searched first; rows that have fewer than
         `k` of them are searched whole. This makes the search fast and never changes its result.
         """
-        floor, keep = sae.state["floor"], partial(largest_of_rows, k=self.k)
-        latents = sae.active_above(x, floor.item(), keep)
+        floor = sae.state["floor"]
+
+        def cut(latents: SparseLatents) -> Tensor:
+            return latents.kth_largest(self.k)
+
+        latents = sae.active_above(x, floor.item(), cut)
         if floor > 0 and (short := latents.counts < self.k).any():
-            latents = latents.with_rows(short.nonzero().squeeze(1), sae.active_above(x[short], 0.0, keep))
-        smallest = torch.cat(all_gather(latents.kth_largest(self.k)))
+            latents = latents.with_rows(short.nonzero().squeeze(1), sae.active_above(x[short], 0.0, cut))
+        smallest = torch.cat(all_gather(cut(latents)))
         floor.copy_(kth_smallest(smallest, int(FLOOR_QUANTILE * len(smallest))).clamp_min(0))
         return latents
 
     def folding(self, sae: SAE) -> dict[str, Any]:
         """With `k`: the folded latents compete too."""
         return super().folding(sae) | {"k": self.k}
-
-
-def largest_of_rows(latents: SparseLatents, slack: float, *, k: int) -> SparseLatents:
-    """The `k` largest entries of each row, and what is at most `slack` below the last."""
-    smallest = latents.kth_largest(k) - slack
-    return latents.where(latents.values >= smallest.index_select(0, latents.rows))
