@@ -343,7 +343,7 @@ class _Run:
         for name, parameter in self.sae.parameters.items():
             state = self.optimiser.state[parameter]
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                empty = torch.zeros(()) if key == "step" else torch.zeros_like(parameter)
+                empty = parameter.new_zeros(()) if key == "step" else torch.zeros_like(parameter)
                 tensors[f"adam.{key}.{name}"] = state.setdefault(key, empty)
         return tensors
 

@@ -59,7 +59,8 @@ class BatchTopK(TopKVariant):
 
     def folding(self, sae: SAE) -> dict[str, Any]:
         """With the running threshold, the same for every latent."""
-        return super().folding(sae) | {"threshold": sae.state["threshold"].expand(sae.width)}
+        threshold = sae.state["threshold"].to(sae.W_enc.device)
+        return super().folding(sae) | {"threshold": threshold.expand(sae.width)}
 
 
 def nth_largest(values: Tensor, n: int) -> Tensor:
