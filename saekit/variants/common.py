@@ -305,14 +305,15 @@ def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: i
     k_aux : int
         Dead latents a token.
     """
+    # As a dictionary of their own dead latents are dense, and their products fast.
+    W_enc, b_enc, W_dec = (p.index_select(0, dead) for p in (sae.W_enc, sae.b_enc, sae.W_dec))
     with torch.no_grad():
-        h = affine(x, sae.W_enc[dead], sae.b_enc[dead])
+        h = affine(x, W_enc, b_enc)
     largest = h.topk(min(k_aux, len(dead)), dim=1).indices
     active = torch.zeros_like(h, dtype=torch.bool).scatter_(1, largest, True) & (h > 0)
-    found = SparseLatents.from_mask(active, h)
-    latents = SparseLatents(found.offsets, dead[found.indices], found.values, sae.width)
-    values = encode_active(x, sae.W_enc, sae.b_enc, latents)
-    return mean_squared_error(residual.detach() - decode_active(values, sae.W_dec, latents))
+    latents = SparseLatents.from_mask(active, h)
+    values = encode_active(x, W_enc, b_enc, latents)
+    return mean_squared_error(residual.detach() - decode_active(values, W_dec, latents))
 
 
 def quantile(share: float) -> float:
