@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ CHUNK_ELEMENTS = 1 << 22
 # so many times the root mean square of the rounding error.
 MARGIN = 8.0
 MARGIN_ROWS = 16  # rows that the rounding error is measured on
+GROUPS = 8  # groups of columns a wanted latent, where the largest of a row are looked for
 RESCORE_BELOW = 0.03  # share of candidates up to which rescoring them is faster than a full product
 
 # Above this share of active latents dense matrix products are faster than gathering rows: one
@@ -122,20 +123,6 @@ class SparseLatents:
     def with_values(self, values: Tensor) -> SparseLatents:
         """The same active latents with other values."""
         return replace(self, values=values)
-
-    def with_rows(self, rows: Tensor, other: SparseLatents) -> SparseLatents:
-        """The same batch with some `rows`, ascending, int64, replaced by the rows of `other`."""
-        replaced = torch.zeros(len(self), dtype=torch.bool, device=rows.device)
-        replaced[rows] = True
-        kept = self.where(~replaced[self.rows])
-        owner = torch.cat([kept.rows, rows[other.rows]])
-        order = stable_order(owner, len(self))
-        return SparseLatents(
-            _starts(owner, len(self)),
-            torch.cat([kept.indices, other.indices])[order],
-            torch.cat([kept.values, other.values])[order],
-            self.width,
-        )
 
     def regroup(self, rows: Tensor, batch: int) -> SparseLatents:
         """The same entries in other rows, `[active]`, ascending, of a batch of another size."""
@@ -241,6 +228,7 @@ def encode_above(
     b_enc: Tensor,
     floor: float | Tensor,
     *,
+    k: int | None = None,
     cut: Cut | None = None,
     bf16_candidates: bool = False,
 ) -> SparseLatents:
@@ -254,6 +242,8 @@ def encode_above(
         Encoder by rows, `[width, d_in]`, and bias, `[width]`.
     floor : float or Tensor
         One number, or one for each latent, `[width]`.
+    k : int, optional
+        Keep the `k` largest of each row (and what ties with the last of them).
     cut : callable, optional
         Gives the smallest value to keep in each row, from all those above the floor.
     bf16_candidates : bool
@@ -261,15 +251,17 @@ def encode_above(
         and compute the values of those found in full precision: the product takes half the time,
         and a latent is missed only where rounding exceeds the margin.
     """
+    if k is not None:
+        cut = partial(SparseLatents.kth_largest, k=k)
     with torch.no_grad():
         if bf16_candidates:
-            candidates = _candidates(x, W_enc, b_enc, floor, cut)
+            candidates = _candidates(x, W_enc, b_enc, floor, k, cut)
             if len(candidates.values) < RESCORE_BELOW * len(x) * len(W_enc):
                 h = candidates.inner_products(x, W_enc) + b_enc.index_select(0, candidates.indices)
                 least = floor if isinstance(floor, float) else floor.index_select(0, candidates.indices)
                 found = candidates.with_values(h).where(h > least)
                 return found if cut is None else _keep(found, cut)
-        found = _in_chunks(x, len(W_enc), lambda rows: _above(affine(rows, W_enc, b_enc), floor))
+        found = _in_chunks(x, len(W_enc), lambda rows: _above(affine(rows, W_enc, b_enc), floor, k))
         return found if cut is None else _keep(found, cut)
 
 
@@ -280,7 +272,7 @@ def _keep(latents: SparseLatents, cut: Cut, error: float | Tensor = 0.0) -> Spar
 
 
 def _candidates(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: float | Tensor, cut: Cut | None
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: float | Tensor, k: int | None, cut: Cut | None
 ) -> SparseLatents:
     """Latents that may be above the floor and kept, from a product in bfloat16."""
     W_half = W_enc.bfloat16()
@@ -289,12 +281,20 @@ def _candidates(
     shifted = b_enc - floor
     margin = MARGIN * _rounding_error(x, W_enc, W_half)
     bias = (shifted + shifted.abs() / 256 + margin).bfloat16()
-    found = _in_chunks(x, len(W_enc), lambda rows: _positive(affine(rows.bfloat16(), W_half, bias)))
+    largest_bias = shifted.abs().max()
+
+    def error(values: Tensor) -> Tensor:
+        return margin + (values.abs() + largest_bias) / 128
+
+    def encode(rows: Tensor) -> SparseLatents:
+        return _positive(affine(rows.bfloat16(), W_half, bias), k, error)
+
+    found = _in_chunks(x, len(W_enc), encode)
+    values = found.values.float()
     if cut is None:
         return found
     shift = floor if isinstance(floor, float) else floor.index_select(0, found.indices)
-    error = margin + (found.values.float().abs() + shifted.abs().max()) / 128
-    return _keep(found.with_values(found.values.float() + shift), cut, error)
+    return _keep(found.with_values(values + shift), cut, error(values))
 
 
 def _in_chunks(x: Tensor, width: int, encode: Callable[[Tensor], SparseLatents]) -> SparseLatents:
@@ -303,13 +303,38 @@ def _in_chunks(x: Tensor, width: int, encode: Callable[[Tensor], SparseLatents])
     return parts[0] if len(parts) == 1 else SparseLatents.concatenate(parts)
 
 
-def _above(h: Tensor, floor: float | Tensor) -> SparseLatents:
-    return SparseLatents.from_mask(h > floor, h)
+def _above(h: Tensor, floor: float | Tensor, k: int | None) -> SparseLatents:
+    """Entries above the floor, and of the `k` largest of each row little more than these."""
+    active = h > floor
+    if k is not None:
+        active &= h >= _below_kth_largest(h, k)
+    return SparseLatents.from_mask(active, h)
 
 
-def _positive(h: Tensor) -> SparseLatents:
-    """Entries of a bfloat16 tensor above zero: as integers they compare faster and alike."""
-    return SparseLatents.from_mask(h.view(torch.int16) > 0, h)
+def _positive(h: Tensor, k: int | None, error: Callable[[Tensor], Tensor]) -> SparseLatents:
+    """Entries of a bfloat16 tensor above zero, and with `k` what may be among the largest of a row.
+
+    As integers they compare faster, and alike where they are positive.
+    """
+    integers = h.view(torch.int16)
+    if k is None:
+        return SparseLatents.from_mask(integers > 0, h)
+    bound = _below_kth_largest(integers, k).view(torch.bfloat16).float().clamp_min(0)
+    least = (bound - 2 * error(bound)).clamp_min(0).bfloat16().view(torch.int16)
+    return SparseLatents.from_mask((integers > 0) & (integers >= least), h)
+
+
+def _below_kth_largest(h: Tensor, k: int) -> Tensor:
+    """At most the `k`-th largest of each row, and mostly little less, `[batch, 1]`.
+
+    The maxima of groups of columns are among the row's values, so their `k`-th largest is no larger
+    than the row's; there are far fewer of them to look through.
+    """
+    batch, width = h.shape
+    size = max(1, width // (GROUPS * k))
+    groups = width // size
+    maxima = h[:, : groups * size].view(batch, size, groups).amax(1)
+    return kth_smallest(maxima, groups - k)[:, None]
 
 
 def _rounding_error(x: Tensor, W_enc: Tensor, W_half: Tensor) -> Tensor:

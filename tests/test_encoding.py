@@ -47,10 +47,6 @@ def of_all(latents):
     return nth_largest(latents.values, K * BATCH).expand(BATCH)
 
 
-def of_rows(latents):
-    return latents.kth_largest(K)
-
-
 def floors():
     return {"zero": 0.0, "positive": 3.0, "per latent": 2 + normal(WIDTH, seed=5).abs()}
 
@@ -81,9 +77,18 @@ def test_the_largest_are_kept(problem, monkeypatch, floor, bf16_candidates):
     smallest = h.flatten().sort(descending=True).values[K * BATCH - 1]
     assert smallest > floor
     assert torch.equal(found, h >= smallest)
-    found = encode(cut=of_rows).dense() != 0
-    row_smallest = h.sort(dim=1, descending=True).values[:, K - 1 : K]
-    assert torch.equal(found, (h >= row_smallest) & (h > floor))
+
+
+@pytest.mark.parametrize("bf16_candidates", [False, True])
+@pytest.mark.parametrize("floor", [-20.0, 0.0, 3.0])
+@pytest.mark.parametrize("k", [1, K, 3 * K, WIDTH])
+def test_the_largest_of_each_row_are_kept(problem, monkeypatch, k, floor, bf16_candidates):
+    """From one group of columns for many latents to a group for each."""
+    monkeypatch.setattr(saekit.sparse, "RESCORE_BELOW", 2.0)
+    x, W, b, h = problem
+    found = encode_above(x, W, b, floor, k=k, bf16_candidates=bf16_candidates).dense() != 0
+    smallest = h.sort(dim=1, descending=True).values[:, k - 1 : k]
+    assert torch.equal(found, (h >= smallest) & (h > floor))
 
 
 def test_candidates_leave_few_to_rescore(problem, monkeypatch):
@@ -96,8 +101,8 @@ def test_candidates_leave_few_to_rescore(problem, monkeypatch):
         "inner_products",
         lambda self, *args: counted.append(len(self.values)) or original(self, *args),
     )
-    for cut in (of_all, of_rows):
-        kept = encode_above(x, W, b, 3.0, cut=cut, bf16_candidates=True)
+    for largest in ({"cut": of_all}, {"k": K}):
+        kept = encode_above(x, W, b, 3.0, **largest, bf16_candidates=True)
         assert len(kept.values) <= counted.pop() < 1.3 * len(kept.values)
         assert not counted
 

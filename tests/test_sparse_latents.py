@@ -47,16 +47,10 @@ def test_inner_products_are_entries_of_the_dense_product(dense):
     torch.testing.assert_close(sparse.inner_products(x, matrix), (x @ matrix.T)[dense > 0])
 
 
-def test_entries_are_selected_and_rows_replaced(dense):
+def test_entries_are_selected(dense):
     sparse = SparseLatents.from_mask(dense > 0, dense)
     assert torch.equal(sparse.where(sparse.values > 0.6).dense(), torch.where(dense > 0.6, dense, 0.0))
     assert len(sparse.where(sparse.values > 5).values) == 0
-    expected, rows = dense.clone(), torch.tensor([1, 4, 8])
-    expected[rows] = dense[[0, 2, 3]]
-    others = SparseLatents.from_mask(dense[[0, 2, 3]] > 0, dense[[0, 2, 3]])
-    replaced = sparse.with_rows(rows, others)
-    assert torch.equal(replaced.dense(), expected)
-    assert torch.equal(replaced.indices, (expected > 0).nonzero()[:, 1])
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])

@@ -46,9 +46,9 @@ class BatchTopK(TopKVariant):
         def cut(latents: SparseLatents) -> Tensor:
             return nth_largest(latents.values, n).expand(len(latents))
 
-        latents = sae.active_above(x, floor.item(), cut)
+        latents = sae.active_above(x, floor.item(), cut=cut)
         if floor > 0 and all_reduce_sum(torch.tensor(len(latents.values))) < n:
-            latents = sae.active_above(x, 0.0, cut)
+            latents = sae.active_above(x, cut=cut)
         own = latents.values
         smallest = torch.cat(all_gather(own.amin(dim=0, keepdim=True) if len(own) else own))
         if len(smallest):

@@ -73,13 +73,16 @@ class SAE:
         """Latents that have been silent for at least so many tokens, ascending, int64."""
         return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
 
-    def active_above(self, x: Tensor, floor: float | Tensor, cut: Cut | None = None) -> SparseLatents:
+    def active_above(
+        self, x: Tensor, floor: float | Tensor = 0.0, *, k: int | None = None, cut: Cut | None = None
+    ) -> SparseLatents:
         """Latents whose pre-activation `x @ W_enc.T + b_enc` exceeds `floor`, without a graph.
 
-        `floor` is one number or one for each latent, `[width]`; `cut` gives the smallest
-        value to keep in each row, see `saekit.sparse.encode_above`.
+        See `saekit.sparse.encode_above`.
         """
-        return encode_above(x, self.W_enc, self.b_enc, floor, cut=cut, bf16_candidates=self.bf16_candidates)
+        return encode_above(
+            x, self.W_enc, self.b_enc, floor, k=k, cut=cut, bf16_candidates=self.bf16_candidates
+        )
 
 
 def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:

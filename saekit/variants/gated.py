@@ -42,7 +42,7 @@ class Gated(SteeredVariant):
 
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
         """Mean squared error, plus the gate's L1 penalty, plus its auxiliary reconstruction error."""
-        gates = sae.active_above(x, 0.0)
+        gates = sae.active_above(x)
         opening = encode_active(x, sae.W_enc, sae.b_enc, gates)
         r_mag, b_mag = (gather_active(sae.extra[name], gates) for name in ("r_mag", "b_mag"))
         magnitudes = torch.relu(r_mag.exp() * (opening - gather_active(sae.b_enc, gates)) + b_mag)

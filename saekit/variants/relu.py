@@ -49,7 +49,7 @@ class ReLU(SteeredVariant):
 
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
         """Mean squared error plus the L1 penalty, whose coefficient takes a step towards the target."""
-        latents = sae.active_above(x, 0.0)
+        latents = sae.active_above(x)
         self.steer(sae, latents, done)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
         residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)

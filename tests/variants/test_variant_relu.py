@@ -34,14 +34,14 @@ def test_the_bias_begins_near_the_target_l0():
     variant = ReLU(target_l0=6.0)
     sae = variant.initialise(width=400, d_in=64, seed=0)
     x = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
-    l0 = sae.active_above(x, 0.0).counts.double().mean()
+    l0 = sae.active_above(x).counts.double().mean()
     assert l0 == pytest.approx(6.0, rel=0.1)
 
 
 def test_the_coefficient_moves_by_the_logarithm_of_how_far_l0_is_off():
     variant = ReLU(target_l0=5.0, l1=0.5, steering=0.5)
     sae, x = problem(variant)
-    l0 = len(sae.active_above(x, 0.0).values) / 20
+    l0 = len(sae.active_above(x).values) / 20
     variant.loss(sae, x, done=0.0)
     assert math.log(variant.coefficient(sae) / 0.5) == pytest.approx(GAIN * math.log(l0 / 5.0))
     assert variant.log(sae)["l1"] == variant.coefficient(sae)
