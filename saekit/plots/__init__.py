@@ -1,0 +1,34 @@
+"""One function a figure: results in, a figure with its numbers, caption and alt text out.
+
+Nothing is computed here that a result does not say, except for histograms. Captions and alt texts
+state the numbers of the data that they are given.
+"""
+
+from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
+from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
+from saekit.plots.training import (
+    activation_norms,
+    active_histogram,
+    convergence,
+    density_histogram,
+    frontier,
+    kinds_frontier,
+    training_curves,
+)
+
+__all__ = [
+    "activation_norms",
+    "active_histogram",
+    "ce_insertion_scatter",
+    "convergence",
+    "density_histogram",
+    "frontier",
+    "group_insertion_bars",
+    "insertion_scatter",
+    "kinds_frontier",
+    "max_cosine_distribution",
+    "roc",
+    "splitting_flow",
+    "splitting_tree_plot",
+    "training_curves",
+]

@@ -1,0 +1,356 @@
+"""Novel and reconstruction latents: insertion alone, in groups, in cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
+
+from saekit.figures import (
+    FULL,
+    HALF,
+    INK,
+    KIND_MARKERS,
+    NOVEL,
+    NULL,
+    RECONSTRUCTION,
+    Plot,
+    house_style,
+    new_figure,
+)
+from saekit.plots.common import (
+    identity,
+    kind_colour,
+    linear_range,
+    on_tokens,
+    pair_name,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from saekit.analysis.novelty import CEInsertion, GroupInsertion, Insertion
+
+
+def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
+    """Change in MSE when a latent is inserted alone, against its best cosine; the null beside it.
+
+    Parameters
+    ----------
+    result : Insertion
+        Between two widths.
+    null : Insertion, optional
+        Between two seeds of one of the widths.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), section on SAE stitching: cosine as a sign of the functional label.
+    """
+    panels_of = [result] if null is None else [result, null]
+    columns = ["latent", "best_cosine", "mse_change", "novel_cos", "novel_gain"]
+    data = pd.concat(
+        [
+            r.frame.loc[~r.frame["dead"], columns].assign(comparison=pair_name(r), null=r is null)
+            for r in panels_of
+        ],
+        ignore_index=True,
+    )[["comparison", "null", *columns]]
+    scale = linear_range(data["mse_change"])
+    with house_style():
+        figure = new_figure(FULL if null else 0.6 * FULL, 2.6)
+        panels = figure.subplots(1, len(panels_of), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, r in zip(panels, panels_of, strict=True):
+            part = data[data["comparison"] == pair_name(r)]
+            axes.set_yscale("symlog", linthresh=scale)
+            axes.margins(y=0.12)  # room for the shares in the corners
+            for novel, colour, marker in ((True, NOVEL, "o"), (False, RECONSTRUCTION, "^")):
+                points = part[part["novel_cos"] == novel]
+                axes.scatter(
+                    points["best_cosine"],
+                    points["mse_change"],
+                    s=5,
+                    marker=marker,
+                    color=colour,
+                    alpha=0.45,
+                    linewidth=0,
+                    rasterized=True,
+                )
+            axes.axhline(0, color=INK, linewidth=0.6)
+            axes.axvline(r.theta, color=INK, linestyle="--", linewidth=0.8)
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.set_xlabel("best cosine with a small latent")
+            summary = r.summary
+            axes.set_title(
+                f"{pair_name(r)}\nAUC {summary['auc']:.2f}, {summary['n_dead']} dead left out",
+                fontsize=8,
+            )
+            for x, novel, align in ((0.02, True, "left"), (0.98, False, "right")):
+                for y, gain, vertical in ((0.98, False, "top"), (0.02, True, "bottom")):
+                    share = ((part["novel_cos"] == novel) & (part["novel_gain"] == gain)).mean()
+                    axes.text(
+                        x,
+                        y,
+                        f"{percent(share)} {'help' if gain else 'hurt'}",
+                        transform=axes.transAxes,
+                        ha=align,
+                        va=vertical,
+                        fontsize=7,
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
+                    )
+        panels[0].set_ylabel("change in MSE when inserted")
+        handles = [
+            Line2D([], [], linestyle="", marker="o", color=NOVEL, label=f"novel (cosine < {result.theta:g})"),
+            Line2D([], [], linestyle="", marker="^", color=RECONSTRUCTION, label="reconstruction"),
+            Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label=f"$\\theta$ = {result.theta:g}"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    said = "; ".join(
+        f"{pair_name(r)} AUC {r.summary['auc']:.3f}, {percent(r.summary['share_novel_gain'])} help, "
+        f"{percent(r.summary['share_novel_cos'])} under θ, balanced accuracy at θ "
+        f"{r.summary['balanced_accuracy']:.2f}"
+        for r in panels_of
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Inserting single latents. Change in the small dictionary's MSE when one latent of the large "
+        "one is added to it (negative helps; linear within "
+        f"±{scale:g}, logarithmic beyond) against the latent's best cosine. {said}. Dead latents are left "
+        f"out ({', '.join(str(r.summary['n_dead']) for r in panels_of)}). "
+        f"{on_tokens(result.n_tokens, result.n_excluded)}.",
+        alt=f"Scatter of the change in MSE against best cosine, theta = {result.theta:g} marked. {said}.",
+    )
+
+
+def roc(results: Sequence[Insertion], nulls: Sequence[Insertion] = ()) -> Plot:
+    """ROC curves of the cosine as a sign of the gain, with theta marked and the nulls in grey.
+
+    Parameters
+    ----------
+    results : sequence of Insertion
+        Between widths.
+    nulls : sequence of Insertion
+        Between seeds.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, or a curve is not defined since all latents help or none does.
+    """
+    if not results:
+        raise ValueError("A ROC plot needs at least one insertion, found none.")
+    parts, said = [], []
+    with house_style():
+        figure = new_figure(HALF, HALF + 0.1)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="#c8c8c8", linewidth=0.8, zorder=0)
+        pairs = [*((r, False) for r in results), *((r, True) for r in nulls)]
+        for (r, null), dashes in zip(pairs, cycle(("-", "--", ":", "-."))):
+            curve, at = r.roc(), r.at(r.theta)
+            kind = identity(r.large)["kind"]
+            colour = NULL if null else kind_colour(kind)
+            name = f"{pair_name(r)} ({r.auc:.2f})"
+            axes.plot(curve["fpr"], curve["tpr"], color=colour, linestyle=dashes, label=name, zorder=2 - null)
+            point = (at["false_positive_rate"], at["true_positive_rate"])
+            axes.plot(
+                *point,
+                KIND_MARKERS.get(kind, "D"),
+                color=colour,
+                markeredgecolor=INK,
+                markeredgewidth=0.6,
+                markersize=5,
+                zorder=3,
+            )
+            parts.append(curve.assign(comparison=pair_name(r), null=null, point="curve"))
+            marked = {"theta": r.theta, "fpr": point[0], "tpr": point[1]}
+            parts.append(pd.DataFrame([marked]).assign(comparison=pair_name(r), null=null, point="theta"))
+            said.append(f"{pair_name(r)} {r.auc:.3f}{' (null)' if null else ''}")
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel="share of the latents that hurt",
+            ylabel="share of the latents that help",
+        )
+        axes.set_aspect("equal")
+        axes.legend(
+            loc="lower right", title=f"AUC; marker: $\\theta$ = {results[0].theta:g}", alignment="left"
+        )
+    data = pd.concat(parts, ignore_index=True)[["comparison", "null", "point", "theta", "fpr", "tpr"]]
+    aucs = ", ".join(said)
+    return Plot(
+        figure,
+        data,
+        caption="The cosine as a sign of which latents help. Share of the latents that lower the MSE, and "
+        "of those that raise it, whose best cosine is under a threshold, over all thresholds; markers at "
+        f"θ = {results[0].theta:g}. Area under the curve (AUC): {aucs}. Dead latents are left out. "
+        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"ROC curves of the best cosine as a sign of the gain. AUC: {aucs}.",
+    )
+
+
+def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
+    """FVU after inserting whole groups of latents, a panel a result.
+
+    Parameters
+    ----------
+    results : sequence of GroupInsertion
+        Such as a ReLU and a BatchTopK pair.
+
+    Raises
+    ------
+    ValueError
+        If there are no results.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), section on SAE stitching. A diamond is the FVU that a group would
+    reach if the changes of its latents alone added up.
+    """
+    if not results:
+        raise ValueError("The group insertion plot needs at least one result, found none.")
+    bars = {
+        "novel_cos": ("novel\n", NOVEL, ""),
+        "reconstruction_cos": ("recon-\nstruction", RECONSTRUCTION, ""),
+        "novel_gain": ("help\nalone", NOVEL, "////"),
+        "not novel_gain": ("hurt\nalone", RECONSTRUCTION, "////"),
+        "all": ("all\n", "#b5b5b5", ""),
+    }
+    parts = []
+    for r in results:
+        small = r.frame.set_index("group").loc["small"]
+        expected = small["fvu"] * (1 + r.frame["sum_of_single_changes"] / small["mse"])
+        frame = r.frame[["group", "n_latents", "fvu", "l0"]].assign(fvu_if_additive=expected)
+        frame.insert(0, "comparison", pair_name(r))
+        parts.append(frame)
+    data = pd.concat(parts, ignore_index=True)
+    with house_style():
+        figure = new_figure(FULL, 2.5)
+        panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+        top = data["fvu"].max()
+        for axes, r, frame in zip(panels, results, parts, strict=True):
+            rows = frame.set_index("group")
+            places = [0, 1, 2.4, 3.4, 4.8]
+            for place, (group, (_, colour, hatch)) in zip(places, bars.items(), strict=True):
+                fvu, expected = rows.loc[group, "fvu"], rows.loc[group, "fvu_if_additive"]
+                axes.bar(place, fvu, 0.8, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+                axes.plot(place, expected, "D", color="white", markeredgecolor=INK, markersize=4, zorder=4)
+                above = max(fvu, expected) if abs(expected - fvu) < 0.1 * top else fvu  # clear of the marker
+                axes.annotate(
+                    f"{fvu:.3f}",
+                    (place, above),
+                    (0, 6 if above > fvu or fvu - expected < 0.03 * top else 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=6.5,
+                    zorder=5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+                )
+            axes.axhline(rows.loc["small", "fvu"], color=INK, linewidth=0.9, zorder=3)
+            axes.axhline(rows.loc["large", "fvu"], color=INK, linewidth=0.9, linestyle="--", zorder=3)
+            axes.axhline(0, color=INK, linewidth=0.6)
+            axes.set_title(pair_name(r))
+            counts = [f"{rows.loc[group, 'n_latents']:,}" for group in bars]
+            axes.set_xticks(
+                places, [f"{text}\n({n})" for (text, _, _), n in zip(bars.values(), counts, strict=True)]
+            )
+            axes.tick_params(axis="x", length=0)
+        panels[0].set_ylabel("FVU after insertion")
+        figure.legend(
+            handles=[
+                Patch(facecolor="#8c8c8c", label="by cosine"),
+                Patch(facecolor="#8c8c8c", hatch="////", edgecolor="white", label="by gain"),
+                Line2D([], [], color=INK, linewidth=0.9, label="small alone"),
+                Line2D([], [], color=INK, linewidth=0.9, linestyle="--", label="large alone"),
+                Line2D(
+                    [],
+                    [],
+                    linestyle="",
+                    marker="D",
+                    color="white",
+                    markeredgecolor=INK,
+                    label="if gains added up",
+                ),
+            ],
+            loc="outside lower center",
+            ncols=5,
+            columnspacing=1.4,
+        )
+    said = "; ".join(
+        f"{pair_name(r)} from {f['small']:.3f} to {f['novel_cos']:.3f} with all novel latents, "
+        f"{f['reconstruction_cos']:.3f} with all others, {f['novel_gain']:.3f} with all that help alone"
+        for r in results
+        for f in [r.summary["fvu"]]
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Inserting groups of latents. FVU of the small dictionary after adding all novel latents or "
+        "all others, by cosine and by their gain alone, with the number of latents in brackets; diamonds are "
+        "what the groups would reach if single changes added up, lines the small and the large dictionary "
+        "alone. "
+        f"FVU: {said}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"Bars of FVU after inserting groups of latents. {said}.",
+    )
+
+
+def ce_insertion_scatter(result: CEInsertion) -> Plot:
+    """Change in cross-entropy against change in MSE for the sampled latents.
+
+    Parameters
+    ----------
+    result : CEInsertion
+        Its `ce_change` is the mean over all targets of the store, estimated from the rows run.
+    """
+    columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change", "ce_change_error"]
+    data = result.frame[columns].reset_index(drop=True)
+    summary = result.summary
+    with house_style():
+        figure = new_figure(0.6 * FULL, 2.4)
+        axes = figure.subplots()
+        axes.set_xscale("symlog", linthresh=linear_range(data["mse_change"]))
+        axes.set_yscale("symlog", linthresh=linear_range(data["ce_change"]))
+        styles = {"helps": (NOVEL, "o"), "hurts": (RECONSTRUCTION, "^")}
+        for sample, (colour, marker) in styles.items():
+            part = data[data["sample"] == sample]
+            axes.vlines(
+                part["mse_change"],
+                part["ce_change"] - part["ce_change_error"],
+                part["ce_change"] + part["ce_change_error"],
+                color=colour,
+                linewidth=0.8,
+                zorder=1,
+            )
+            axes.scatter(
+                part["mse_change"],
+                part["ce_change"],
+                s=16,
+                color=colour,
+                marker=marker,
+                edgecolor=INK,
+                linewidth=0.4,
+                label=f"{sample} by MSE ({len(part)})",
+                zorder=2,
+            )
+        axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
+        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+        axes.set(xlabel="change in MSE", ylabel="change in CE (nats a token)", title=pair_name(result))
+        figure.legend(loc="outside lower center", ncols=2)
+    said = (
+        f"{percent(summary['sign_agreement'])} of the {summary['n_latents']} sampled latents change both in "
+        f"the same direction; rank correlation {summary['spearman_mse']:.2f}"
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Cross-entropy and MSE of single insertions. Change when one latent is added to the small "
+        f"dictionary ({pair_name(result)}; negative helps; axes linear near zero, logarithmic beyond). "
+        f"{said}. Averages over {result.n_targets:,} targets, estimated from a sample of rows: bars are one "
+        "standard error.",
+        alt=f"Scatter of the change in cross-entropy against the change in MSE. {said}.",
+    )

@@ -1,0 +1,369 @@
+"""Similarity across widths and feature splitting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from saekit.analysis.splitting import STATUSES
+from saekit.figures import (
+    FULL,
+    INK,
+    NOVEL,
+    RECONSTRUCTION,
+    Plot,
+    house_style,
+    new_figure,
+)
+from saekit.plots.common import (
+    fit_text,
+    groups_of,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from saekit.analysis.similarity import FamilySimilarity
+    from saekit.analysis.splitting import Splitting, SplittingTree
+
+
+NULL_LINES = ("-", ":")  # second seed of the small and of the large width
+_EDGE = "#7a8b99"
+STATUS_COLOURS = {"split": "#cc78bc", "identical": "#0173b2", "refined": "#8cc4e0", "lost": "#e4e4e4"}
+STATUS_MARKERS = {"split": "o", "identical": "s", "refined": "^", "lost": "X", "leaf": "o"}
+
+
+def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
+    """Greatest decoder cosine of every latent with the next smaller width, beside the seed nulls.
+
+    Parameters
+    ----------
+    similarity : FamilySimilarity
+        Of a family; a panel a pair of neighbouring widths.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), section on SAE stitching: similarity of latents across widths.
+    """
+    theta, table = similarity.theta, similarity.table
+    lowest = min(0, int(np.floor(similarity.frame["best_cosine"].min() * 40)))
+    edges = np.arange(lowest, 41) / 40
+    parts = []
+    keys = ["comparison", "null", "small_width", "large_width"]
+    for key, rows in groups_of(similarity.frame, keys):
+        counts = np.histogram(rows["best_cosine"].clip(upper=1), edges)[0]
+        identity = dict(zip(keys, key, strict=True))
+        bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": counts / len(rows)}
+        parts.append(pd.DataFrame({**identity, **bins}))
+    data = pd.concat(parts, ignore_index=True)
+    pairs = table[~table["null"]]
+    under = table[table["note"] == ""].set_index("comparison")["share_under_theta"]
+    nulls = {
+        row.small_width: row.comparison for row in table[table["null"] & (table["note"] == "")].itertuples()
+    }
+    novel = (edges[:-1] + edges[1:]) / 2 < theta
+    with house_style():
+        figure = new_figure(FULL, 2.3)
+        panels = figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, pair in zip(panels, pairs.itertuples(), strict=True):
+            share = data.loc[data["comparison"] == pair.comparison, "share"].to_numpy()
+            for which, colour in ((novel, NOVEL), (~novel, RECONSTRUCTION)):
+                axes.bar(edges[:-1][which], share[which], np.diff(edges)[which], align="edge", color=colour)
+            found = []
+            for width, dashes in zip((pair.small_width, pair.large_width), NULL_LINES, strict=True):
+                if width in nulls:
+                    null = data.loc[data["comparison"] == nulls[width], "share"]
+                    axes.stairs(null, edges, color=INK, linestyle=dashes, linewidth=0.9)
+                    found.append(f"{percent(under[nulls[width]])}")
+            axes.axvline(theta, color=INK, linestyle="--", linewidth=0.8)
+            axes.set_title(
+                f"{pair.comparison}\nunder $\\theta$: {percent(under[pair.comparison])} "
+                f"(two seeds: {', '.join(found) or 'none'})",
+                fontsize=8,
+            )
+            axes.set_xlabel("greatest cosine")
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylabel("share of latents")
+        figure.legend(
+            handles=[
+                Patch(color=NOVEL, label=f"novel (cosine < {theta:g})"),
+                Patch(color=RECONSTRUCTION, label="reconstruction"),
+                Line2D([], [], color=INK, linewidth=0.9, label="two seeds, small width"),
+                Line2D([], [], color=INK, linewidth=0.9, linestyle=":", label="two seeds, large width"),
+            ],
+            loc="outside lower center",
+            ncols=4,
+        )
+    shares = "; ".join(f"{name} {percent(share)}" for name, share in under.items())
+    missing = table.loc[table["note"] != "", "small_width"].astype(str).tolist()
+    return Plot(
+        figure,
+        data,
+        caption="Similarity across widths. For every latent of the larger dictionary, the greatest cosine of "
+        "its decoder direction with one of the smaller dictionary; outlines are the same between two seeds "
+        f"of one width (the null). Share of latents under θ = {theta:g}: {shares}."
+        + (f" No second seed at width {', '.join(missing)}." if missing else ""),
+        alt=f"Histograms of the best decoder cosine for {len(pairs)} pairs of widths, with theta = {theta:g} "
+        f"marked. Share under theta: {shares}.",
+    )
+
+
+def splitting_flow(tree: SplittingTree) -> Plot:
+    """Show what becomes of small latents and where large ones come from, beside the nulls.
+
+    Parameters
+    ----------
+    tree : SplittingTree
+        A pair of neighbouring widths a row, and a row for each width with two seeds.
+    """
+    comparisons: list[tuple[str, bool, Splitting]] = []
+    for width in tree.widths:
+        if (seeds := tree.nulls[width]) is not None:
+            comparisons.append((f"{width}, other seed", True, seeds))
+        if width in tree.pairs:
+            comparisons.append((f"{width} → {tree.pairs[width].large_width}", False, tree.pairs[width]))
+    rows = []
+    for name, null, result in comparisons:
+        shares = {status: result.summary[f"share_{status}"] for status in STATUSES}
+        novel = result.summary["share_novel"]
+        for side, part in (("small", shares), ("large", {"with parent": 1 - novel, "novel": novel})):
+            width = result.small_width if side == "small" else result.large_width
+            for status, share in part.items():
+                rows.append(
+                    {
+                        "comparison": name,
+                        "null": null,
+                        "latents_of": side,
+                        "n_latents": width,
+                        "status": status,
+                        "share": share,
+                    }
+                )
+    data = pd.DataFrame(rows)
+    colours = {**STATUS_COLOURS, "with parent": RECONSTRUCTION, "novel": NOVEL}
+    with house_style():
+        figure = new_figure(FULL, 0.75 + 0.27 * len(comparisons))
+        panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        titles = {"small": "what becomes of the small latents", "large": "where the large latents come from"}
+        for axes, (side, title) in zip(panels, titles.items(), strict=True):
+            for place, (name, null, _) in enumerate(comparisons):
+                left = 0.0
+                part = data[(data["comparison"] == name) & (data["latents_of"] == side)]
+                for row in part.itertuples():
+                    colour = colours[row.status]
+                    lost = row.status == "lost"
+                    axes.barh(
+                        place,
+                        row.share,
+                        0.5 if null else 0.82,
+                        left,
+                        color=colour,
+                        hatch="////" if lost else None,
+                        edgecolor="#c4c4c4" if lost else "white",
+                        linewidth=0.5,
+                        label=row.status if place == 0 else None,
+                    )
+                    if row.share >= 0.06:
+                        _share_text(axes, left + row.share / 2, place, row.share, colour)
+                    left += row.share
+            axes.set(xlim=(0, 1), xlabel=f"share of the {side} latents")
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.set_title(title, pad=16, fontsize=8)
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4, columnspacing=1.0, handlelength=1.0
+            )
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+        panels[0].set_yticks(range(len(comparisons)), [name for name, _, _ in comparisons])
+        panels[0].invert_yaxis()
+        for label, (_, null, _) in zip(panels[0].get_yticklabels(), comparisons, strict=True):
+            label.set(color="#6e6e6e" if null else INK, style="italic" if null else "normal")
+    said = "; ".join(
+        f"{name} {percent(result.summary['share_split'])} split, "
+        f"{percent(result.summary['share_novel'])} novel"
+        for name, _, result in comparisons
+    )
+    missing = [str(width) for width in tree.widths if tree.nulls[width] is None]
+    return Plot(
+        figure,
+        data,
+        caption=f"Splitting from one width to the next at θ = {tree.theta:g}. A large latent's parent is its "
+        "most similar small latent if their cosine is at least θ; without one it is novel. A small latent "
+        "with several children is split, with one it is identical (mutual best matches, cosine at least 0.9) "
+        f"or refined, with none lost. Thin bars compare two seeds of one width (the null). {said}."
+        + (f" No second seed at width {', '.join(missing)}." if missing else ""),
+        alt=f"Stacked bars of the fate of small latents and the origin of large latents. {said}.",
+    )
+
+
+def splitting_tree_plot(
+    tree: SplittingTree, width: int, latent: int, labels: Mapping[tuple[int, int], str] | None = None
+) -> Plot:
+    """One latent with all its descendants, a column a width.
+
+    Parameters
+    ----------
+    tree : SplittingTree
+        Of a family.
+    width, latent : int
+        The root.
+    labels : mapping, optional
+        Text for latents by `(width, latent)`, such as their top tokens; it is cut to the room
+        there is.
+
+    Raises
+    ------
+    ValueError
+        If the latent has no children.
+    """
+    root = tree.subtree(width, latent)
+    if not root["children"]:
+        raise ValueError(f"Latent {latent} of width {width} has no children at theta {tree.theta:g}.")
+    nodes = _place(root)
+    columns = [w for w in tree.widths if width <= w <= max(node["width"] for node in nodes)]
+    data = pd.DataFrame(nodes)
+    labels = labels or {}
+    data["label"] = [labels.get((node["width"], node["latent"]), "") for node in nodes]
+    n_leaves = int(data["row"].max()) + 1
+    leaf_room, stub = 1.45, 0.12  # inches right of the last column; share of a column before edges part
+    step = (FULL - leaf_room - 0.1) / len(columns)
+    with house_style():
+        figure = new_figure(FULL, 0.62 + 0.175 * n_leaves)
+        axes = figure.subplots()
+        axes.set_xlim(-1.0, len(columns) - 1 + leaf_room / step)
+        axes.set_ylim(n_leaves - 0.4, -1.0)
+        axes.axis("off")
+        for place, column in enumerate(columns):
+            axes.annotate(
+                f"width {column}",
+                (place, -1.0),
+                ha="center",
+                va="bottom",
+                color="#6e6e6e",
+                fontsize=7,
+            )
+        for node in nodes:
+            x, y = columns.index(node["width"]), node["row"]
+            start = x - 1 + stub
+            if node is not nodes[0]:
+                thickness = _thickness(node["cosine"], tree.theta)
+                axes.plot(
+                    [start, x], [y, y], color=_EDGE, linewidth=thickness, solid_capstyle="butt", zorder=1
+                )
+            if node["n_children"]:
+                rows = [child["row"] for child in nodes if child["parent_place"] == node["place"]]
+                axes.plot([x, x + stub], [y, y], color=_EDGE, linewidth=0.8, zorder=1)
+                axes.plot([x + stub] * 2, [min(rows), max(rows)], color=_EDGE, linewidth=0.8, zorder=1)
+            axes.plot(
+                x,
+                y,
+                STATUS_MARKERS[node["status"]],
+                color=STATUS_COLOURS.get(node["status"], "white"),
+                markeredgecolor=INK,
+                markeredgewidth=0.6,
+                markersize=4.5,
+                zorder=3,
+            )
+            label = labels.get((node["width"], node["latent"]), "")
+            room = (1 - stub) * step - 0.14 if node["n_children"] else leaf_room - 0.1
+            text = fit_text(f"{node['latent']}  {label}".rstrip(), room)
+            if node["n_children"]:
+                offset, align = (-4, 2.2), ("right", "bottom")
+            else:
+                offset, align = (5, 0), ("left", "center_baseline")
+            axes.annotate(
+                text,
+                (x, y),
+                offset,
+                textcoords="offset points",
+                ha=align[0],
+                va=align[1],
+                fontsize=6.5,
+                zorder=4,
+            )
+        present = [s for s in (*STATUSES, "leaf") if s in set(data["status"])]
+        handles = [
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker=STATUS_MARKERS[status],
+                color=STATUS_COLOURS.get(status, "white"),
+                markeredgecolor=INK,
+                markeredgewidth=0.6,
+                label="at the greatest width" if status == "leaf" else status,
+            )
+            for status in present
+        ]
+        for cosine in (tree.theta, 1.0):
+            thickness = _thickness(cosine, tree.theta)
+            handles.append(Line2D([], [], color=_EDGE, linewidth=thickness, label=f"cosine {cosine:g}"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2)
+    data = data.drop(columns=["place", "parent_place"])
+    leaves = int((data["n_children"] == 0).sum())
+    return Plot(
+        figure,
+        data,
+        caption=f"How one latent splits. Latent {latent} of width {width} and its descendants at θ = "
+        f"{tree.theta:g} up to width {columns[-1]}: {len(data) - 1} latents, {leaves} of them without "
+        "children. Thickness is the cosine of the decoder directions of parent and child; markers say what "
+        "becomes of a latent at the next width.",
+        alt=f"Tree of latent {latent} of width {width} with {len(data) - 1} descendants and {leaves} leaves.",
+    )
+
+
+def _share_text(axes: Axes, x: float, y: float, share: float, background: str) -> None:
+    dark = np.dot(to_rgb(background), [0.299, 0.587, 0.114]) < 0.5
+    axes.text(
+        x,
+        y,
+        percent(share),
+        ha="center",
+        va="center_baseline",
+        fontsize=6.5,
+        color="white" if dark else INK,
+        bbox={"facecolor": background, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _thickness(cosine: float, theta: float) -> float:
+    """Width of an edge in points, from theta (thin) to 1 (thick)."""
+    return 0.6 + 2.4 * max(0.0, (cosine - theta) / max(1 - theta, 1e-9))
+
+
+def _place(root: dict[str, Any]) -> list[dict[str, Any]]:
+    """Nodes of a tree, parents first, each with its row: leaves count, parents are in the middle."""
+    nodes: list[dict[str, Any]] = []
+    next_row = 0
+
+    def visit(node: dict[str, Any], parent: dict[str, Any] | None) -> float:
+        nonlocal next_row
+        placed = {
+            "place": len(nodes),
+            "parent_place": -1 if parent is None else parent["place"],
+            "parent_width": 0 if parent is None else parent["width"],
+            "parent": -1 if parent is None else parent["latent"],
+            "width": node["width"],
+            "latent": node["latent"],
+            "cosine": node["cosine"],
+            "status": node["status"],
+            "n_children": len(node["children"]),
+        }
+        nodes.append(placed)
+        if node["children"]:
+            rows = [visit(child, placed) for child in node["children"]]
+            placed["row"] = (rows[0] + rows[-1]) / 2
+        else:
+            placed["row"] = float(next_row)
+            next_row += 1
+        return placed["row"]
+
+    visit(root, None)
+    return nodes
