@@ -243,7 +243,8 @@ def encode_above(
     floor : float or Tensor
         One number, or one for each latent, `[width]`.
     k : int, optional
-        Keep the `k` largest of each row (and what ties with the last of them).
+        Keep the `k` largest of each row (and what ties with the last of them); for a floor that
+        is one number.
     cut : callable, optional
         Gives the smallest value to keep in each row, from all those above the floor.
     bf16_candidates : bool
