@@ -36,6 +36,8 @@ _EXPORTS = {
         "group_insertion",
         "insertion",
         "logit_table",
+        "meta_sae",
+        "meta_sweep",
         "splitting",
         "splitting_tree",
     ),

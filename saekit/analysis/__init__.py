@@ -12,6 +12,7 @@ from saekit.analysis.latents import (
     top_contexts,
     top_tokens,
 )
+from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
@@ -31,6 +32,7 @@ from saekit.analysis.similarity import (
 from saekit.analysis.splitting import Splitting, SplittingTree, splitting, splitting_tree
 
 __all__ = [
+    "RECIPES",
     "BestMatches",
     "CEInsertion",
     "Context",
@@ -41,6 +43,8 @@ __all__ = [
     "Interval",
     "LatentActivations",
     "LogitTable",
+    "MetaSAE",
+    "Recipe",
     "Splitting",
     "SplittingTree",
     "as_jumprelu",
@@ -49,10 +53,13 @@ __all__ = [
     "collect",
     "compare",
     "contexts",
+    "explained_variance",
     "family_similarity",
     "group_insertion",
     "insertion",
     "logit_table",
+    "meta_sae",
+    "meta_sweep",
     "nearest",
     "splitting",
     "splitting_tree",
