@@ -30,6 +30,13 @@ from saekit.analysis.similarity import (
     nearest,
 )
 from saekit.analysis.splitting import Splitting, SplittingTree, splitting, splitting_tree
+from saekit.analysis.uniqueness import (
+    FamilyUniqueness,
+    Uniqueness,
+    family_uniqueness,
+    null_dictionary,
+    uniqueness,
+)
 
 __all__ = [
     "RECIPES",
@@ -38,6 +45,7 @@ __all__ = [
     "Context",
     "Conversion",
     "FamilySimilarity",
+    "FamilyUniqueness",
     "GroupInsertion",
     "Insertion",
     "Interval",
@@ -47,6 +55,7 @@ __all__ = [
     "Recipe",
     "Splitting",
     "SplittingTree",
+    "Uniqueness",
     "as_jumprelu",
     "best_matches",
     "ce_insertion",
@@ -55,14 +64,17 @@ __all__ = [
     "contexts",
     "explained_variance",
     "family_similarity",
+    "family_uniqueness",
     "group_insertion",
     "insertion",
     "logit_table",
     "meta_sae",
     "meta_sweep",
     "nearest",
+    "null_dictionary",
     "splitting",
     "splitting_tree",
     "top_contexts",
     "top_tokens",
+    "uniqueness",
 ]

@@ -1,0 +1,567 @@
+"""Whether another training run finds the same latents: one-to-one matching, and its nulls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+
+from saekit.activations import ActivationStore, random_stream
+from saekit.analysis.latents import LatentActivations, collect
+from saekit.analysis.similarity import largest
+from saekit.dictionary import Dictionary
+from saekit.families import Family
+
+EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
+CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
+CHUNK_ELEMENTS = 1 << 25  # cosines held at once where only candidates are kept: 128 MB
+TIE = 1e-9  # by how much going without a match is worth less than the last candidate
+STATUSES = ("shared", "crowded", "alone")
+NULLS = ("permuted columns", "random directions")
+
+
+@dataclass(frozen=True, eq=False)
+class Uniqueness:
+    """A one-to-one matching of the latents of two dictionaries, and each latent's own best match.
+
+    Attributes
+    ----------
+    a, b : str
+        Names of the dictionaries.
+    theta : float
+        Cosine from which two matched latents count as the same one.
+    frame : DataFrame
+        One row a latent of `a`: `latent`; `match` (its latent of `b`; -1 if `b` is narrower and
+        none was left) and `matched_cosine` (NaN then); `best_match`, `best_cosine`; `mutual_best`
+        (the two are each other's best match); `encoder_match` and `encoder_cosine` (of the
+        matching by encoder directions, made alike); `status`: `"shared"` (matched at theta or
+        more), `"crowded"` (not, although its best cosine is at least theta: that latent of `b`
+        is matched with another one) or `"alone"`. With activations also `density` (share of
+        tokens on which it is active), `dead`, and `correlation` (Pearson, of its activations with
+        those of its match over all tokens; NaN where either never fires).
+    frame_b : DataFrame
+        The same for the latents of `b`.
+    exact : bool
+        Whether the matching is certainly the best one.
+    gap : float
+        By how much the best matching's mean cosine could at most exceed this one's; 0 if exact.
+    n_tokens, n_excluded : int
+        Tokens that activations were compared on and positions left out; 0 without activations.
+    """
+
+    a: str
+    b: str
+    theta: float
+    frame: pd.DataFrame
+    frame_b: pd.DataFrame
+    exact: bool
+    gap: float
+    n_tokens: int = 0
+    n_excluded: int = 0
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers; those of the matching are over matched pairs.
+
+        `a`, `b`, `theta`, `n_a`, `n_b`, `n_matched`; `mean_matched_cosine`,
+        `median_matched_cosine`, `share_shared` (pairs at theta or more), `share_mutual` (pairs
+        that are each other's best match), `share_same_by_encoder` (pairs that the matching by
+        encoder directions makes too), `share_shared_both` (the same pair by both, at theta or
+        more in both); over all latents of each, `mean_best_cosine` and `share_best` (best cosine
+        at theta or more), and for `b` `mean_best_cosine_b` and `share_best_b`; with activations
+        `mean_correlation`, `share_correlated` (pairs with a correlation of theta or more, among
+        those that fire) and `n_dead` (of `a`). `exact`, `gap`.
+        """
+        frame, pairs = self.frame, self.pairs
+        same = pairs["match"] == pairs["encoder_match"]
+        shared = pairs["matched_cosine"] >= self.theta
+        summary = {
+            "a": self.a,
+            "b": self.b,
+            "theta": self.theta,
+            "n_a": len(frame),
+            "n_b": len(self.frame_b),
+            "n_matched": len(pairs),
+            "mean_matched_cosine": float(pairs["matched_cosine"].mean()),
+            "median_matched_cosine": float(pairs["matched_cosine"].median()),
+            "share_shared": float(shared.mean()),
+            "share_mutual": float(pairs["mutual_best"].mean()),
+            "share_same_by_encoder": float(same.mean()),
+            "share_shared_both": float((same & shared & (pairs["encoder_cosine"] >= self.theta)).mean()),
+            "mean_best_cosine": float(frame["best_cosine"].mean()),
+            "share_best": float((frame["best_cosine"] >= self.theta).mean()),
+            "mean_best_cosine_b": float(self.frame_b["best_cosine"].mean()),
+            "share_best_b": float((self.frame_b["best_cosine"] >= self.theta).mean()),
+            "exact": self.exact,
+            "gap": self.gap,
+        }
+        if "correlation" in frame:
+            found = pairs["correlation"].dropna()
+            summary["mean_correlation"] = float(found.mean())
+            summary["share_correlated"] = float((found >= self.theta).mean())
+            summary["n_dead"] = int(frame["dead"].sum())
+        return summary
+
+    @property
+    def pairs(self) -> pd.DataFrame:
+        """The rows of `frame` that have a match."""
+        return self.frame[self.frame["match"] >= 0]
+
+    def unmatched(self, thetas: Sequence[float] | np.ndarray) -> pd.DataFrame:
+        """Share of matched pairs, and of latents' best cosines, under each theta.
+
+        Returns
+        -------
+        DataFrame
+            `theta`, `share_matched_under`, `share_best_under`.
+        """
+        columns = {
+            "share_matched_under": np.sort(self.pairs["matched_cosine"]),
+            "share_best_under": np.sort(self.frame["best_cosine"]),
+        }
+        shares = {name: np.searchsorted(values, thetas) / len(values) for name, values in columns.items()}
+        return pd.DataFrame({"theta": thetas, **shares})
+
+    @property
+    def by_status(self) -> pd.DataFrame:
+        """What sets the latents of `a` apart that the other dictionary lacks.
+
+        Returns
+        -------
+        DataFrame
+            A row each for `"shared"`, `"crowded"` and `"alone"`: `status`, `n_latents`, `share`,
+            `mean_matched_cosine`, `mean_best_cosine`, and with activations `n_dead`,
+            `median_density` (of those that are not dead), `mean_correlation`.
+        """
+        rows = []
+        for status in STATUSES:
+            part = self.frame[self.frame["status"] == status]
+            row = {
+                "status": status,
+                "n_latents": len(part),
+                "share": len(part) / len(self.frame),
+                "mean_matched_cosine": part["matched_cosine"].mean(),
+                "mean_best_cosine": part["best_cosine"].mean(),
+            }
+            if "density" in part:
+                row["n_dead"] = int(part["dead"].sum())
+                row["median_density"] = part.loc[~part["dead"], "density"].median()
+                row["mean_correlation"] = part["correlation"].mean()
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def uniqueness(
+    a: Dictionary,
+    b: Dictionary,
+    *,
+    theta: float = 0.7,
+    activations: ActivationStore | Tensor | tuple[LatentActivations, LatentActivations] | None = None,
+    candidates: int = CANDIDATES,
+    exact_cosines: int = EXACT_COSINES,
+) -> Uniqueness:
+    """Match the latents of two dictionaries one to one, so that the sum of their cosines is greatest.
+
+    Every latent of the narrower dictionary gets a partner of its own in the other one. Up to
+    `exact_cosines` cosines the matching is the best one (Hungarian algorithm). Beyond, pairs are
+    chosen from the best matches of each latent in both directions only; a latent may instead go
+    without, at the worth of the last of its own candidates. If none does, the matching is still the
+    best one: no pair that was left out could be worth more. Those that go without are matched among
+    themselves in the same way, and `gap` bounds what that can have cost.
+
+    Parameters
+    ----------
+    a, b : Dictionary
+        Usually two seeds of one width. Widths may differ, kinds too.
+    theta : float
+        Cosine from which two matched latents count as the same one.
+    activations : ActivationStore, Tensor or pair of LatentActivations, optional
+        Tokens on which the activations of matched latents are compared, or what `collect` gave
+        for `a` and `b` on the same tokens: directions may agree where functions do not.
+    candidates : int
+        Best matches of each latent, beyond `exact_cosines`.
+    exact_cosines : int
+        Greatest number of cosines (width times width) that are held at once.
+
+    Raises
+    ------
+    ValueError
+        If the dictionaries differ in `d_in`, or two `LatentActivations` do not fit.
+
+    Notes
+    -----
+    Matching by the Hungarian algorithm, by decoder and by encoder directions, and the cosine of 0.7
+    from which a pair is shared, follow Paulo & Belrose (2025, arXiv:2501.16615); uniqueness is the
+    first condition of a canonical set of units in Leask et al. (ICLR 2025). Dead latents are
+    matched like all others.
+    """
+    if a.d_in != b.d_in:
+        raise ValueError(f"{a.name} has activations of dimension {a.d_in}, but {b.name} of {b.d_in}.")
+    decoder = _match(a.W_dec, b.W_dec, candidates, exact_cosines)
+    encoder = _match(a.W_enc.T, b.W_enc.T, candidates, exact_cosines)
+    frame, frame_b = (_frame(*sides, theta) for sides in zip(decoder.sides, encoder.sides, strict=True))
+    result = Uniqueness(a.name, b.name, theta, frame, frame_b, decoder.exact, decoder.gap)
+    if activations is None:
+        return result
+    if isinstance(activations, tuple):
+        of_a, of_b = activations
+        _check_activations((a, of_a), (b, of_b))
+    else:
+        of_a, of_b = collect(a, activations), collect(b, activations)
+    return replace(
+        result,
+        frame=_with_activations(frame, of_a, of_b),
+        frame_b=_with_activations(frame_b, of_b, of_a),
+        n_tokens=of_a.n_tokens,
+        n_excluded=of_a.n_excluded,
+    )
+
+
+# ---------------------------------------------------------------------- matching
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """Matches of one dictionary's latents: the assigned one (-1: none) and the best one."""
+
+    match: np.ndarray
+    cosine: np.ndarray
+    best: np.ndarray
+    best_cosine: np.ndarray
+    mutual: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Matching:
+    sides: tuple[_Side, _Side]
+    exact: bool
+    gap: float
+
+
+def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Matching:
+    """Match directions `[n, d]` and `[m, d]` of any norm one to one."""
+    if len(a) > len(b):
+        turned = _match(b, a, candidates, exact_cosines)
+        return _Matching(turned.sides[::-1], turned.exact, turned.gap)
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    match, cosine, lost = _assign(a, b, candidates, exact_cosines)
+    back, back_cosine = np.full(len(b), -1), np.full(len(b), np.nan, dtype=cosine.dtype)
+    back[match], back_cosine[match] = np.arange(len(a)), cosine
+    (best_cosine, best), (back_best_cosine, back_best) = (
+        [tensor[:, 0].cpu().numpy() for tensor in _nearest(*pair, 1)] for pair in ((a, b), (b, a))
+    )
+    return _Matching(
+        sides=(
+            _Side(match, cosine, best, best_cosine, back_best[best] == np.arange(len(a))),
+            _Side(back, back_cosine, back_best, back_best_cosine, best[back_best] == np.arange(len(b))),
+        ),
+        exact=lost is None,
+        gap=(lost or 0.0) / len(a),
+    )
+
+
+def _assign(
+    a: Tensor, b: Tensor, candidates: int, exact_cosines: int
+) -> tuple[np.ndarray, np.ndarray, float | None]:
+    """A partner in `b` for each row of `a`, their cosines, and what the sum of these may lack.
+
+    Both of unit norm; `a` has no more rows than `b`. None if the sum is certainly the greatest.
+    """
+    if len(a) * len(b) <= exact_cosines:
+        cosines = (a @ b.T).cpu().numpy()
+        rows, match = linear_sum_assignment(cosines, maximize=True)
+        return match, cosines[rows, match], None
+
+    graph, alone = _candidate_graph(a, b, min(candidates, len(a)))
+    rows, match = min_weight_full_bipartite_matching(graph)
+    cosine = (2 - graph[rows, match]).astype(np.float32)
+    left = np.flatnonzero(match >= len(b))
+    if not len(left):
+        return match, cosine, None
+    free = np.setdiff1d(np.arange(len(b)), match)
+    places, cosine[left], _ = _assign(a[left], b[free], candidates, exact_cosines)
+    match[left] = free[places]
+    return match, cosine, max(0.0, float((alone[left] - cosine[left]).sum()))
+
+
+def _candidate_graph(a: Tensor, b: Tensor, k: int) -> tuple[csr_array, np.ndarray]:
+    """Costs (2 minus cosine) of the `k` best pairs of each row of both, and what going alone is worth.
+
+    A row of `a` that goes alone has a column of its own after those of `b`, worth its last
+    candidate: at least as much as any pair that is not in the graph.
+    """
+    (up, up_index), (down, down_index) = (
+        [tensor.cpu().numpy() for tensor in _nearest(*pair, k)] for pair in ((a, b), (b, a))
+    )
+    n, m = len(a), len(b)
+    rows = np.concatenate([np.arange(n).repeat(k), down_index.ravel()])
+    columns = np.concatenate([up_index.ravel(), np.arange(m).repeat(k)])
+    pairs, first = np.unique(rows * m + columns, return_index=True)
+    cosines = np.concatenate([up.ravel(), down.ravel()])[first].astype(np.float64)
+    alone = up[:, -1].astype(np.float64) - TIE
+    # No cost is zero: in a sparse graph that would be no edge.
+    costs = 2 - np.concatenate([cosines, alone])
+    rows = np.concatenate([pairs // m, np.arange(n)])
+    columns = np.concatenate([pairs % m, m + np.arange(n)])
+    return csr_array((costs, (rows, columns)), shape=(n, m + n)), alone
+
+
+def _nearest(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` greatest cosines of each row of `a` with rows of `b`, and which, `[n, k]` each."""
+    parts = [largest(rows @ b.T, k) for rows in a.split(max(1, CHUNK_ELEMENTS // len(b)))]
+    cosines, indices = (torch.cat(part) for part in zip(*parts, strict=True))
+    return cosines, indices
+
+
+def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
+    """Columns of `Uniqueness.frame` that need no activations."""
+    shared, near = decoder.cosine >= theta, decoder.best_cosine >= theta
+    return pd.DataFrame(
+        {
+            "latent": range(len(decoder.match)),
+            "match": decoder.match,
+            "matched_cosine": decoder.cosine,
+            "best_match": decoder.best,
+            "best_cosine": decoder.best_cosine,
+            "mutual_best": decoder.mutual,
+            "encoder_match": encoder.match,
+            "encoder_cosine": encoder.cosine,
+            "status": np.select([shared, near], STATUSES[:2], default=STATUSES[2]),
+        }
+    )
+
+
+def _check_activations(*sides: tuple[Dictionary, LatentActivations]) -> None:
+    for dictionary, activations in sides:
+        if activations.width != dictionary.width or activations.name != dictionary.name:
+            raise ValueError(
+                f"Activations of {dictionary.name} were expected, found those of {activations.name} "
+                f"with {activations.width} latents."
+            )
+    tokens = [activations.n_tokens for _, activations in sides]
+    if len(set(tokens)) > 1:
+        raise ValueError(
+            f"Activations of both must be on the same tokens, found {tokens[0]} and {tokens[1]}."
+        )
+
+
+def _with_activations(frame: pd.DataFrame, own: LatentActivations, other: LatentActivations) -> pd.DataFrame:
+    """The frame with `density`, `dead` and `correlation`."""
+    density = own.density.numpy()
+    return frame.assign(
+        density=density, dead=density == 0, correlation=_correlation(own, other, frame["match"].to_numpy())
+    )
+
+
+def _correlation(own: LatentActivations, other: LatentActivations, match: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each latent's activations with those of its match, over all tokens.
+
+    From the active entries alone: a token on which both are silent adds only to the number of
+    tokens. NaN without a match, or where a latent does not vary.
+    """
+    n, matched = own.n_tokens, match >= 0
+    n_positions = 1 + max(int(a.positions.max()) if len(a.positions) else 0 for a in (own, other))
+    left, right = (
+        csr_array(
+            (a.values.double().numpy(), a.positions.numpy(), a.offsets.numpy()), shape=(a.width, n_positions)
+        )
+        for a in (own, other)
+    )
+    left, right = left[matched], right[match[matched]]
+    means = [side.sum(axis=1) / n for side in (left, right)]
+    spreads = [
+        side.power(2).sum(axis=1) / n - mean**2 for side, mean in zip((left, right), means, strict=True)
+    ]
+    covariance = left.multiply(right).sum(axis=1) / n - means[0] * means[1]
+    varies = (spreads[0] > 0) & (spreads[1] > 0)
+    correlation = np.full(len(match), np.nan)
+    correlation[np.flatnonzero(matched)[varies]] = covariance[varies] / np.sqrt(
+        spreads[0][varies] * spreads[1][varies]
+    )
+    return correlation
+
+
+# ---------------------------------------------------------------------- nulls and families
+
+
+def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dictionary:
+    """A dictionary without structure, of the same width and dimension, to compare directions with.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        What to imitate.
+    null : {"permuted columns", "random directions"}
+        Either the values of each dimension are shuffled among the latents (which keeps every
+        dimension's distribution and with it the mean direction), or directions are drawn evenly
+        from the sphere. Encoder and decoder alike.
+    seed : int
+        Of the shuffle or draw.
+
+    Returns
+    -------
+    Dictionary
+        With decoder rows of unit norm. Only its directions mean something: it reconstructs
+        nothing.
+
+    Raises
+    ------
+    ValueError
+        If there is no such null.
+    """
+    if null not in NULLS:
+        raise ValueError(f"The nulls are {' and '.join(map(repr, NULLS))}, found {null!r}.")
+    random = random_stream(seed, dictionary.width, NULLS.index(null))
+    shape = dictionary.W_dec.shape
+
+    def without_structure(rows: Tensor) -> Tensor:
+        if null == "random directions":
+            return torch.randn(shape, generator=random)
+        order = torch.rand(shape, generator=random).argsort(dim=0)
+        return rows.cpu().gather(0, order)
+
+    return Dictionary(
+        W_dec=F.normalize(without_structure(dictionary.W_dec), dim=1).to(dictionary.W_dec),
+        W_enc=without_structure(dictionary.W_enc.T).T.contiguous().to(dictionary.W_enc),
+        b_enc=dictionary.b_enc,
+        b_dec=dictionary.b_dec,
+        threshold=dictionary.threshold,
+        info={**dictionary.info, "kind": f"{dictionary.kind}-{null.split()[0]}"},
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FamilyUniqueness:
+    """Matchings between seeds and between neighbouring widths, each beside its nulls.
+
+    Attributes
+    ----------
+    kind : str
+        Of the family.
+    theta : float
+        Cosine from which two matched latents count as the same one.
+    results : mapping
+        By comparison (such as `"1152, other seed"` or `"1152 → 2304"`) and null (`""` for the
+        dictionaries themselves, else `"permuted columns"` or `"random directions"` in the place of
+        the second one): the `Uniqueness`.
+    missing : tuple of int
+        Widths without a second seed.
+    """
+
+    kind: str
+    theta: float
+    results: dict[tuple[str, str], Uniqueness]
+    missing: tuple[int, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a latent, comparison and null: `comparison`, `null` and `Uniqueness.frame`."""
+        parts = [
+            result.frame.assign(comparison=comparison, null=null)
+            for (comparison, null), result in self.results.items()
+        ]
+        frame = pd.concat(parts, ignore_index=True)
+        return frame[["comparison", "null", *parts[0].columns[:-2]]]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a comparison and null, and a row that says so for each missing second seed.
+
+        Columns: `comparison`, `null`, `seeds` (whether it compares two seeds of one width), and
+        from `Uniqueness.summary` `n_a`, `n_b`, `mean_matched_cosine`, `median_matched_cosine`,
+        `mean_best_cosine`, `mean_best_cosine_b`, `share_shared`, `share_mutual`,
+        `share_same_by_encoder`, `share_shared_both`, with activations `mean_correlation` and
+        `share_correlated`, then `gap` and `note`.
+        """
+        rows = [
+            {"comparison": comparison, "null": null, "seeds": "→" not in comparison, "note": ""}
+            | result.summary
+            for (comparison, null), result in self.results.items()
+        ]
+        rows += [
+            {"comparison": _between_seeds(width), "null": "", "seeds": True, "n_a": width}
+            | {"n_b": width, "note": "no second seed"}
+            for width in self.missing
+        ]
+        columns = [
+            *("comparison", "null", "seeds", "n_a", "n_b", "mean_matched_cosine", "median_matched_cosine"),
+            *("mean_best_cosine", "mean_best_cosine_b", "share_shared", "share_mutual"),
+            *("share_same_by_encoder", "share_shared_both", "mean_correlation", "share_correlated", "gap"),
+            "note",
+        ]
+        table = pd.DataFrame(rows)
+        return table[[column for column in columns if column in table]]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`kind`, `theta`, `no_second_seed` (widths), and `share_shared` by comparison and by null."""
+        shares: dict[str, dict[str, float]] = {}
+        for (comparison, null), result in self.results.items():
+            shares.setdefault(comparison, {})[null or "measured"] = result.summary["share_shared"]
+        return {
+            "kind": self.kind,
+            "theta": self.theta,
+            "no_second_seed": list(self.missing),
+            "share_shared": shares,
+        }
+
+
+def family_uniqueness(
+    family: Family,
+    *,
+    theta: float = 0.7,
+    activations: ActivationStore | Tensor | None = None,
+    seed: int = 0,
+) -> FamilyUniqueness:
+    """Match every width with its second seed and with the next width, beside two nulls each.
+
+    Parameters
+    ----------
+    family : Family
+        Dictionaries of several widths, with second seeds where there are any.
+    theta : float
+        Cosine from which two matched latents count as the same one.
+    activations : ActivationStore or Tensor, optional
+        Tokens on which the activations of matched latents are compared; each dictionary encodes
+        them once.
+    seed : int
+        Of the nulls (see `null_dictionary`).
+
+    Notes
+    -----
+    See `uniqueness`.
+    """
+    seconds = {width: family.second_seed(width) for width in family.widths}
+    comparisons = [
+        *((_between_seeds(w), family[w], second) for w, second in seconds.items() if second is not None),
+        *((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
+    ]
+    collected: dict[tuple[int, int | None], LatentActivations] = {}
+
+    def of(dictionary: Dictionary, tokens: ActivationStore | Tensor) -> LatentActivations:
+        key = dictionary.width, dictionary.seed
+        if key not in collected:
+            collected[key] = collect(dictionary, tokens)
+        return collected[key]
+
+    results = {}
+    for name, a, b in comparisons:
+        both = None if activations is None else (of(a, activations), of(b, activations))
+        results[name, ""] = uniqueness(a, b, theta=theta, activations=both)
+        for null in NULLS:
+            results[name, null] = uniqueness(a, null_dictionary(b, null, seed=seed), theta=theta)
+    missing = tuple(width for width, second in seconds.items() if second is None)
+    return FamilyUniqueness(family.kind, theta, results, missing)
+
+
+def _between_seeds(width: int) -> str:
+    return f"{width}, other seed"
