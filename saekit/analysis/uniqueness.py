@@ -128,7 +128,11 @@ class Uniqueness:
             "share_matched_under": np.sort(self.pairs["matched_cosine"]),
             "share_best_under": np.sort(self.frame["best_cosine"]),
         }
-        shares = {name: np.searchsorted(values, thetas) / len(values) for name, values in columns.items()}
+        # Compared in the cosines' own precision, as theta is everywhere.
+        shares = {
+            name: np.searchsorted(values, np.asarray(thetas, dtype=values.dtype)) / len(values)
+            for name, values in columns.items()
+        }
         return pd.DataFrame({"theta": thetas, **shares})
 
     @property
@@ -463,6 +467,20 @@ class FamilyUniqueness:
     missing: tuple[int, ...]
 
     @property
+    def compared(self) -> pd.DataFrame:
+        """What `results` compares: `comparison`, `null`, `width` and `other`.
+
+        `other` is `"other seed"` or `"next width"`.
+        """
+        return pd.DataFrame(
+            [
+                {"comparison": comparison, "null": null, "width": len(result.frame)}
+                | {"other": "other seed" if len(result.frame) == len(result.frame_b) else "next width"}
+                for (comparison, null), result in self.results.items()
+            ]
+        )
+
+    @property
     def frame(self) -> pd.DataFrame:
         """One row a latent, comparison and null: `comparison`, `null` and `Uniqueness.frame`."""
         parts = [
@@ -470,7 +488,7 @@ class FamilyUniqueness:
             for (comparison, null), result in self.results.items()
         ]
         frame = pd.concat(parts, ignore_index=True)
-        return frame[["comparison", "null", *parts[0].columns[:-2]]]
+        return frame[["comparison", "null", *parts[0].columns.drop(["comparison", "null"])]]
 
     @property
     def table(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from saekit.plots.training import (
     kinds_frontier,
     training_curves,
 )
+from saekit.plots.uniqueness import uniqueness_by_density, uniqueness_distributions, unmatched_curve
 
 __all__ = [
     "activation_norms",
@@ -31,4 +32,7 @@ __all__ = [
     "splitting_flow",
     "splitting_tree_plot",
     "training_curves",
+    "uniqueness_by_density",
+    "uniqueness_distributions",
+    "unmatched_curve",
 ]

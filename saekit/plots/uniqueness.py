@@ -1,0 +1,310 @@
+"""Uniqueness: how far two training runs find the same latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+
+from saekit.analysis.uniqueness import NULLS, STATUSES
+from saekit.figures import (
+    FULL,
+    INK,
+    KIND_NAMES,
+    NOVEL,
+    NULL,
+    RECONSTRUCTION,
+    Plot,
+    house_style,
+    new_figure,
+    width_colours,
+)
+from saekit.plots.common import groups_of, listed, named, on_tokens, percent
+
+if TYPE_CHECKING:
+    from saekit.analysis.uniqueness import FamilyUniqueness
+
+NULL_DASHES = dict(zip(NULLS, ("-", ":"), strict=True))
+SEEDS, NEXT_WIDTH = RECONSTRUCTION, INK
+STATUS_COLOURS = dict(zip(STATUSES, (RECONSTRUCTION, "#e8a98f", NOVEL), strict=True))
+BINS = 40
+FEWEST = 5  # latents that a share is shown for
+Z = 1.96  # of a 95 % interval
+
+
+def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
+    """Cosine with the matched and with the best latent: other seed, next width and nulls.
+
+    Parameters
+    ----------
+    result : FamilyUniqueness
+        A column for each width that is compared with another dictionary.
+    """
+    compared = result.compared
+    widths = sorted(compared["width"].unique())
+    measures = {"matched_cosine": "one-to-one match", "best_cosine": "best match"}
+    values = result.frame.merge(compared, on=["comparison", "null"])
+    lowest = min(0, int(np.floor(values[[*measures]].min(axis=None) * BINS)))
+    edges = np.arange(lowest, BINS + 1) / BINS
+    parts = []
+    for measure in measures:
+        for key, rows in groups_of(values, ["width", "other", "null", "comparison"]):
+            cosine = rows[measure].dropna().clip(upper=1)
+            counts = np.histogram(cosine, edges)[0]
+            bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": counts / len(cosine)}
+            identity = dict(zip(("width", "other", "null", "comparison"), key, strict=True))
+            parts.append(pd.DataFrame({"measure": measure, **identity, **bins}))
+    data = pd.concat(parts, ignore_index=True)
+    with house_style():
+        figure = new_figure(FULL, 3.1)
+        panels = figure.subplots(2, len(widths), sharex=True, sharey=True, squeeze=False)
+        for row, (measure, title) in zip(panels, measures.items(), strict=True):
+            for axes, width in zip(row, widths, strict=True):
+                part = data[(data["measure"] == measure) & (data["width"] == width)]
+                for (other, null), bins in groups_of(part, ["other", "null"]):
+                    share = bins["share"].to_numpy()
+                    if null:
+                        if other == part["other"].iloc[0]:  # those of the first comparison will do
+                            axes.stairs(share, edges, color=NULL, linestyle=NULL_DASHES[null], linewidth=0.9)
+                    elif other == "other seed":
+                        axes.stairs(share, edges, color=SEEDS, fill=True)
+                    else:
+                        axes.stairs(share, edges, color=NEXT_WIDTH, linewidth=1.0)
+                axes.axvline(result.theta, color=INK, linestyle="--", linewidth=0.8)
+                # Square roots of shares, so that the tail under theta can be seen.
+                axes.set_yscale("function", functions=(np.sqrt, np.square))
+                axes.set_ylim(0, 1.1 * data["share"].max())
+                axes.yaxis.set_major_locator(FixedLocator((0, 0.01, 0.05, 0.2, 0.5)))
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            row[0].set_ylabel(f"share of latents\n({title})")
+        for axes, width in zip(panels[0], widths, strict=True):
+            axes.set_title(named(result.kind, width), fontsize=8)
+        for axes in panels[-1]:
+            axes.set_xlabel("cosine")
+        figure.legend(
+            handles=[
+                Patch(color=SEEDS, label="other seed"),
+                Line2D([], [], color=NEXT_WIDTH, linewidth=1.0, label="next width"),
+                *(
+                    Line2D([], [], color=NULL, linewidth=0.9, linestyle=dashes, label=null)
+                    for null, dashes in NULL_DASHES.items()
+                ),
+                Line2D(
+                    [], [], color=INK, linewidth=0.8, linestyle="--", label=f"$\\theta$ = {result.theta:g}"
+                ),
+            ],
+            loc="outside lower center",
+            ncols=5,
+        )
+    said = _shares(result)
+    missing = [str(width) for width in result.missing]
+    return Plot(
+        figure,
+        data,
+        caption=f"Do other runs find the same latents? For every latent of {listed(widths)} "
+        f"({KIND_NAMES.get(result.kind, result.kind)}), the cosine of its decoder direction with its partner "
+        "in the one-to-one matching of greatest sum (top) and with its best match (bottom), on a square-root "
+        f"scale. Share of matched pairs at θ = {result.theta:g} or more: {said}."
+        + (f" No second seed at width {listed(missing)}." if missing else ""),
+        alt=f"Histograms of matched and best decoder cosines at {len(widths)} widths beside two nulls. Share "
+        f"of pairs at theta or more: {said}.",
+    )
+
+
+def unmatched_curve(results: Sequence[FamilyUniqueness]) -> Plot:
+    """Share of matched pairs whose cosine is under theta, for every theta from 0 to 1.
+
+    Parameters
+    ----------
+    results : sequence of FamilyUniqueness
+        A panel each.
+    """
+    thetas = np.round(np.linspace(0, 1, 101), 2)
+    parts = []
+    for result in results:
+        for row in result.compared.itertuples():
+            curve = result.results[row.comparison, row.null].unmatched(thetas)
+            identity = {"kind": result.kind, "comparison": row.comparison, "null": row.null}
+            parts.append(curve.assign(**identity, width=row.width, other=row.other))
+    data = pd.concat(parts, ignore_index=True)
+    colours = width_colours(sorted(data["width"].unique()))
+    with house_style():
+        figure = new_figure(FULL, 2.6)
+        panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, result in zip(panels, results, strict=True):
+            part = data[data["kind"] == result.kind]
+            for (null, other, width, _), curve in groups_of(part, ["null", "other", "width", "comparison"]):
+                dashes = NULL_DASHES[null] if null else ("-" if other == "other seed" else "--")
+                axes.plot(
+                    curve["theta"],
+                    curve["share_matched_under"],
+                    color=NULL if null else colours[width],
+                    linestyle=dashes,
+                    linewidth=0.7 if null else 1.2,
+                    zorder=1 if null else 2,
+                )
+            axes.axvline(result.theta, color=INK, linestyle=(0, (1, 2)), linewidth=0.8)
+            axes.set_title(KIND_NAMES.get(result.kind, result.kind), fontsize=8)
+            axes.set_xlabel("$\\theta$")
+            axes.set(xlim=(0, 1), ylim=(0, 1.03))
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylabel("share of pairs under $\\theta$")
+        figure.legend(
+            handles=[
+                *(Line2D([], [], color=colour, label=str(width)) for width, colour in colours.items()),
+                Line2D([], [], color=INK, label="other seed"),
+                Line2D([], [], color=INK, linestyle="--", label="next width"),
+                *(
+                    Line2D([], [], color=NULL, linewidth=0.9, linestyle=dashes, label=null)
+                    for null, dashes in NULL_DASHES.items()
+                ),
+            ],
+            loc="outside lower center",
+            ncols=4,
+        )
+    said = "; ".join(f"{KIND_NAMES.get(result.kind, result.kind)}: {_shares(result)}" for result in results)
+    return Plot(
+        figure,
+        data,
+        caption="How many latents lack a counterpart depends on what counts as one. Share of pairs of the "
+        "one-to-one matching whose cosine is under θ, for two seeds of one width (solid), for a width and "
+        f"the next (dashed) and for the nulls (grey). Share at θ = {results[0].theta:g} or more: {said}.",
+        alt=f"Curves of the share of pairs under theta against theta, a panel a kind. {said}.",
+    )
+
+
+def uniqueness_by_density(results: Sequence[FamilyUniqueness]) -> Plot:
+    """Share of latents that another seed lacks, against how often they fire.
+
+    Parameters
+    ----------
+    results : sequence of FamilyUniqueness
+        Measured with activations; a column for each width with a second seed.
+
+    Raises
+    ------
+    ValueError
+        If there are no second seeds, or no activations.
+    """
+    pairs = [
+        (named(result.kind, row.width), result.results[row.comparison, ""])
+        for result in results
+        for row in result.compared.itertuples()
+        if not row.null and row.other == "other seed"
+    ]
+    if not pairs or any("density" not in result.frame for _, result in pairs):
+        raise ValueError("Uniqueness by density needs second seeds, compared with activations.")
+    alive = [result.frame[~result.frame["dead"]] for _, result in pairs]
+    lowest = np.floor(4 * np.log10(min(frame["density"].min() for frame in alive))) / 4
+    edges = 10 ** np.arange(lowest, 0.01, 0.25)
+    parts = []
+    for (name, _), frame in zip(pairs, alive, strict=True):
+        place = np.clip(np.searchsorted(edges, frame["density"], side="right") - 1, 0, len(edges) - 2)
+        counts = {
+            status: np.bincount(place[frame["status"] == status], minlength=len(edges) - 1)
+            for status in STATUSES
+        }
+        total = np.sum(list(counts.values()), axis=0)
+        lacking = total - counts["shared"]
+        low, high = _wilson(lacking, total)
+        bins = {"density_from": edges[:-1], "density_to": edges[1:], **counts}
+        shares = {"share_lacking": _ratio(lacking, total), "low": low, "high": high}
+        parts.append(pd.DataFrame({"dictionary": name, **bins, **shares}))
+    data = pd.concat(parts, ignore_index=True)
+    with house_style():
+        figure = new_figure(FULL, 2.9)
+        panels = figure.subplots(
+            2, len(pairs), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2)
+        )
+        for place, (name, result) in enumerate(pairs):
+            part = data[data["dictionary"] == name]
+            upper, lower = panels[:, place]
+            middle = np.sqrt(part["density_from"] * part["density_to"])
+            seen = part[[*STATUSES]].sum(axis=1) >= FEWEST
+            upper.vlines(middle[seen], part["low"][seen], part["high"][seen], color=NOVEL, linewidth=0.8)
+            upper.plot(
+                middle[seen], part["share_lacking"][seen], "o", color=NOVEL, markersize=3, clip_on=False
+            )
+            overall = (result.frame["status"] != "shared").mean()
+            upper.axhline(overall, color=NULL, linewidth=0.8)
+            upper.set_title(f"{name}\nlacking in the other seed: {percent(overall)}", fontsize=8)
+            upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            upper.set_ylim(0, 1)
+            bottom = np.zeros(len(part))
+            for status in STATUSES:
+                lower.bar(
+                    part["density_from"],
+                    part[status],
+                    part["density_to"] - part["density_from"],
+                    bottom,
+                    align="edge",
+                    color=STATUS_COLOURS[status],
+                    edgecolor="white",
+                    linewidth=0.3,
+                )
+                bottom += part[status].to_numpy()
+            lower.set_xscale("log")
+            lower.set_xlabel("density (share of tokens)")
+            lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        panels[0, 0].set_ylabel("share lacking")
+        panels[1, 0].set_ylabel("latents")
+        theta = results[0].theta
+        labels = {
+            "shared": "shared",
+            "crowded": "crowded (its best match is taken)",
+            "alone": f"alone (best cosine < {theta:g})",
+        }
+        figure.legend(
+            handles=[
+                *(Patch(color=STATUS_COLOURS[status], label=label) for status, label in labels.items()),
+                Line2D([], [], color=NULL, linewidth=0.8, label="all latents"),
+            ],
+            loc="outside lower center",
+            ncols=4,
+        )
+    said = "; ".join(_density_sentence(name, result.by_status) for name, result in pairs)
+    first = pairs[0][1]
+    return Plot(
+        figure,
+        data,
+        caption="Which latents the other seed lacks. Share of latents whose partner in the one-to-one "
+        f"matching has a cosine under θ = {theta:g}, by density, with 95 % intervals (where there are at "
+        f"least {FEWEST} latents), over the number of latents. {said}. "
+        f"{on_tokens(first.n_tokens, first.n_excluded)}; dead latents are left out.",
+        alt=f"Share of latents that the other seed lacks against density, over stacked histograms. {said}.",
+    )
+
+
+def _shares(result: FamilyUniqueness) -> str:
+    """Share of pairs at theta or more of every comparison, with the greatest of all nulls."""
+    table = result.table[result.table["note"] == ""]
+    measured, nulls = table[table["null"] == ""], table[table["null"] != ""]
+    shares = ", ".join(f"{row.comparison} {percent(row.share_shared)}" for row in measured.itertuples())
+    return f"{shares} (nulls at most {percent(nulls['share_shared'].max())})"
+
+
+def _density_sentence(name: str, by_status: pd.DataFrame) -> str:
+    frame = by_status.set_index("status")
+    medians = {status: frame.loc[status, "median_density"] for status in ("shared", "alone")}
+    return (
+        f"{name}: {percent(1 - frame.loc['shared', 'share'])} lacking, median density {medians['alone']:.2g} "
+        f"of latents that are alone against {medians['shared']:.2g} of shared ones"
+    )
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _wilson(found: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a share, NaN where there is nothing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = found / n
+        centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return centre - half, centre + half
