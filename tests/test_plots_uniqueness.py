@@ -24,9 +24,7 @@ def second_seed(first, noise):
         first.W_dec.shape, generator=generator
     )
     rows = torch.nn.functional.normalize(rows, dim=1)
-    return Dictionary(
-        first.W_enc, first.b_enc, rows, first.b_dec, first.threshold, info={"kind": "relu", "seed": 1}
-    )
+    return replace(first, W_dec=rows, info={"kind": "relu", "seed": 1})
 
 
 @cache
