@@ -270,7 +270,7 @@ def insertion(
         for positions, x in batches_of(activations, batch_size, device=large.W_enc.device):
             small_latents, latents = small.encode_sparse(x), large.encode_sparse(x)
             residual = x - small.decode(small_latents)
-            inner = _inner_products(latents, large.W_dec, residual)
+            inner = latents.inner_products(residual, large.W_dec)
 
             half = positions.to(x.device) // HALF_BLOCK % 2
             half_tokens += torch.bincount(half, minlength=2).cpu()
@@ -336,22 +336,6 @@ def compare(
             for name, found in columns.items()
         }
     )
-
-
-def _inner_products(latents: SparseLatents, directions: Tensor, rows: Tensor) -> Tensor:
-    """`<directions[i], rows[b]>` for every active entry (b, i).
-
-    It is the derivative of `<latents @ directions, rows>` by the latents' values, for which
-    `embedding_bag` has a kernel that touches active entries only.
-    """
-    if not len(latents.indices):
-        return latents.values
-    with torch.enable_grad():
-        values = latents.values.detach().requires_grad_()
-        product = F.embedding_bag(
-            latents.indices, directions.detach(), latents.offsets[:-1], mode="sum", per_sample_weights=values
-        )
-        return torch.autograd.grad(product, values, rows.to(product.dtype))[0]
 
 
 def _by_group(group: Tensor, weights: Tensor | None, like: Tensor) -> Tensor:
