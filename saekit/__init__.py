@@ -37,6 +37,7 @@ _EXPORTS = {
         "group_insertion",
         "insertion",
         "logit_table",
+        "meta_baselines",
         "meta_sae",
         "meta_sweep",
         "splitting",

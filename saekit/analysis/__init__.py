@@ -13,6 +13,7 @@ from saekit.analysis.latents import (
     top_tokens,
 )
 from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
+from saekit.analysis.meta_baselines import MetaBaselines, matching_pursuit, meta_baselines
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
@@ -51,6 +52,7 @@ __all__ = [
     "Interval",
     "LatentActivations",
     "LogitTable",
+    "MetaBaselines",
     "MetaSAE",
     "Recipe",
     "Splitting",
@@ -68,6 +70,8 @@ __all__ = [
     "group_insertion",
     "insertion",
     "logit_table",
+    "matching_pursuit",
+    "meta_baselines",
     "meta_sae",
     "meta_sweep",
     "nearest",
