@@ -45,7 +45,7 @@ _EXPORTS = {
         "uniqueness",
     ),
     "saekit.record": ("provenance",),
-    "saekit.widgets": ("LatentExplorer", "NoveltyExplorer", "SplittingExplorer"),
+    "saekit.widgets": ("LatentExplorer", "MetaExplorer", "NoveltyExplorer", "SplittingExplorer"),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = ("plots", "figures")

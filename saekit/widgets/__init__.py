@@ -2,7 +2,15 @@
 
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer
+from saekit.widgets.meta_explorer import MetaExplorer
 from saekit.widgets.novelty_explorer import NoveltyExplorer
 from saekit.widgets.splitting_explorer import SplittingExplorer
 
-__all__ = ["Evidence", "LatentExplorer", "NoveltyExplorer", "SplittingExplorer", "collect_evidence"]
+__all__ = [
+    "Evidence",
+    "LatentExplorer",
+    "MetaExplorer",
+    "NoveltyExplorer",
+    "SplittingExplorer",
+    "collect_evidence",
+]

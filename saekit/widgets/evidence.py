@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from saekit.activations import ActivationStore
@@ -234,23 +235,21 @@ class Evidence:
 
     def logits_table(self, latent: int) -> str:
         """Tokens that the latent promotes and suppresses; nothing without a logit table."""
-        if self.logits is None:
-            return ""
-        rows = [
-            (
-                html.chip(row.top_token),
-                html.number(row.top_logit, 2),
-                html.chip(row.bottom_token),
-                html.number(row.bottom_logit, 2),
-            )
-            for row in self.logits.latent(latent).itertuples()
-        ]
-        return html.table(
-            ("promotes", "logit", "suppresses", "logit"),
-            rows,
-            numeric=(1, 3),
-            caption="Direct effect on the logits",
+        return "" if self.logits is None else effect_table(self.logits.latent(latent))
+
+
+def effect_table(effect: pd.DataFrame, caption: str = "Direct effect on the logits") -> str:
+    """Tokens that a direction promotes and suppresses, from `LogitTable.latent`."""
+    rows = [
+        (
+            html.chip(row.top_token),
+            html.number(row.top_logit, 2),
+            html.chip(row.bottom_token),
+            html.number(row.bottom_logit, 2),
         )
+        for row in effect.itertuples()
+    ]
+    return html.table(("promotes", "logit", "suppresses", "logit"), rows, numeric=(1, 3), caption=caption)
 
 
 def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> str:

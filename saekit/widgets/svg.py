@@ -350,3 +350,82 @@ def tree(
     ]
     total = 8 + len(widths) * BOX + (len(widths) - 1) * GAP
     return _svg(total, 52 + max(1, leaves) * ROW - 24, label, *heads, *edges, *drawn)
+
+
+# ---------------------------------------------------------------------- related latents
+
+RELATED_WIDTH, RELATED_HEIGHT = 860, 540
+GREEN = "#029e73"
+
+
+def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> str:
+    """Draw a latent in the centre, its meta-latents around it and their latents around these.
+
+    Parameters
+    ----------
+    centre : str
+        Name of the latent.
+    branches : sequence of dict
+        A meta-latent each: `name`, `text`, `activation` (of the centre on it), `off` (drawn as a
+        broken line) and `leaves`: (name, text, activation) of further latents.
+    label : str
+        What it shows, for those who do not see it.
+    """
+    middle, half = (RELATED_WIDTH / 2, RELATED_HEIGHT / 2), (235, RELATED_HEIGHT / 2 - 22)
+    places = _around(sum(max(1, len(branch["leaves"])) for branch in branches))
+    lines, nodes = [], []
+
+    def line(
+        start: tuple[float, float], end: tuple[float, float], colour: str, width: float, off: bool
+    ) -> None:
+        dashes = ' stroke-dasharray="4 4"' if off else ""
+        lines.append(
+            f'<path d="M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}" stroke="{colour}" '
+            f'stroke-opacity="0.55" stroke-width="{1.0 if off else width:.1f}" fill="none"{dashes}/>'
+        )
+
+    def at(x: float, y: float, scale: float = 1.0) -> tuple[float, float]:
+        return middle[0] + scale * half[0] * x, middle[1] + scale * half[1] * y
+
+    for branch in branches:
+        here, places = np.split(places, [max(1, len(branch["leaves"]))])
+        toward = here.mean(0)
+        inner = at(*(toward / max(np.linalg.norm(toward), 1e-9)), 0.5)
+        line(middle, inner, BLUE, min(14 * branch["activation"], 12), branch["off"])
+        for place, (name, text, activation) in zip(here, branch["leaves"], strict=False):
+            outer, side = at(*place), 1 if place[0] > 0 else -1
+            line(inner, outer, GREEN, min(5 * activation, 6), branch["off"])
+            nodes.append(f'<circle cx="{outer[0]:.1f}" cy="{outer[1]:.1f}" r="4" fill="{GREEN}"/>')
+            anchor = "start" if side > 0 else "end"
+            nodes.append(_text(outer[0] + 8 * side, outer[1] + 4, _cut(f"{name} {text}", 28), anchor=anchor))
+        nodes.append(f'<circle cx="{inner[0]:.1f}" cy="{inner[1]:.1f}" r="6" fill="{BLUE}"/>')
+        nodes.append(_over_lines(inner, f"{branch['name']} {branch['text']}", f"{branch['activation']:.2f}"))
+    nodes.append(f'<circle class="sk-here" cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="9"/>')
+    nodes.append(_over_lines(middle, centre))
+    return _svg(RELATED_WIDTH, RELATED_HEIGHT, label, *lines, *nodes)
+
+
+def _around(n: int) -> np.ndarray:
+    """Points on the unit circle, clockwise from the top, at even heights on each side: `[n, 2]`."""
+    right = (n + 1) // 2
+    heights = [(2 * np.arange(m) + 1) / max(m, 1) - 1 for m in (right, n - right)]
+    y = np.concatenate([heights[0], heights[1][::-1]])
+    x = np.sqrt(1 - y**2) * np.where(np.arange(n) < right, 1, -1)
+    return np.stack([x, y], 1)
+
+
+def _over_lines(place: tuple[float, float], *texts: str) -> str:
+    """Lines of text under a node, with an edge in the card's colour that keeps drawn lines out of it."""
+    halo = (
+        'style="paint-order:stroke;stroke:var(--jp-layout-color0,#fff);stroke-width:4px;'
+        'stroke-linejoin:round"'
+    )
+    return "".join(
+        _text(place[0], place[1] + 20 + 13 * n, _cut(text, 26), anchor="middle", kind="sk-text", extra=halo)
+        for n, text in enumerate(texts)
+    )
+
+
+def _cut(text: str, length: int) -> str:
+    text = visible(text, leading_space=False).strip()
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,463 @@
+"""The meta-SAE explorer: what a latent is made of, and what a meta-latent is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+import traitlets
+from ipywidgets import widgets
+from torch import Tensor
+
+from saekit.analysis.latents import LogitTable
+from saekit.analysis.meta import MetaSAE
+from saekit.analysis.similarity import largest
+from saekit.widgets import html, svg
+from saekit.widgets.base import Explorer, LatentState
+from saekit.widgets.evidence import Evidence, effect_table
+
+if TYPE_CHECKING:
+    from saekit.analysis.labels import Labels
+
+N_GRAPH = 5  # meta-latents in the graph, and latents for each
+N_MEMBERS = 30  # latents listed for a meta-latent
+N_FIRST = 10  # of these, shown at once on a static page
+N_LOGITS = 8
+
+
+class MetaState(LatentState):
+    """A latent of a base dictionary, a meta-latent, and which of the latent's meta-latents are off.
+
+    A latent that is gone to keeps the meta-latent if it is among its own, and else takes its
+    strongest; all of its meta-latents are on at first.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    active : callable
+        `active(width, latent)` gives the latent's meta-latents, strongest first.
+    width, latent : int
+        The selection.
+    follow : callable
+        As for `LatentState`.
+    """
+
+    order = ("width", "latent", "meta_latent", "off")
+    meta_latent = traitlets.Int()
+    off = traitlets.Tuple()
+
+    def __init__(
+        self,
+        meta: MetaSAE,
+        active: Callable[[int, int], list[int]],
+        width: int,
+        latent: int,
+        *,
+        follow: Callable[[int, int, int], int],
+    ) -> None:
+        self._meta, self._active = meta, active
+        super().__init__(meta.widths, width, latent, follow=follow)
+        self._latent_changed()
+
+    @traitlets.validate("meta_latent")
+    def _known_meta_latent(self, proposal: Any) -> int:
+        if not 0 <= proposal["value"] < self._meta.width:
+            raise traitlets.TraitError(
+                f"There are meta-latents 0 to {self._meta.width - 1}, found {proposal['value']}."
+            )
+        return proposal["value"]
+
+    @traitlets.validate("off")
+    def _own_meta_latents(self, proposal: Any) -> tuple[int, ...]:
+        active = self._active(self.width, self.latent)
+        if not set(proposal["value"]) <= set(active):
+            raise traitlets.TraitError(
+                f"Latent {self.latent} has meta-latents {sorted(active)}, found {proposal['value']}."
+            )
+        return tuple(sorted(proposal["value"]))
+
+    @traitlets.observe("width", "latent")
+    def _latent_changed(self, _change: Any = None) -> None:
+        if self.latent >= self.width:  # on the way to another width
+            return
+        active = self._active(self.width, self.latent)
+        with self.hold_trait_notifications():  # one rendering for both
+            self.off = ()
+            if active and self.meta_latent not in active:
+                self.meta_latent = active[0]
+
+
+class MetaExplorer(Explorer):
+    """Take a latent apart into meta-latents, and walk from a meta-latent to its latents.
+
+    Each of a latent's meta-latents can be switched off: the direction that the others rebuild,
+    its cosine with the latent's own and the tokens that it promotes follow.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        From `saekit.meta_sae`; its base dictionaries differ in width.
+    evidence : mapping of int to Evidence
+        What the latents of each base are about, by width (`collect_evidence`).
+    labels : Labels
+        What the meta-latents are about (`saekit.meta_labels`).
+    unembedding : Tensor
+        `[d_model, vocab]`, such as `saekit.models.unembedding(model)`.
+    width, latent : int, optional
+        Where to start; the first latent of the widest base that is not dead and has as many
+        meta-latents as most if left out.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        `width`, `latent`, `meta_latent` and `off` (those of the latent's meta-latents that are
+        switched off).
+
+    Raises
+    ------
+    ValueError
+        If two bases have the same width, a base has no evidence or evidence of another width, or
+        labels or unembedding do not fit.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025): the dashboard published with the paper, both of its pages in one.
+    """
+
+    def __init__(
+        self,
+        meta: MetaSAE,
+        evidence: Mapping[int, Evidence],
+        labels: Labels,
+        unembedding: Tensor,
+        *,
+        width: int | None = None,
+        latent: int | None = None,
+    ) -> None:
+        if len(set(meta.widths)) < len(meta.widths):
+            raise ValueError(f"The bases must differ in width to be told apart, found {list(meta.widths)}.")
+        Evidence.require(evidence, meta.widths)
+        if len(labels.frame) != meta.width:
+            raise ValueError(f"There are {len(labels.frame)} labels for {meta.width} meta-latents.")
+        if unembedding.shape[0] != meta.dictionary.d_in:
+            raise ValueError(
+                f"The unembedding must be [{meta.dictionary.d_in}, vocab], found {list(unembedding.shape)}."
+            )
+        self.meta, self.evidence, self.labels = meta, evidence, labels
+        self._unembedding = unembedding
+        self._facts = meta.frame
+        self._bases = {width: place for place, width in enumerate(meta.widths)}
+        self._of = lru_cache(maxsize=64)(lambda width, latent: meta.of(latent, self._bases[width]))
+        self._random = np.random.default_rng(0)
+        width = meta.widths[-1] if width is None else width
+        latent = self._first(width) if latent is None and width in self._bases else latent or 0
+        super().__init__(MetaState(meta, self._active, width, latent, follow=self._nearest))
+
+    # ------------------------------------------------------------------ widgets
+
+    def _build(self) -> list[widgets.Widget]:
+        row = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        controls = self._latent_controls(self.meta.widths)
+        any_latent = self._button("Random latent", "Any latent that is not dead", self._any_latent)
+        self._all_on = self._button("All on", "Switch every meta-latent on", self._switch_all_on)
+        self._switches = [
+            widgets.Checkbox(
+                indent=False, tooltip="On: part of the rebuilt direction", layout={"width": "auto"}
+            )
+            for _ in range(int(self.meta.decomposition.counts.max()))
+        ]
+        for place, switch in enumerate(self._switches):
+            switch.observe(lambda change, place=place: self._switch(place, change["new"]), "value")
+        self._chooser = self._list("Look at", "The latent's meta-latents: choose one to see it below", [])
+        self._chooser.observe(lambda change: self._set("meta_latent", change["new"]), "value")
+        self._meta_latent = widgets.BoundedIntText(
+            description="Meta-latent",
+            max=self.meta.width - 1,
+            tooltip="Number of the meta-latent",
+            layout={"width": "170px"},
+        )
+        self._bind(self._meta_latent, "meta_latent")
+        any_meta = self._button(
+            "Random meta-latent", "Any meta-latent that is not dead", self._any_meta_latent
+        )
+        self._members = self._list(
+            "Go to", "Latents that the meta-latent is most active on: choose one to go there", [], rows=12
+        )
+        self._members.observe(lambda change: self._go(change["new"]), "value")
+        self._head, self._caption, self._rebuilt, self._graph, self._detail = (
+            self._panel() for _ in range(5)
+        )
+        switches = widgets.VBox([self._caption, *self._switches, self._all_on], layout={"width": "420px"})
+        self._rebuilt.layout.width = "auto"
+        return [
+            widgets.HBox([*controls, any_latent], layout=row),
+            self._head,
+            widgets.HBox([switches, self._rebuilt], layout=row),
+            self._graph,
+            widgets.HBox([self._meta_latent, any_meta, self._chooser], layout=row),
+            self._detail,
+            self._members,
+        ]
+
+    def _render(self) -> None:
+        self._show_latent()
+        own = self._own()
+        self._head.value = html.panel(self._header())
+        self._caption.value = html.panel(f"<b>Its meta-latents</b> {self._note(len(own))}")
+        for place, switch in enumerate(self._switches):
+            switch.layout.display = None if place < len(own) else "none"
+            if place < len(own):
+                switch.description = self._line(own.iloc[place], own["activation"].max())
+                switch.value = int(own["meta_latent"].iat[place]) not in self.state.off
+        self._all_on.disabled = not self.state.off
+        self._rebuilt.value = html.panel(self._comparison())
+        self._graph.value = html.panel(self._draw())
+        self._meta_latent.value = self.state.meta_latent
+        options = [(self._line(row), int(row["meta_latent"])) for _, row in own.iterrows()]
+        self._fill(self._chooser, options, selected=self.state.meta_latent)
+        self._detail.value = html.panel(self._about(as_image=False))
+        members = self.meta.members(self.state.meta_latent, N_MEMBERS)
+        self._fill(
+            self._members,
+            [
+                (f"{row.activation:.2f}   {self._name(row.width, row.latent)}", (row.width, row.latent))
+                for row in members.itertuples()
+            ],
+            selected=(self.state.width, self.state.latent),
+        )
+
+    def _parts(self) -> list[str]:
+        return [
+            self._header(),
+            html.columns(self._decomposition(), self._comparison()),
+            html.image(self._draw(), self._alt()),
+            self._about(as_image=True),
+            self._members_table(),
+        ]
+
+    # ------------------------------------------------------------------ a latent
+
+    def _header(self) -> str:
+        width, latent = self.state.width, self.state.latent
+        evidence, source = self.evidence[width], self.meta.sources[self._bases[width]]
+        name = html.escape(source.name)
+        return (
+            f"<h3>Latent {latent} of {name} {html.chips(evidence.words(latent, 5))}</h3>"
+            + evidence.facts(latent)
+            + _neuronpedia(source.info.get("neuronpedia_id"), latent)
+            + evidence.contexts_table(latent, 3, caption="Strongest examples")
+        )
+
+    def _note(self, n: int) -> str:
+        if not n:
+            return "<small>None: no meta-latent reaches the threshold, only the mean row is left.</small>"
+        threshold = html.number(float(self.meta.dictionary.threshold.max()))
+        return f"<small>({n}, above a threshold of {threshold})</small>"
+
+    def _line(self, row: pd.Series, greatest: float | None = None) -> str:
+        """A meta-latent in one line of plain text; with a bar if the greatest activation is given."""
+        meta_latent, activation = int(row["meta_latent"]), float(row["activation"])
+        bar = "" if greatest is None else f"{html.bar(activation / greatest, width=6)}  "
+        return f"{activation:.2f}  {bar}{meta_latent}  {self._label(meta_latent, 60)}"
+
+    def _decomposition(self) -> str:
+        own = self._own()
+        rows = [
+            (
+                f"<b>{int(row.meta_latent)}</b>",
+                f"{row.activation:.2f}",
+                html.bar(row.activation / own["activation"].max(), width=8),
+                "no" if row.meta_latent in self.state.off else "yes",
+                html.escape(self._label(row.meta_latent)),
+            )
+            for row in own.itertuples()
+        ]
+        header = ("meta-latent", "activation", "", "in use", "what it is about")
+        caption = f"Its meta-latents {self._note(len(own))}"
+        return html.table(header, rows, numeric=(0, 1), caption=caption)
+
+    def _comparison(self) -> str:
+        """The direction that the meta-latents switched on rebuild, beside the latent's own."""
+        direction = self.meta.rows[self._row(self.state.width, self.state.latent)]
+        rebuilt = self._rebuild()
+        cosine = float(F.cosine_similarity(direction, rebuilt, dim=0)) if rebuilt.norm() > 0 else float("nan")
+        tables = self._effects(torch.stack([direction, F.normalize(rebuilt, dim=0)]))
+        n, off = len(self._own()), len(self.state.off)
+        kept = len(set(tables[0]["top_token"]) & set(tables[1]["top_token"]))
+        said = (
+            f"<p>Rebuilt from <b>{n - off} of {n}</b> meta-latents and the mean row: cosine with the "
+            f"latent's own direction <b>{html.number(cosine)}</b>, length "
+            f"{html.number(float(rebuilt.norm()))}; {kept} of its {N_LOGITS} most promoted tokens are "
+            "the same.</p>"
+        )
+        return said + html.columns(
+            effect_table(tables[0], "Its own direction"),
+            effect_table(tables[1], "Rebuilt <small>(at length 1)</small>"),
+        )
+
+    def _draw(self) -> str:
+        state, own = self.state, self._own()
+        branches = []
+        for row in own.head(N_GRAPH).itertuples():
+            members = self.meta.members(row.meta_latent, N_GRAPH + 1)
+            here = (members["width"] == state.width) & (members["latent"] == state.latent)
+            leaves = [
+                (
+                    self._number(m.width, m.latent),
+                    " · ".join(self.evidence[m.width].words(m.latent)),
+                    m.activation,
+                )
+                for m in members[~here].head(N_GRAPH).itertuples()
+            ]
+            branches.append(
+                {
+                    "name": str(row.meta_latent),
+                    "text": self._label(row.meta_latent),
+                    "activation": row.activation,
+                    "off": row.meta_latent in state.off,
+                    "leaves": leaves,
+                }
+            )
+        words = " · ".join(self.evidence[state.width].words(state.latent))
+        return svg.related(f"{self._number(state.width, state.latent)} {words}", branches, label=self._alt())
+
+    def _alt(self) -> str:
+        n = min(N_GRAPH, len(self._own()))
+        return (
+            f"Latent {self.state.latent} of width {self.state.width} in the centre, {n} of its meta-latents "
+            f"around it and up to {N_GRAPH} other latents around each; the lists name them."
+        )
+
+    # ------------------------------------------------------------------ a meta-latent
+
+    def _about(self, *, as_image: bool) -> str:
+        meta_latent = self.state.meta_latent
+        facts = self._facts.iloc[meta_latent]
+        title = f"<h3>Meta-latent {meta_latent}: {html.escape(self._label(meta_latent, 200))}</h3>"
+        if facts["dead"]:
+            return f"{title}<p><b>Dead: active on none of the {len(self.meta.rows):,} latents.</b></p>"
+        said = (
+            f"<p>Active on <b>{int(facts['n_latents']):,}</b> of {len(self.meta.rows):,} latents "
+            f"(<b>{html.share(facts['share'])}</b>); mean {html.number(facts['mean_activation'])}, "
+            f"greatest <b>{html.number(facts['max_activation'])}</b>.</p>"
+        )
+        effect = self._effects(self.meta.dictionary.W_dec[meta_latent][None])[0]
+        return (
+            title
+            + said
+            + html.columns(self._histogram(as_image), effect_table(effect, "Direct effect on the logits"))
+        )
+
+    def _histogram(self, as_image: bool) -> str:
+        values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
+        counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
+        label = f"Histogram of {len(values):,} activations from 0 to {html.number(edges[-1])}"
+        chart = svg.histogram(counts, edges, label=label, xlabel="activation on a latent")
+        return "<h4>Activations on latents</h4>" + (html.image(chart, label) if as_image else chart)
+
+    def _members_table(self) -> str:
+        rows = [
+            (
+                f"{row.width:,}",
+                f"<b>{row.latent}</b>",
+                f"{row.activation:.2f}",
+                html.chips(self.evidence[row.width].words(row.latent)) or "dead",
+            )
+            for row in self.meta.members(self.state.meta_latent, N_MEMBERS).itertuples()
+        ]
+        header = ("width", "latent", "activation", "fires on")
+        first = html.table(
+            header, rows[:N_FIRST], numeric=(0, 1, 2), caption="Latents that it is most active on"
+        )
+        more = html.table(header, rows[N_FIRST:], numeric=(0, 1, 2))
+        if not rows:
+            return ""
+        return first + (html.details(f"{len(rows) - N_FIRST} more", more) if len(rows) > N_FIRST else "")
+
+    # ------------------------------------------------------------------ looking up
+
+    def _own(self) -> pd.DataFrame:
+        return self._of(self.state.width, self.state.latent)
+
+    def _active(self, width: int, latent: int) -> list[int]:
+        return self._of(width, latent)["meta_latent"].tolist()
+
+    def _row(self, width: int, latent: int) -> int:
+        """A latent's place among the rows of the meta-SAE."""
+        return sum(self.meta.widths[: self._bases[width]]) + latent
+
+    def _label(self, meta_latent: int, length: int = 90) -> str:
+        """What a meta-latent is about, in plain text."""
+        text = html.visible(self.labels.of(meta_latent))
+        return text if len(text) <= length else f"{text[: length - 1]}…"
+
+    def _rebuild(self) -> Tensor:
+        own, dictionary = self._own(), self.meta.dictionary
+        own = own[~own["meta_latent"].isin(self.state.off)]
+        activations = torch.tensor(own["activation"].to_numpy(), dtype=dictionary.W_dec.dtype)
+        return activations @ dictionary.W_dec[own["meta_latent"].tolist()] + dictionary.b_dec
+
+    def _effects(self, directions: Tensor) -> list[pd.DataFrame]:
+        """Tokens that each direction promotes and suppresses."""
+        logits = directions @ self._unembedding
+        n = min(N_LOGITS, logits.shape[1])
+        (top, top_ids), (bottom, bottom_ids) = largest(logits, n), largest(-logits, n)
+        vocabulary = self.evidence[self.state.width].vocabulary
+        table = LogitTable("directions", top_ids, top, bottom_ids, -bottom, vocabulary)
+        return [table.latent(place) for place in range(len(directions))]
+
+    def _number(self, width: int, latent: int) -> str:
+        return f"{latent}" if len(self._bases) == 1 else f"{width}/{latent}"
+
+    def _name(self, width: int, latent: int) -> str:
+        label = self.evidence[width].label(latent)
+        return label if len(self._bases) == 1 else f"width {width}   {label}"
+
+    def _first(self, width: int) -> int:
+        """The first latent that is not dead and has as many meta-latents as most."""
+        of_base = self.meta.decomposition.counts[self.meta.base == self._bases[width]]
+        usual = int(of_base.mode().values)
+        alive = self.evidence[width].alive
+        return next((latent for latent in alive if of_base[latent] == usual), next(iter(alive), 0))
+
+    def _nearest(self, old_width: int, latent: int, width: int) -> int:
+        old, new = (self.meta.sources[self._bases[w]].W_dec for w in (old_width, width))
+        return int((new @ old[latent]).argmax())
+
+    # ------------------------------------------------------------------ actions
+
+    def _switch(self, place: int, on: bool) -> None:
+        if not self._rendering:
+            meta_latent = self._active(self.state.width, self.state.latent)[place]
+            off = set(self.state.off) - {meta_latent} if on else {*self.state.off, meta_latent}
+            self._set("off", tuple(off))
+
+    def _switch_all_on(self) -> None:
+        self.state.off = ()
+
+    def _any_latent(self) -> None:
+        alive = self.evidence[self.state.width].alive
+        if not alive:
+            raise ValueError(f"All latents of width {self.state.width} are dead on these tokens.")
+        self.state.latent = int(self._random.choice(alive))
+
+    def _any_meta_latent(self) -> None:
+        alive = np.flatnonzero(~self._facts["dead"])
+        if not len(alive):
+            raise ValueError(f"All meta-latents of {self.meta.name} are dead.")
+        self.state.meta_latent = int(self._random.choice(alive))
+
+
+def _neuronpedia(identifier: str | None, latent: int) -> str:
+    """A link to the latent's public page; nothing if its dictionary has none."""
+    if not identifier:
+        return ""
+    url = f"https://www.neuronpedia.org/{quote(identifier)}/{latent}"
+    return f'<p><a href="{html.escape(url)}" target="_blank" rel="noreferrer">On Neuronpedia</a></p>'
