@@ -163,7 +163,8 @@ class MetaSAE:
     @property
     def name(self) -> str:
         """A short name for tables and legends, such as `"meta 216 (k 4) of relu 4608 (seed 0)"`."""
-        return f"meta {self.width} (k {self.k}) of {', '.join(self.bases)}"
+        of = self.bases[0] if len(self.bases) == 1 else f"{self.bases[0]} to {self.bases[-1]}"
+        return f"meta {self.width} (k {self.k}) of {of}"
 
     def __repr__(self) -> str:
         return f"MetaSAE({self.name}, recipe={self.recipe!r})"
@@ -433,7 +434,7 @@ def meta_sae(
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> MetaSAE:
-    """Train a meta-SAE.
+    """Train a meta-SAE: a BatchTopK dictionary on decoder directions.
 
     Parameters
     ----------

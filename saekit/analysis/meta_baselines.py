@@ -134,7 +134,7 @@ def meta_baselines(
     Raises
     ------
     ValueError
-        If there is no smaller dictionary, or one differs in `d_in`.
+        If there is no smaller dictionary, or one differs in `d_in` or is among those decomposed.
 
     Notes
     -----
@@ -152,6 +152,8 @@ def meta_baselines(
             raise ValueError(
                 f"{other.name} has d_in {other.d_in}, but {meta.name} has {meta.dictionary.d_in}."
             )
+        if other.content_hash in meta.dictionary.info["meta"]["sources"]:
+            raise ValueError(f"{other.name} is decomposed by {meta.name}: it would explain itself.")
     table = _Table(meta, refit_steps, seed, tqdm(disable=not progress, unit="variant"))
     training = meta.rows[~meta.held_out]
     mean, generator = training.mean(0), torch.Generator().manual_seed(seed)

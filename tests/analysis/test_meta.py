@@ -149,6 +149,7 @@ def test_a_row_is_decomposed_alike_alone_and_with_others(meta):
 def test_family_takes_the_lowest_seed_of_each_width(of_family):
     assert of_family.bases == ("relu 200 (seed 0)", "relu 400 (seed 0)")
     assert of_family.widths == (200, 400)
+    assert of_family.name == "meta 48 (k 2) of relu 200 (seed 0) to relu 400 (seed 0)"
     assert of_family.rows.shape == (600, D_IN)
     assert of_family.base.tolist() == [0] * 200 + [1] * 400
     assert of_family.latent.tolist() == [*range(200), *range(400)]

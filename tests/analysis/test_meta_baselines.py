@@ -341,11 +341,13 @@ def test_summary_names_the_best_at_the_same_number_of_terms(baselines):
     assert set(summary["nulls"]) == {"columns permuted", "Gaussian"}
 
 
-def test_settings_out_of_range_are_refused(meta, smaller):
+def test_settings_out_of_range_are_refused(meta, smaller, base):
     with pytest.raises(ValueError, match="at least one smaller dictionary"):
         meta_baselines(meta, [])
     with pytest.raises(ValueError, match=r"relu 9 .* has d_in 5, but meta 30 .* has 20"):
         meta_baselines(meta, [*smaller, make(d_in=5, width=9)])
+    with pytest.raises(ValueError, match=r"relu 500 .* is decomposed by meta 30 .* would explain itself"):
+        meta_baselines(meta, smaller, base)
     with pytest.raises(ValueError, match="from 1 to the number of atoms 3, found 4"):
         matching_pursuit(torch.ones(2, 5), torch.ones(3, 5), 4, signed=True)
     with pytest.raises(ValueError, match="rows have dimension 5, the atoms 4"):
