@@ -76,31 +76,36 @@ class MetaBaselines:
         (`best_non_negative`, `best_signed`, `best_no_wider`, and each with
         `_explained_variance`); `n_baselines` at as many terms and `n_beaten` of them; `nulls`, the
         explained variance of each by name. Matching pursuit on the meta-dictionary itself is no
-        baseline here: `own_pursuit` and `own_pursuit_signed` are its explained variance.
+        baseline here: `own_pursuit` and `own_pursuit_signed` are its explained variance. Where
+        rows were held out, the same for these, under `held_out`.
         """
-        frame = self.frame
+        result = {"meta": self.meta, "terms": self.terms, **self._compare("explained_variance")}
+        if self.frame["explained_variance_held_out"].notna().all():
+            result["held_out"] = self._compare("explained_variance_held_out")
+        return result
+
+    def _compare(self, measure: str) -> dict[str, Any]:
+        frame, explained = self.frame, self.frame[measure]
         own, same = frame.iloc[0], frame["variant"] == "meta-SAE"
-        baselines = frame[~same & ~frame["null"] & (frame["terms"] == self.terms)]
-        pursuits, nulls = frame[same & (frame["encoder"] != "own")], frame[frame["null"]]
+        pursued, null = same & (frame["encoder"] != "own"), frame["null"]
+        baseline = ~same & ~null & (frame["terms"] == self.terms)
         result: dict[str, Any] = {
-            "meta": self.meta,
-            "terms": self.terms,
-            "explained_variance": float(own["explained_variance"]),
-            "own_pursuit": float(pursuits["explained_variance"][~pursuits["signed"]].iloc[0]),
-            "own_pursuit_signed": float(pursuits["explained_variance"][pursuits["signed"]].iloc[0]),
+            "explained_variance": float(own[measure]),
+            "own_pursuit": float(explained[pursued & ~frame["signed"]].iloc[0]),
+            "own_pursuit_signed": float(explained[pursued & frame["signed"]].iloc[0]),
         }
-        for name, chosen in (
-            ("best_non_negative", ~baselines["signed"]),
-            ("best_signed", baselines["signed"]),
-            ("best_no_wider", baselines["dictionary_width"] <= own["dictionary_width"]),
+        for name, among in (
+            ("best_non_negative", ~frame["signed"]),
+            ("best_signed", frame["signed"]),
+            ("best_no_wider", frame["dictionary_width"] <= own["dictionary_width"]),
         ):
-            best = baselines.loc[baselines["explained_variance"].where(chosen).idxmax()]
+            best = frame.loc[explained[baseline & among].idxmax()]
             result[name] = f"{best['variant']}, {best['encoder']}"
-            result[f"{name}_explained_variance"] = float(best["explained_variance"])
+            result[f"{name}_explained_variance"] = float(best[measure])
         return result | {
-            "n_baselines": len(baselines),
-            "n_beaten": int((baselines["difference"] < 0).sum()),
-            "nulls": dict(zip(nulls["variant"], map(float, nulls["explained_variance"]), strict=True)),
+            "n_baselines": int(baseline.sum()),
+            "n_beaten": int((explained[baseline] < own[measure]).sum()),
+            "nulls": dict(zip(frame["variant"][null], map(float, explained[null]), strict=True)),
         }
 
 

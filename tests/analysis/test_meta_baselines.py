@@ -321,24 +321,34 @@ def test_what_learns_from_rows_does_not_see_those_held_out(baselines, base, meta
     )
 
 
-def test_summary_names_the_best_at_the_same_number_of_terms(baselines):
+@pytest.mark.parametrize("measure", ["explained_variance", "explained_variance_held_out"])
+def test_summary_names_the_best_at_the_same_number_of_terms(baselines, measure):
     frame, summary = baselines.frame, baselines.summary
+    summary = summary["held_out"] if measure.endswith("held_out") else summary
     rivals = frame[~frame["null"] & (frame["terms"] == 2) & (frame["variant"] != "meta-SAE")]
+    assert summary["explained_variance"] == frame[measure][0]
     assert summary["n_baselines"] == len(rivals) == len(frame) - 3 - 2 - 1
-    assert summary["n_beaten"] == (rivals["explained_variance"] < summary["explained_variance"]).sum()
+    assert summary["n_beaten"] == (rivals[measure] < frame[measure][0]).sum()
     for name, among in (
         ("best_non_negative", rivals[~rivals["signed"]]),
         ("best_signed", rivals[rivals["signed"]]),
         ("best_no_wider", rivals[rivals["dictionary_width"] <= META]),
     ):
-        assert summary[f"{name}_explained_variance"] == among["explained_variance"].max()
-        variant, encoder = summary[name].split(", ")
-        assert summary[f"{name}_explained_variance"] in list(
-            among[(among["variant"] == variant) & (among["encoder"] == encoder)]["explained_variance"]
-        )
+        assert summary[f"{name}_explained_variance"] == among[measure].max()
+        best = among.sort_values(measure).iloc[-1]
+        assert summary[name] == f"{best['variant']}, {best['encoder']}"
     own = of(baselines, "meta-SAE", "matching pursuit", signed=True)
-    assert summary["own_pursuit_signed"] == own["explained_variance"]
+    assert summary["own_pursuit_signed"] == own[measure]
+    null = of(baselines, "Gaussian", "own")
+    assert summary["nulls"]["Gaussian"] == null[measure]
     assert set(summary["nulls"]) == {"columns permuted", "Gaussian"}
+
+
+def test_without_held_out_rows_the_summary_has_none(base, smaller):
+    all_seen = meta_sae(base, k=2, recipe=replace(QUICK, steps=5))
+    table = meta_baselines(all_seen, smaller)
+    assert "held_out" not in table.summary
+    assert table.frame["explained_variance_held_out"].isna().all()
 
 
 def test_settings_out_of_range_are_refused(meta, smaller, base):
