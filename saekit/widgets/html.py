@@ -201,6 +201,11 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "−")
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """Write a change: a number with its sign, `+` too."""
+    return ("+" if value > 0 else "") + number(value, digits)
+
+
 def bar(value: float, *, width: int = 12) -> str:
     """Draw a share of the greatest as a bar of block characters, which survive where styles do not."""
     eighths = round(value * width * 8)

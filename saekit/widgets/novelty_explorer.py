@@ -170,7 +170,7 @@ class NoveltyExplorer(Explorer):
             self._list_of,
             [
                 (
-                    f"cosine {row.best_cosine:.2f}   MSE {_signed(row.mse_change)}   "
+                    f"cosine {row.best_cosine:.2f}   MSE {html.signed(row.mse_change)}   "
                     f"{self.evidence.label(row.latent)}",
                     row.latent,
                 )
@@ -188,7 +188,7 @@ class NoveltyExplorer(Explorer):
                 (
                     f"<b>{row.latent}</b>",
                     f"{row.best_cosine:.2f}",
-                    _signed(row.mse_change),
+                    html.signed(row.mse_change),
                     html.chips(self.evidence.words(row.latent)),
                 )
                 for row in members.head(N_STATIC).itertuples()
@@ -287,7 +287,7 @@ class NoveltyExplorer(Explorer):
             parts.append(
                 f"<p>Best cosine <b>{row['best_cosine']:.2f}</b>, with small latent {match}: "
                 f"{'novel' if novel else 'not novel'} by cosine. Inserted alone it changes the MSE by "
-                f"<b>{_signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
+                f"<b>{html.signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
             )
         parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
         if self.small_evidence is not None:
@@ -326,7 +326,3 @@ def _curve(result: Insertion) -> Any:
     """Give the ROC curve, or None where there is none because all latents help or none does."""
     gain = result.novel_gain[~result.dead]
     return result.roc() if 0 < int(gain.sum()) < len(gain) else None
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + html.number(value)

@@ -8,7 +8,7 @@ theme variables; as an image (`html.image`) it falls back to a light card.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ STYLE = """<style>
 .sk-axis{stroke:var(--jp-content-font-color2,#616161);stroke-width:1;fill:none}
 .sk-grid{stroke:var(--jp-border-color2,#e0e0e0);stroke-width:1;fill:none}
 .sk-theta{stroke:var(--jp-content-font-color1,#212121);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
+.sk-band{fill:var(--jp-layout-color2,#f5f5f5)}
 .sk-box{fill:var(--jp-layout-color2,#f5f5f5);stroke:var(--jp-border-color1,#bdbdbd);stroke-width:1}
 .sk-here{fill:var(--jp-layout-color0,#fff);stroke:#de8f05;stroke-width:2.5}
 .sk-ring{fill:none;stroke:var(--jp-content-font-color1,#212121);stroke-width:2}
@@ -239,6 +240,116 @@ class Scatter:
         )
 
 
+class Curve:
+    """Quantities over the same steps, in panels below each other, with a marker that is cheap to move.
+
+    Parameters
+    ----------
+    x : ndarray
+        Where each step stands on the horizontal axis, ascending `[n]`.
+    panels : mapping of str to ndarray
+        Name and values `[n]` of every panel; the first is the tallest.
+    phases : sequence of (str, float, float)
+        Name, start and end on the horizontal axis; every other one is shaded.
+    levels : mapping of str to sequence of float
+        Horizontal lines by panel, such as the values of finished dictionaries.
+    xlabel : str
+        What the horizontal axis counts.
+    """
+
+    width, left, right, top, bottom, gap = 660, 56, 14, 22, 38, 16
+    heights = (170, 76)  # of the first panel and of the others
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        panels: Mapping[str, np.ndarray],
+        phases: Sequence[tuple[str, float, float]],
+        *,
+        levels: Mapping[str, Sequence[float]],
+        xlabel: str,
+    ) -> None:
+        self._low, self._high = float(x[0]), max(float(x[-1]), float(x[0]) + 1)
+        heights = [self.heights[0], *[self.heights[1]] * (len(panels) - 1)]
+        tops = self.top + np.cumsum([0, *(height + self.gap for height in heights[:-1])])
+        self._floor = float(tops[-1]) + heights[-1]
+        self.height = self._floor + self.bottom
+        self._at = self._x(x)
+        self._y: list[np.ndarray] = []
+        parts = [self._band(*phase, shaded=place % 2 == 0) for place, phase in enumerate(phases)]
+        for (name, values), top, height in zip(panels.items(), tops.tolist(), heights, strict=True):
+            parts += self._panel(name, values, levels.get(name, ()), top, height)
+        wall = self.width - self.right
+        parts.append(_line(self.left, self._floor, wall, self._floor, "sk-axis"))
+        for tick in _ticks(self._low, self._high, 6):
+            parts.append(_text(float(self._x(tick)), self._floor + 14, f"{tick:,.0f}", anchor="middle"))
+        parts.append(_text((self.left + wall) / 2, self.height - 6, xlabel, anchor="middle"))
+        self._drawn = "".join(parts)
+
+    def _x(self, value: Any) -> Any:
+        inside = self.width - self.left - self.right
+        return self.left + inside * (value - self._low) / (self._high - self._low)
+
+    def _band(self, name: str, start: float, end: float, *, shaded: bool) -> str:
+        x0, x1 = float(self._x(start)), float(self._x(end))
+        fits = x1 - x0 > 7 * len(name)
+        title = _text((x0 + x1) / 2, self.top - 7, name, anchor="middle", kind="sk-text") if fits else ""
+        if not shaded:
+            return title
+        height = self._floor - self.top
+        return (
+            f'<rect class="sk-band" x="{x0:.1f}" y="{self.top}" width="{x1 - x0:.1f}" '
+            f'height="{height:.1f}"/>{title}'
+        )
+
+    def _panel(
+        self, name: str, values: np.ndarray, levels: Sequence[float], top: float, height: float
+    ) -> list[str]:
+        shown = [*values.tolist(), *levels]
+        pad = 0.06 * (max(shown) - min(shown) or 1.0)
+        low, high = min(shown) - pad, max(shown) + pad
+        wall, middle = self.width - self.right, top + height / 2
+
+        def down(value: Any) -> Any:
+            return np.interp(value, (low, high), (top + height, top))
+
+        parts = []
+        for tick in _ticks(low, high, 4 if height > 100 else 2):
+            parts.append(_line(self.left, down(tick), wall, down(tick), "sk-grid"))
+            parts.append(_text(self.left - 6, down(tick) + 4, _tick(tick), anchor="end"))
+        parts += [_line(self.left, down(level), wall, down(level), "sk-theta") for level in levels]
+        self._y.append(down(values))
+        turned = f'transform="rotate(-90 11 {middle:.0f})"'
+        return [
+            *parts,
+            self._path(self._y[-1]),
+            _line(self.left, top, self.left, top + height, "sk-axis"),
+            _text(11, middle, name, anchor="middle", extra=turned),
+        ]
+
+    def _path(self, y: np.ndarray) -> str:
+        # Of the points that fall on the same half pixel one is enough.
+        places = np.round(2 * np.stack([self._at, y]))
+        keep = np.sort(np.unique(places, axis=1, return_index=True)[1])
+        points = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(self._at[keep], y[keep], strict=True))
+        return f'<path d="M{points}" fill="none" stroke="{BLUE}" stroke-width="2" stroke-linejoin="round"/>'
+
+    def draw(self, step: int, *, label: str) -> str:
+        """Draw the curve with a line and a dot in every panel at this step."""
+        x = float(self._at[step])
+        dots = [f'<circle class="sk-here" cx="{x:.1f}" cy="{float(y[step]):.1f}" r="5"/>' for y in self._y]
+        line = f'<path class="sk-axis" d="M{x:.1f} {self.top}V{self._floor:.1f}"/>'
+        return _svg(self.width, self.height, label, self._drawn, line, *dots)
+
+
+def _ticks(low: float, high: float, n: int) -> list[float]:
+    """About `n` round numbers from low to high."""
+    rough = (high - low) / n
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough)
+    return [float(f"{step * k:.12g}") for k in range(int(np.ceil(low / step)), int(high / step) + 1)]
+
+
 # ---------------------------------------------------------------------- trees
 
 BOX, GAP, ROW = 172, 44, 46
@@ -355,7 +466,7 @@ def tree(
 # ---------------------------------------------------------------------- related latents
 
 RELATED_WIDTH, RELATED_HEIGHT = 860, 540
-GREEN = "#029e73"
+META = "#029e73"
 
 
 def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> str:
@@ -391,14 +502,14 @@ def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> s
         here, places = np.split(places, [max(1, len(branch["leaves"]))])
         toward = here.mean(0)
         inner = at(*(toward / max(np.linalg.norm(toward), 1e-9)), 0.5)
-        line(middle, inner, BLUE, min(14 * branch["activation"], 12), branch["off"])
+        line(middle, inner, META, min(14 * branch["activation"], 12), branch["off"])
         for place, (name, text, activation) in zip(here, branch["leaves"], strict=False):
             outer, side = at(*place), 1 if place[0] > 0 else -1
-            line(inner, outer, GREEN, min(5 * activation, 6), branch["off"])
-            nodes.append(f'<circle cx="{outer[0]:.1f}" cy="{outer[1]:.1f}" r="4" fill="{GREEN}"/>')
+            line(inner, outer, ORANGE, min(5 * activation, 6), branch["off"])
+            nodes.append(f'<circle cx="{outer[0]:.1f}" cy="{outer[1]:.1f}" r="4" fill="{ORANGE}"/>')
             anchor = "start" if side > 0 else "end"
             nodes.append(_text(outer[0] + 8 * side, outer[1] + 4, _cut(f"{name} {text}", 28), anchor=anchor))
-        nodes.append(f'<circle cx="{inner[0]:.1f}" cy="{inner[1]:.1f}" r="6" fill="{BLUE}"/>')
+        nodes.append(f'<circle cx="{inner[0]:.1f}" cy="{inner[1]:.1f}" r="6" fill="{META}"/>')
         nodes.append(_over_lines(inner, f"{branch['name']} {branch['text']}", f"{branch['activation']:.2f}"))
     nodes.append(f'<circle class="sk-here" cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="9"/>')
     nodes.append(_over_lines(middle, centre))

@@ -1,0 +1,446 @@
+"""Stitching: one dictionary turning into another, a family chained, latents gathered over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from saekit.figures import (
+    FULL,
+    INK,
+    KIND_MARKERS,
+    KIND_NAMES,
+    NOVEL,
+    NULL,
+    RECONSTRUCTION,
+    Plot,
+    house_style,
+    new_figure,
+)
+from saekit.plots.common import (
+    doubling_axis,
+    groups_of,
+    kind_colour,
+    linear_range,
+    named,
+    on_tokens,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from saekit.analysis.stitching import Stitching, StitchingChain
+
+PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": "#777777", "bias": INK}
+PHASE_NAMES = {
+    "insert": "insert novel",
+    "swap": "swap groups",
+    "remove": "remove lost",
+    "bias": "swap the bias",
+}
+
+
+def stitching_curve(
+    result: Stitching,
+    null: Stitching | None = None,
+    *,
+    random: pd.DataFrame | None = None,
+    matched: pd.DataFrame | None = None,
+    ce: pd.DataFrame | None = None,
+) -> Plot:
+    """FVU and L0 as one dictionary turns into another step by step, the control seed beside it.
+
+    Parameters
+    ----------
+    result : Stitching
+        Between two widths.
+    null : Stitching, optional
+        Between two seeds of one width: a second column.
+    random : DataFrame, optional
+        The same moves in random orders (`random_orders`): a grey band from least to greatest.
+    matched : DataFrame, optional
+        Points of the curve with one threshold raised until L0 is the small one's (`matched_curve`).
+    ce : DataFrame, optional
+        CE degradation at some steps (`ce_curve`): a third panel.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), section on SAE stitching. The paper's word is that novel latents are
+    inserted and reconstruction latents swapped; the order, the groups and the bias are ours.
+    """
+    results = [result] if null is None else [result, null]
+    said = _curve_words(results, random, matched, ce)
+    rows = {"fvu": "FVU", "l0": "L0", **({} if ce is None else {"ce_degradation": "ΔCE"})}
+    steps = [len(r.frame) for r in results]
+    with house_style():
+        figure = new_figure(FULL, 2.9 + 0.75 * (ce is not None))
+        panels = figure.subplots(
+            len(rows),
+            len(results),
+            sharex="col",
+            sharey="row",
+            squeeze=False,
+            height_ratios=(2.6, *[1] * (len(rows) - 1)),
+            width_ratios=[max(n, 0.5 * max(steps)) for n in steps],
+        )
+        for column, r in zip(panels.T, results, strict=True):
+            colour = kind_colour(r.large.kind)
+            for axes in column:
+                _shade(axes, r.phases)
+                axes.margins(x=0.02)
+            for axes, measure in zip(column, ("fvu", "l0"), strict=False):
+                axes.plot(r.frame["step"], r.frame[measure], color=colour, linewidth=1.4, zorder=3)
+                _ends(axes, r, measure)
+            _name_phases(column[0], r.phases)
+            column[0].set_title(_pair(r), fontsize=8, pad=13)
+            drawn = column[: len(rows) if r is result else 2]  # CE is given for the first result only
+            for axes in column[len(drawn) :]:
+                axes.set_visible(False)
+            drawn[-1].tick_params(labelbottom=True)
+            drawn[-1].set_xlabel("step")
+        main = panels[:, 0]
+        if random is not None:
+            band = random.groupby("step")[["fvu", "l0"]].agg(["min", "max"])
+            for axes, measure in zip(main, ("fvu", "l0"), strict=False):
+                low, high = band[measure, "min"], band[measure, "max"]
+                axes.fill_between(band.index, low, high, color=NULL, alpha=0.55, linewidth=0, zorder=2)
+        if matched is not None:
+            style = {"color": INK, "linestyle": "--", "linewidth": 0.9, "marker": ".", "markersize": 3.5}
+            main[0].plot(matched["step"], matched["fvu_matched"], zorder=4, **style)
+            main[1].plot(matched["step"], matched["l0_matched"], zorder=4, **style)
+        if ce is not None:
+            main[2].plot(
+                ce["step"], ce["ce_degradation"], "o-", color=kind_colour(result.large.kind), zorder=3
+            )
+        for axes, label in zip(main, rows.values(), strict=True):
+            axes.set_ylabel(label)
+            axes.yaxis.set_major_locator(MaxNLocator(5 if axes is main[0] else 3))
+        figure.align_ylabels(main)
+        figure.legend(handles=_curve_legend(result, random, matched), loc="outside lower center", ncols=5)
+    return Plot(
+        figure,
+        _curve_data(results, random, matched, ce),
+        caption=f"Stitching one dictionary into another. FVU and L0 after every step from {_pair(result)}: "
+        f"novel latents (best cosine under θ = {result.theta:g}) are inserted one by one, then groups of "
+        "similar latents swapped, then small latents without a counterpart removed, and last the decoder "
+        f"bias swapped. {said}. {on_tokens(result.n_tokens, result.n_excluded)}.",
+        alt=f"Curves of FVU and L0 over the steps of stitching, phases shaded. {said}.",
+    )
+
+
+def stitching_chain(chains: Sequence[StitchingChain]) -> Plot:
+    """FVU and L0 against width as every dictionary of a family turns into the next.
+
+    Parameters
+    ----------
+    chains : sequence of StitchingChain
+        A column each, such as a ReLU and a BatchTopK family.
+
+    Raises
+    ------
+    ValueError
+        If there are no chains.
+    """
+    if not chains:
+        raise ValueError("The chain plot needs at least one chain, found none.")
+    data = pd.concat([_chain_data(chain) for chain in chains], ignore_index=True)
+    with house_style():
+        figure = new_figure(FULL, 3.3)
+        panels = figure.subplots(
+            2, len(chains), sharex="col", sharey="row", squeeze=False, height_ratios=(2, 1)
+        )
+        for column, chain in zip(panels.T, chains, strict=True):
+            kind = chain.stitchings[0].small.kind
+            part = data[data["kind"] == kind]
+            trained = part[part["series"] == "trained"]
+            for axes, measure in zip(column, ("fvu", "l0"), strict=True):
+                for (_, phase), rows in groups_of(part[part["series"] == "stitched"], ["pair", "phase"]):
+                    axes.plot(rows["width"], rows[measure], color=PHASE_COLOURS[phase], linewidth=1.2)
+                axes.plot(
+                    trained["width"],
+                    trained[measure],
+                    color=kind_colour(kind),
+                    linewidth=0.8,
+                    linestyle=":",
+                    marker=KIND_MARKERS.get(kind, "o"),
+                    markeredgecolor=INK,
+                    markersize=5,
+                    zorder=3,
+                )
+                doubling_axis(axes, trained["width"])
+            column[0].set_title(KIND_NAMES.get(kind, kind), fontsize=8)
+            column[1].set_xlabel("latents")
+        panels[0, 0].set_ylabel("FVU")
+        panels[1, 0].set_ylabel("L0")
+        figure.align_ylabels(panels[:, 0])
+        handles = [
+            Line2D([], [], color=PHASE_COLOURS[phase], label=PHASE_NAMES[phase])
+            for phase in PHASE_NAMES
+            if (data["phase"] == phase).any() and phase != "bias"
+        ]
+        handles.append(
+            Line2D([], [], color=NULL, linestyle=":", marker="o", markeredgecolor=INK, label="trained")
+        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    said = "; ".join(_chain_sentence(chain) for chain in chains)
+    first = chains[0].stitchings[0]
+    return Plot(
+        figure,
+        data,
+        caption="A whole family stitched. FVU and L0 against the number of latents as each dictionary turns "
+        "into the next, smallest to largest: novel latents in, groups of similar latents swapped, latents "
+        f"without a counterpart out. {said}. {on_tokens(first.n_tokens, first.n_excluded)}.",
+        alt=f"Paths of FVU and L0 against width from one trained dictionary to the next. {said}.",
+    )
+
+
+def _chain_data(chain: StitchingChain) -> pd.DataFrame:
+    """Each phase with the point it starts from, so that lines meet, and the trained dictionaries."""
+    columns = ["pair", "phase", "step", "width", "fvu", "l0"]
+    parts = []
+    for r in chain.stitchings:
+        for row in r.phases.itertuples():
+            stretch = r.frame.iloc[row.first_step - 1 : row.last_step + 1]
+            parts.append(stretch.assign(pair=_pair(r), phase=row.phase, series="stitched"))
+        for side, dictionary in (("small", r.small), ("large", r.large)):
+            if side == "small" and r is not chain.stitchings[0]:
+                continue  # the large one of the pair before
+            point = {"width": dictionary.width, **r.references[side]}
+            parts.append(pd.DataFrame([point]).assign(pair=_pair(r), series="trained"))
+    data = pd.concat(parts, ignore_index=True)
+    return data.assign(kind=chain.stitchings[0].small.kind)[["kind", "series", *columns]]
+
+
+def _chain_sentence(chain: StitchingChain) -> str:
+    parts = []
+    for r in chain.stitchings:
+        fvu = r.frame["fvu"]
+        parts.append(
+            f"{_pair(r)} from {fvu.iloc[0]:.3f} to {fvu.iloc[-1]:.3f}, at most {fvu.max():.3f} on the way"
+        )
+    return f"FVU: {', '.join(parts)}"
+
+
+def additivity(results: Sequence[Stitching]) -> Plot:
+    """Change in MSE when a group is swapped, against the sum over its latents moved alone.
+
+    Parameters
+    ----------
+    results : sequence of Stitching
+        A panel each. Steps that move a single latent are left out: there is nothing to add up.
+
+    Raises
+    ------
+    ValueError
+        If there are no results, or one never moves two latents at a time.
+    """
+    if not results:
+        raise ValueError("The additivity plot needs at least one stitching, found none.")
+    columns = ["step", "phase", "n_inserted", "n_removed", "sum_of_single_changes", "mse_change"]
+    parts = []
+    for r in results:
+        groups = r.frame[r.frame["n_inserted"] + r.frame["n_removed"] > 1]
+        if groups.empty:
+            raise ValueError(f"{_pair(r)} has no step that moves more than one latent.")
+        parts.append(groups[columns].assign(comparison=_pair(r)))
+    data = pd.concat(parts, ignore_index=True)[["comparison", *columns]]
+    changes = data[["sum_of_single_changes", "mse_change"]]
+    scale = linear_range(data["mse_change"])
+    ends = float(changes.min(axis=None)), float(changes.max(axis=None))
+    with house_style():
+        figure = new_figure(FULL if len(results) > 1 else 0.6 * FULL, 2.7)
+        panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, r, part in zip(panels, results, parts, strict=True):
+            axes.set_xscale("symlog", linthresh=scale)
+            axes.set_yscale("symlog", linthresh=scale)
+            axes.margins(0.08)
+            larger = part["n_inserted"] + part["n_removed"] > 2
+            for several, size, marker in ((False, 5, "o"), (True, 9, "^")):
+                points = part[larger == several]
+                axes.scatter(
+                    points["sum_of_single_changes"],
+                    points["mse_change"],
+                    s=size,
+                    marker=marker,
+                    color=INK if several else RECONSTRUCTION,
+                    alpha=0.5,
+                    linewidth=0,
+                    zorder=2 + several,
+                    rasterized=True,
+                )
+            axes.plot(ends, ends, color=NULL, linewidth=0.8, zorder=1)
+            axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
+            axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
+            axes.set_xlabel("sum of its latents alone")
+            axes.set_title(_pair(r), fontsize=8)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_locator(NullLocator())
+        panels[0].set_ylabel("change in MSE by the group")
+        figure.legend(
+            handles=[
+                Line2D([], [], linestyle="", marker="o", color=RECONSTRUCTION, label="one for one"),
+                Line2D([], [], linestyle="", marker="^", color=INK, label="more than two latents"),
+                Line2D([], [], color=NULL, linewidth=0.8, label="if changes added up"),
+            ],
+            loc="outside lower center",
+            ncols=3,
+        )
+    said = "; ".join(
+        f"{_pair(r)}: {len(part):,} groups, together {part['mse_change'].sum():+.0f} where single changes "
+        f"sum to {part['sum_of_single_changes'].sum():+.0f}, the same sign in "
+        f"{percent((np.sign(part['mse_change']) == np.sign(part['sum_of_single_changes'])).mean())}"
+        for r, part in zip(results, parts, strict=True)
+    ).replace("-", "\u2212")
+    return Plot(
+        figure,
+        data,
+        caption="Do single changes add up? Change in MSE when a group of similar latents is swapped in one "
+        "step of stitching, against the sum of the changes if each of its latents were moved alone at that "
+        f"point (axes linear within ±{scale:g}, logarithmic beyond). {said}. "
+        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"Scatter of the change by a group against the sum of single changes. {said}.",
+    )
+
+
+def _shade(axes: Axes, phases: pd.DataFrame) -> None:
+    for row in phases.itertuples():
+        axes.axvspan(
+            row.first_step - 1, row.last_step, color=PHASE_COLOURS[row.phase], alpha=0.11, linewidth=0
+        )
+
+
+def _name_phases(axes: Axes, phases: pd.DataFrame) -> None:
+    """Write the name of each phase above its stretch, where there is room."""
+    total = phases["last_step"].max()
+    for row in phases.itertuples():
+        if row.last_step - row.first_step > 0.16 * total:
+            axes.text(
+                (row.first_step + row.last_step) / 2,
+                1.02,
+                PHASE_NAMES[row.phase],
+                transform=axes.get_xaxis_transform(),
+                color=PHASE_COLOURS[row.phase],
+                ha="center",
+                va="bottom",
+                fontsize=6.5,
+            )
+
+
+def _ends(axes: Axes, result: Stitching, measure: str) -> None:
+    """Mark the two trained dictionaries and carry the small one's level across."""
+    last = result.frame["step"].iloc[-1]
+    for step, side in ((0, "small"), (last, "large")):
+        level = result.references[side][measure]
+        axes.plot(
+            step,
+            level,
+            KIND_MARKERS.get(result.large.kind, "o"),
+            color=kind_colour(result.large.kind),
+            markeredgecolor=INK,
+            markersize=5,
+            zorder=5,
+            clip_on=False,
+        )
+    axes.axhline(result.references["small"][measure], color=INK, linewidth=0.6, linestyle=":", zorder=1)
+
+
+def _pair(result: Stitching) -> str:
+    """Such as "ReLU 1152 → 2304", or "ReLU 1152, other seed"."""
+    small, large = result.small, result.large
+    name = named(small.kind, small.width)
+    return f"{name}, other seed" if small.width == large.width else f"{name} → {large.width}"
+
+
+def _curve_legend(
+    result: Stitching, random: pd.DataFrame | None, matched: pd.DataFrame | None
+) -> list[Line2D | Patch]:
+    kind = result.large.kind
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=kind_colour(kind), linewidth=1.4, label="stitched"),
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=KIND_MARKERS.get(kind, "o"),
+            color=kind_colour(kind),
+            markeredgecolor=INK,
+            label="trained",
+        ),
+    ]
+    if random is not None:
+        n = random["draw"].nunique()
+        handles.append(Patch(color=NULL, alpha=0.55, linewidth=0, label=f"random order ({n} draws)"))
+    if matched is not None:
+        handles.append(
+            Line2D([], [], color=INK, linestyle="--", linewidth=0.9, marker=".", label="at the small L0")
+        )
+    return handles
+
+
+def _curve_data(
+    results: Sequence[Stitching],
+    random: pd.DataFrame | None,
+    matched: pd.DataFrame | None,
+    ce: pd.DataFrame | None,
+) -> pd.DataFrame:
+    columns = ["step", "phase", "width", "fvu", "l0"]
+    parts = [r.frame[columns].assign(comparison=_pair(r), series="stitched") for r in results]
+    for r in results:
+        trained = [{"step": 0, **r.references["small"]}, {"step": len(r.frame) - 1, **r.references["large"]}]
+        parts.append(pd.DataFrame(trained).assign(comparison=_pair(r), series="trained"))
+    name = _pair(results[0])
+    if random is not None:
+        for end in ("min", "max"):
+            band = random.groupby("step", as_index=False)[["fvu", "l0"]].agg(end)
+            parts.append(band.assign(comparison=name, series=f"random order, {end}"))
+    if matched is not None:
+        points = matched[["step", "fvu_matched", "l0_matched"]].set_axis(["step", "fvu", "l0"], axis=1)
+        parts.append(points.assign(comparison=name, series="matched L0"))
+    if ce is not None:
+        parts.append(ce[["step", "phase", "ce_degradation"]].assign(comparison=name, series="CE"))
+    return pd.concat(parts, ignore_index=True)[
+        ["comparison", "series", *columns, *([] if ce is None else ["ce_degradation"])]
+    ]
+
+
+def _curve_words(
+    results: Sequence[Stitching],
+    random: pd.DataFrame | None,
+    matched: pd.DataFrame | None,
+    ce: pd.DataFrame | None,
+) -> str:
+    said = []
+    for r in results:
+        fvu = r.frame["fvu"].to_numpy()
+        phases = ", ".join(
+            f"{fvu[row.last_step]:.3f} after {PHASE_NAMES[row.phase]} "
+            f"({percent((np.diff(fvu)[row.first_step - 1 : row.last_step] < 0).mean())} of "
+            f"{row.last_step - row.first_step + 1} steps lower it)"
+            for row in r.phases.itertuples()
+        )
+        said.append(f"{_pair(r)}: FVU {fvu[0]:.3f} alone, {phases}")
+    if random is not None:
+        peaks = random.groupby("draw")["fvu"].max()
+        said.append(
+            f"highest FVU on the way {results[0].frame['fvu'].max():.3f}, in {len(peaks)} random orders "
+            f"(band) {peaks.min():.3f} to {peaks.max():.3f}"
+        )
+    if matched is not None:
+        worst = matched.loc[matched["fvu_matched"].idxmax()]
+        said.append(
+            "with one threshold raised to the small dictionary's L0 (dashed) at most "
+            f"{worst['fvu_matched']:.3f}"
+        )
+    if ce is not None:
+        first, last = ce.iloc[0], ce.iloc[-1]
+        said.append(
+            f"CE degradation {first['ce_degradation']:.3f} at step {first['step']:.0f}, at most "
+            f"{ce['ce_degradation'].max():.3f}, {last['ce_degradation']:.3f} at step {last['step']:.0f}"
+        )
+    return "; ".join(said)

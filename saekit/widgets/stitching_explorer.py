@@ -1,0 +1,315 @@
+"""The stitching explorer: walk from a small dictionary to a large one and see what every move did."""
+
+# ruff: noqa: RUF001 - typographic characters are meant: people read this text
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import traitlets
+from ipywidgets import widgets
+
+from saekit.dictionary import Dictionary
+from saekit.widgets import html, svg
+from saekit.widgets.base import Explorer, State
+from saekit.widgets.evidence import Evidence
+
+if TYPE_CHECKING:
+    from saekit.analysis.stitching import Stitching
+
+N_MOVED = 8  # latents of each side in the tables of what was moved
+N_ABOUT = 2  # of these, shown with their contexts
+N_JUMPS = 8  # steps in the lists of greatest gains and costs
+SIDES = ("small", "large")
+
+
+class StitchingState(State):
+    """A step of the curve; step 0 is the small dictionary."""
+
+    order = ("step",)
+    step = traitlets.Int()
+
+    def __init__(self, last: int, step: int) -> None:
+        super().__init__()
+        self._last = last
+        self.step = step
+
+    @traitlets.validate("step")
+    def _known_step(self, proposal: Any) -> int:
+        if not 0 <= proposal["value"] <= self._last:
+            raise traitlets.TraitError(f"There are steps 0 to {self._last}, found {proposal['value']}.")
+        return proposal["value"]
+
+
+class StitchingExplorer(Explorer):
+    """Scrub along a stitching curve: what was moved, what it fires on, what it cost or gained.
+
+    Parameters
+    ----------
+    stitching : Stitching
+        From `saekit.stitch`.
+    small_evidence, large_evidence : Evidence
+        What the latents of the two dictionaries are about.
+    step : int, optional
+        Where to start; the move of the greatest gain if left out.
+
+    Attributes
+    ----------
+    state : traitlets.HasTraits
+        `step`, from 0 (the small dictionary) to the last.
+
+    Raises
+    ------
+    ValueError
+        If the evidence is for another width.
+    """
+
+    def __init__(
+        self,
+        stitching: Stitching,
+        small_evidence: Evidence,
+        large_evidence: Evidence,
+        *,
+        step: int | None = None,
+    ) -> None:
+        self.evidence = {"small": small_evidence, "large": large_evidence}
+        self.dictionaries: dict[str, Dictionary] = {"small": stitching.small, "large": stitching.large}
+        for side in SIDES:
+            if self.evidence[side].width != self.dictionaries[side].width:
+                raise ValueError(
+                    f"{self.dictionaries[side].name} needs evidence of its width, "
+                    f"found {self.evidence[side].width}."
+                )
+        self.stitching, self._frame = stitching, stitching.frame
+        self._moves = dict(iter(stitching.moves.groupby("step")))
+        phases = [(row.phase, row.first_step - 1, row.last_step) for row in stitching.phases.itertuples()]
+        references = stitching.references
+        panels = {"FVU": "fvu", "L0": "l0"}
+        self._curve = svg.Curve(
+            self._frame["step"].to_numpy(),
+            {name: self._frame[column].to_numpy() for name, column in panels.items()},
+            phases,
+            levels={name: [references[side][column] for side in SIDES] for name, column in panels.items()},
+            xlabel="step",
+        )
+        by_change = self._frame.iloc[1:].sort_values(["mse_change", "step"])
+        self._gains = by_change[by_change["mse_change"] < 0].head(N_JUMPS)
+        self._costs = by_change[by_change["mse_change"] > 0].iloc[::-1].head(N_JUMPS)
+        if step is None:
+            step = next((step for step in self._gains["step"].tolist() if step in self._moves), 0)
+        super().__init__(StitchingState(len(self._frame) - 1, step))
+
+    def _build(self) -> list[widgets.Widget]:
+        last = len(self._frame) - 1
+        self._slider = widgets.IntSlider(
+            description="Step",
+            max=last,
+            readout=False,
+            tooltip="How far the small dictionary has become the large one",
+            layout={"width": "420px", "max_width": "100%"},
+        )
+        self._number = widgets.BoundedIntText(
+            max=last, tooltip="The same, as a number", layout={"width": "90px"}
+        )
+        self._bind(self._slider, "step")
+        self._bind(self._number, "step")
+        buttons = [
+            self._button("← Previous", "The step before this one", lambda: self._go_by(-1)),
+            self._button("Next →", "The step after this one", lambda: self._go_by(1)),
+            self._button("Next phase", "The first step of the next phase", self._next_phase),
+        ]
+        self._jumps = []
+        for name, rows in (("Gains", self._gains), ("Costs", self._costs)):
+            jump = self._list(
+                name, f"Steps that change the error most: {name.lower()}", self._options(rows), rows=5
+            )
+            jump.observe(lambda change: self._set("step", change["new"]), "value")
+            self._jumps.append(jump)
+        self._head, self._what, self._detail = (self._panel() for _ in range(3))
+        bar = widgets.HBox([self._slider, self._number, *buttons], layout={"flex_flow": "row wrap"})
+        jumps = widgets.HBox(self._jumps, layout={"flex_flow": "row wrap"})
+        return [bar, self._head, jumps, self._what, self._detail]
+
+    def _render(self) -> None:
+        step = self.state.step
+        self._slider.value = self._number.value = step
+        for jump in self._jumps:
+            jump.value = step if step in [value for _, value in jump.options] else None
+        self._head.value = html.panel(self._header(), self._chart(as_image=False))
+        self._what.value = html.panel(self._moved())
+        self._detail.value = html.panel(self._about(3))
+
+    def _parts(self) -> list[str]:
+        lists = []
+        for title, rows in (("Largest gains", self._gains), ("Largest costs", self._costs)):
+            cells = [
+                (str(row.step), row.phase, html.signed(row.mse_change), self._words_of(row.step))
+                for row in rows.itertuples()
+            ]
+            header = ("step", "phase", "MSE change", "moved")
+            lists.append(html.table(header, cells, numeric=(0, 2), caption=title))
+        return [
+            self._header(),
+            self._chart(as_image=True),
+            self._moved(),
+            self._about(3),
+            html.columns(*lists),
+        ]
+
+    # ------------------------------------------------------------------ pieces
+
+    def _header(self) -> str:
+        s, row = self.stitching, self._frame.iloc[self.state.step]
+        return (
+            f"<h3>From {html.escape(s.small.name)} to {html.escape(s.large.name)}</h3>"
+            f"<p>Step <b>{self.state.step:,}</b> of {len(self._frame) - 1:,}, phase <b>{row['phase']}</b>: "
+            f"{row['n_small']:,} latents of the small dictionary and {row['n_large']:,} of the large one. "
+            f"<small>θ = {s.theta:g}; groups: {_plain(s.grouping)}; order: {_plain(s.order)}; decoder bias: "
+            f"{s.bias}; on {s.n_tokens:,} tokens, {s.n_excluded:,} positions left out. Dashed: "
+            "the two dictionaries alone.</small></p>"
+        )
+
+    def _chart(self, *, as_image: bool) -> str:
+        row = self._frame.iloc[self.state.step]
+        label = (
+            f"FVU and L0 against latents moved; step {self.state.step} is at FVU {row['fvu']:.3f}, "
+            f"L0 {row['l0']:.1f}; dashed: the two dictionaries alone"
+        )
+        chart = self._curve.draw(self.state.step, label=label)
+        return html.columns(html.image(chart, label) if as_image else chart, self._cost())
+
+    def _cost(self) -> str:
+        """What the step changed, before and after."""
+        step = self.state.step
+        after = self._frame.iloc[step]
+        before = self._frame.iloc[max(step - 1, 0)]
+        measures = {"MSE": "mse", "FVU": "fvu", "L0": "l0"}
+        rows = [
+            (
+                name,
+                html.number(before[column], 4),
+                html.number(after[column], 4),
+                f"<b>{html.signed(after[column] - before[column])}</b>",
+            )
+            for name, column in measures.items()
+        ]
+        widths = int(before["width"]), int(after["width"])
+        change = f"<b>{widths[1] - widths[0]:+,}</b>".replace("-", "−")
+        rows.append(("latents", f"{widths[0]:,}", f"{widths[1]:,}", change))
+        if after["n_inserted"] + after["n_removed"] > 1:
+            single = html.signed(after["sum_of_single_changes"])
+            rows.append(("MSE, one by one", "", "", f"{single} in sum"))
+        header = ("", "before", "after", "change")
+        return html.table(header, rows, numeric=(1, 2, 3), caption="What the step changed")
+
+    def _moved(self) -> str:
+        """The latents that the step moved, each with its closest latent on the other side."""
+        row = self._frame.iloc[self.state.step]
+        out, new = (self._latents(self.state.step, side) for side in SIDES)
+        if not out and not new:
+            return f"<p>{self._nothing_moved(row['phase'])}</p>"
+        return html.columns(
+            *(
+                self._table(side, latents, others)
+                for side, latents, others in (("small", out, new), ("large", new, out))
+                if latents
+            )
+        )
+
+    def _nothing_moved(self, phase: str) -> str:
+        if phase == "bias":
+            return "No latent moves here: the decoder bias becomes the large dictionary's."
+        return f"Nothing has been moved yet: this is {html.escape(self.stitching.small.name)}."
+
+    def _table(self, side: str, latents: list[int], others: list[int]) -> str:
+        evidence, shown = self.evidence[side], latents[:N_MOVED]
+        other = "large" if side == "small" else "small"
+        partners, cosines = self._closest(side, shown, others)
+        rows = [
+            (
+                f"<b>{latent}</b>",
+                html.chips(evidence.words(latent)) or "dead",
+                html.share(evidence.counts[latent] / evidence.activations.n_tokens),
+                f"{partner} {html.chips(self.evidence[other].words(partner, 1))}",
+                f"{cosine:.2f}",
+            )
+            for latent, partner, cosine in zip(shown, partners, cosines, strict=True)
+        ]
+        more = f" <small>({len(shown)} shown)</small>" if len(shown) < len(latents) else ""
+        verb = "removed" if side == "small" else "inserted"
+        closest = (
+            "closest it is swapped with"
+            if others
+            else f"closest of {html.escape(self.dictionaries[other].name)}"
+        )
+        return html.table(
+            ("latent", "fires on", "density", closest, "cosine"),
+            rows,
+            numeric=(2, 4),
+            caption=f"{len(latents):,} {verb}: {html.escape(self.dictionaries[side].name)}{more}",
+        )
+
+    def _closest(self, side: str, latents: list[int], others: list[int]) -> tuple[list[int], list[float]]:
+        """For each latent the most similar one of `others` (of the whole other side if there are none)."""
+        other = self.dictionaries["large" if side == "small" else "small"].W_dec
+        rows = self.dictionaries[side].W_dec[latents]
+        cosine, place = (rows @ (other[others] if others else other).T).max(dim=1)
+        return [others[i] if others else i for i in place.tolist()], cosine.tolist()
+
+    def _about(self, n: int) -> str:
+        """What the first moved latents of each side fire on, in the text."""
+        parts = []
+        for side, verb in (("small", "Removed"), ("large", "Inserted")):
+            evidence, name = self.evidence[side], html.escape(self.dictionaries[side].name)
+            for latent in self._latents(self.state.step, side)[:N_ABOUT]:
+                words = html.chips(evidence.words(latent, 5))
+                parts.append(f"<h4>{verb}: latent {latent} of {name} {words}</h4>{evidence.facts(latent)}")
+                parts.append(evidence.contexts_table(latent, n))
+        return "".join(parts)
+
+    # ------------------------------------------------------------------ steps
+
+    def _latents(self, step: int, side: str) -> list[int]:
+        """Latents of a side that a step moved, the most frequent first."""
+        moves = self._moves.get(step)
+        if moves is None:
+            return []
+        return (
+            moves[moves["side"] == side]
+            .sort_values(["density", "latent"], ascending=[False, True])["latent"]
+            .tolist()
+        )
+
+    def _words_of(self, step: int) -> str:
+        """Name a step by the words of its most frequent latent, as HTML."""
+        named = self._first(step)
+        return html.chips(self.evidence[named[0]].words(named[1])) if named else "decoder bias"
+
+    def _options(self, rows: pd.DataFrame) -> list[tuple[str, int]]:
+        options = []
+        for row in rows.itertuples():
+            named = self._first(row.step)
+            words = html.plain(self.evidence[named[0]].words(named[1])) if named else "decoder bias"
+            counts = f"{row.n_removed} out, {row.n_inserted} in"
+            options.append(
+                (f"{row.step}  {row.phase}  MSE {html.signed(row.mse_change)}  {counts}  {words}", row.step)
+            )
+        return options
+
+    def _first(self, step: int) -> tuple[str, int] | None:
+        return next(
+            ((side, latents[0]) for side in SIDES[::-1] if (latents := self._latents(step, side))), None
+        )
+
+    def _go_by(self, by: int) -> None:
+        self.state.step = (self.state.step + by) % len(self._frame)
+
+    def _next_phase(self) -> None:
+        starts = self.stitching.phases["first_step"]
+        later = starts[starts > self.state.step]
+        self.state.step = int(later.iat[0]) if len(later) else 0
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
