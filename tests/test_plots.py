@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from functools import cache
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import StepPatch
-from matplotlib.text import Text
+from plot_checks import check_bundle, check_texts
 
 from saekit import plots
 from saekit.analysis import group_insertion, insertion, splitting_tree
@@ -23,7 +22,7 @@ from saekit.analysis.novelty import CEInsertion
 from saekit.analysis.similarity import family_similarity
 from saekit.dictionary import Dictionary
 from saekit.families import Family
-from saekit.figures import KIND_COLOURS, KIND_NAMES, house_style, render
+from saekit.figures import KIND_COLOURS, KIND_NAMES, render
 from saekit.metrics import CEDegradation, Evaluation, evaluate
 
 D_IN, WIDTHS, THETA = 16, (12, 24, 48), 0.7
@@ -221,56 +220,12 @@ def hashes(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bundle(name, tmp_path):
-    found = plot(name)
-    files = hashes(name, tmp_path)
-    assert set(files) == {f"{name}.{suffix}" for suffix in ("pdf", "svg", "png", "csv", "tex", "json")}
-    assert b"/Type3" not in (tmp_path / f"{name}.pdf").read_bytes()
-    csv = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=True)
-    assert list(csv.columns) == list(found.data.columns)
-    for column in found.data.select_dtypes("number"):
-        np.testing.assert_allclose(csv[column], found.data[column].astype(float), rtol=1e-8)
-    assert 5 < len(found.caption.partition(". ")[0]) < 80  # the title
-    assert len(found.caption) > 100
-    assert len(found.alt) > 40
-    assert "nan" not in found.caption
+    check_bundle(plot(name), name, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_text_overlaps_or_leaves_the_figure(name):
-    figure = plot(name).figure
-    with house_style():
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        renderer = canvas.get_renderer()
-        boxes = []
-        for text in figure.findobj(Text):
-            if not (text.get_visible() and text.get_text().strip()):
-                continue
-            box = Text.get_window_extent(text, renderer)
-            if not is_undrawn_tick(text, box, figure):
-                boxes.append((text.get_text(), box))
-    assert boxes
-    for text, box in boxes:
-        inside = (
-            box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
-        )
-        assert inside, text
-    for (first, a), (second, b) in combinations(boxes, 2):
-        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
-        high = min(a.y1, b.y1) - max(a.y0, b.y0)
-        assert min(wide, high) < 2, (first, second)  # pixels at 300 dpi
-
-
-def is_undrawn_tick(text, box, figure):
-    """Whether this is a tick label outside its axis, which matplotlib keeps but does not draw."""
-    for axes in figure.axes:
-        if not axes.axison and text in axes.findobj(Text):
-            return text not in axes.texts
-        for axis, low, high in ((axes.xaxis, "x0", "x1"), (axes.yaxis, "y0", "y1")):
-            if any(text is label for label in [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]):
-                centre = (getattr(box, low) + getattr(box, high)) / 2
-                return not getattr(axes.bbox, low) - 2 <= centre <= getattr(axes.bbox, high) + 2
-    return False
+    check_texts(plot(name).figure)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path):

@@ -4,6 +4,7 @@ Nothing is computed here that a result does not say, except for histograms. Capt
 state the numbers of the data that they are given.
 """
 
+from saekit.plots.meta import decomposition, meta_baselines, meta_sweep
 from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
 from saekit.plots.training import (
@@ -22,12 +23,15 @@ __all__ = [
     "active_histogram",
     "ce_insertion_scatter",
     "convergence",
+    "decomposition",
     "density_histogram",
     "frontier",
     "group_insertion_bars",
     "insertion_scatter",
     "kinds_frontier",
     "max_cosine_distribution",
+    "meta_baselines",
+    "meta_sweep",
     "roc",
     "splitting_flow",
     "splitting_tree_plot",

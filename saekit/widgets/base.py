@@ -52,7 +52,7 @@ class LatentState(State):
         `follow(old_width, latent, width)` gives the latent to go to when the width changes.
     """
 
-    order = ("width", "latent")
+    order: ClassVar[tuple[str, ...]] = ("width", "latent")
     width = traitlets.Int()
     latent = traitlets.Int()
 

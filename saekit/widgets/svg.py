@@ -500,8 +500,8 @@ def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> s
 
     for branch in branches:
         here, places = np.split(places, [max(1, len(branch["leaves"]))])
-        toward = here.mean(0)
-        inner = at(*(toward / max(np.linalg.norm(toward), 1e-9)), 0.5)
+        x, y = here.mean(0) / max(float(np.linalg.norm(here.mean(0))), 1e-9)
+        inner = at(x, y, 0.5)
         line(middle, inner, META, min(14 * branch["activation"], 12), branch["off"])
         for place, (name, text, activation) in zip(here, branch["leaves"], strict=False):
             outer, side = at(*place), 1 if place[0] > 0 else -1

@@ -184,9 +184,9 @@ def test_the_graph_has_a_line_for_every_relation(world, meta, explorer):
         members = meta.members(meta_latent, meta.width * 9)
         leaves += min(5, sum((m.width, m.latent) != (48, 1) for m in members.itertuples()))
     drawn = explorer._draw()
-    assert drawn.count('fill="#029e73"') == leaves > 5
+    assert drawn.count('fill="#de8f05"') == leaves > 5
     widths = [
-        float(w) for w in re.findall(r'stroke="#0173b2" stroke-opacity="0.55" stroke-width="([\d.]+)"', drawn)
+        float(w) for w in re.findall(r'stroke="#029e73" stroke-opacity="0.55" stroke-width="([\d.]+)"', drawn)
     ]
     np.testing.assert_allclose(widths, np.minimum(14 * own["activation"], 12), atol=0.05)
 

@@ -1,0 +1,379 @@
+"""Meta-SAEs: what explains decoder directions, and what latents are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
+from matplotlib.path import Path
+
+from saekit.figures import FULL, HALF, INK, NULL, Plot, house_style, new_figure, width_colours
+from saekit.plots.common import doubling_axis, fit_text, identity, kind_colour, listed, named
+
+if TYPE_CHECKING:
+    from saekit.analysis.labels import Labels
+    from saekit.analysis.meta import MetaSAE
+    from saekit.analysis.meta_baselines import MetaBaselines
+
+META, BASELINE = "#029e73", "#b9c4cd"
+_CENTRE = "#de8f05"
+_GREY = "#6e6e6e"
+ENCODERS = {
+    "own": "",
+    "kept": "encoder kept",
+    "refit": "encoder refitted",
+    "matching pursuit": "matching pursuit",
+    "nearest centroid": "nearest one",
+    "projection": "projection",
+}
+FLOOR = -0.15  # explained variance under which a bar is cut off
+
+
+def meta_baselines(result: MetaBaselines) -> Plot:
+    """Variance of the decoder directions that each dictionary and encoder explains.
+
+    Parameters
+    ----------
+    result : MetaBaselines
+        With its nulls.
+
+    Notes
+    -----
+    Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), replacement of
+    meta-latents; most baselines are ours.
+    """
+    data = result.frame.drop(columns=["note", "difference"])
+    rows = list(dict.fromkeys(zip(data["variant"], data["encoder"], data["null"], strict=True)))
+    places = _with_gaps(["null" if null else _dictionary(variant) or variant for variant, _, null in rows])
+    own = float(data["explained_variance"].iloc[0])
+    highest = float(data["explained_variance"].max())
+    some_held_out = bool(data["explained_variance_held_out"].notna().any())
+    with house_style():
+        figure = new_figure(FULL, 0.85 + 0.155 * (places[-1] + 1))
+        panels = figure.subplots(1, 2, sharey=True, sharex=True)
+        for axes, signed in zip(panels, (False, True), strict=True):
+            for bar in data[data["signed"] == signed].itertuples():
+                place = places[rows.index((bar.variant, bar.encoder, bar.null))]
+                value = bar.explained_variance
+                axes.barh(
+                    place,
+                    value,
+                    0.82,
+                    color="#dcdcdc" if bar.null else _bar_colour(bar.variant, bar.encoder),
+                    hatch="////" if bar.null else None,
+                    edgecolor=NULL if bar.null else "white",
+                    linewidth=0.4 if bar.null else 0,
+                )
+                if bar.explained_variance_held_out > FLOOR:
+                    axes.plot(
+                        bar.explained_variance_held_out,
+                        place,
+                        "D",
+                        color="white",
+                        markeredgecolor=INK,
+                        markersize=3,
+                        markeredgewidth=0.6,
+                    )
+                ends = [max(value, 0), *([bar.explained_variance_held_out] if some_held_out else [])]
+                axes.annotate(
+                    f"{value:.2f}".replace("-", "\u2212"),
+                    (max(ends), place),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center_baseline",
+                    fontsize=6.5,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                )
+            axes.axvline(own, color=INK, linestyle="--", linewidth=0.8, zorder=0)
+            axes.axvline(0, color=INK, linewidth=0.6)
+            axes.set_title("coefficients of any sign" if signed else "non-negative coefficients", fontsize=8)
+            axes.set(xlim=(FLOOR, 1.16 * highest), xlabel="explained variance")
+            axes.tick_params(axis="y", length=0)
+            axes.spines["left"].set_visible(False)
+        panels[0].set_yticks(places, [_bar_name(data, *row) for row in rows])
+        panels[0].invert_yaxis()
+        handles: list[Any] = [
+            Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label="the meta-SAE"),
+            Patch(
+                facecolor="#dcdcdc",
+                hatch="////",
+                edgecolor=NULL,
+                linewidth=0.4,
+                label="rows without structure",
+            ),
+        ]
+        if some_held_out:
+            handles.insert(
+                1,
+                Line2D(
+                    [],
+                    [],
+                    linestyle="",
+                    marker="D",
+                    color="white",
+                    markeredgecolor=INK,
+                    markersize=3,
+                    label="on held-out rows",
+                ),
+            )
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    summary = result.summary
+    said = (
+        f"the meta-SAE {own:.3f}; best baseline with {summary['terms']} non-negative terms "
+        f"{summary['best_non_negative']} {summary['best_non_negative_explained_variance']:.3f}, of any sign "
+        f"{summary['best_signed']} {summary['best_signed_explained_variance']:.3f}; nulls "
+        + ", ".join(f"{name} {value:.3f}" for name, value in summary["nulls"].items())
+    )
+    return Plot(
+        figure,
+        data,
+        caption=f"What explains decoder directions. Variance explained with {summary['terms']} terms a row "
+        "(unless it says otherwise) by the meta-SAE, by other directions in its place and by matching "
+        "pursuit on other dictionaries; in brackets the number of directions to choose from. "
+        + ("Diamonds are rows that nothing was trained on. " if some_held_out else "")
+        + (f"Bars are cut off at {FLOOR:g}. " if data["explained_variance"].min() < FLOOR else "")
+        + f"{summary['meta'].capitalize()}. Explained variance: {said}.",
+        alt=f"Bars of explained variance, non-negative and signed apart. {said.capitalize()}.",
+    )
+
+
+def meta_sweep(table: pd.DataFrame) -> Plot:
+    """Explained variance of meta-SAEs against their width, a line for each k.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `saekit.meta_sweep`.
+
+    Raises
+    ------
+    ValueError
+        If the table is empty.
+    """
+    if table.empty:
+        raise ValueError("The sweep plot needs at least one meta-SAE, found none.")
+    columns = ["width", "k", "explained_variance", "explained_variance_held_out", "l0", "dead_fraction"]
+    data = table[columns].reset_index(drop=True)
+    held_out = bool(data["explained_variance_held_out"].notna().any())
+    ks = sorted(set(data["k"]))
+    colours = width_colours(ks)
+    with house_style():
+        figure = new_figure(HALF + 0.7, 2.3)
+        axes = figure.subplots()
+        for k, part in data.groupby("k"):
+            part = part.sort_values("width")
+            style: dict[str, Any] = {"color": colours[k], "marker": "o", "markersize": 3.5}
+            axes.plot(part["width"], part["explained_variance"], label=f"{k}", **style)
+            if held_out:
+                axes.plot(
+                    part["width"],
+                    part["explained_variance_held_out"],
+                    linestyle="--",
+                    markerfacecolor="white",
+                    **style,
+                )
+        doubling_axis(axes, set(data["width"]))
+        axes.set(xlabel="meta-latents", ylabel="explained variance")
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        handles = [Line2D([], [], color=colours[k], marker="o", markersize=3.5, label=f"k = {k}") for k in ks]
+        if held_out:
+            handles += [
+                Line2D([], [], color=_GREY, label="all rows"),
+                Line2D([], [], color=_GREY, linestyle="--", label="held-out rows"),
+            ]
+        figure.legend(handles=handles, loc="outside right center")
+    best = data.loc[data["explained_variance"].idxmax()]
+    said = f"from {data['explained_variance'].min():.3f} to {best['explained_variance']:.3f}"
+    if held_out:
+        tests = data["explained_variance_held_out"]
+        said += f", on held-out rows from {tests.min():.3f} to {tests.max():.3f}"
+    dead = f"{100 * data['dead_fraction'].max():.1f}%"
+    return Plot(
+        figure,
+        data,
+        caption="Meta-SAEs of several widths and sparsities. Variance of the decoder directions explained "
+        f"over all rows{' (full lines) and held-out rows alone (broken lines)' if held_out else ''}, "
+        f"with k = {listed(ks)} meta-latents a row on average; {said}. At most {dead} of the meta-latents "
+        "are dead.",
+        alt=f"Explained variance against the number of meta-latents for k = {listed(ks)}: {said}.",
+    )
+
+
+def decomposition(
+    meta: MetaSAE,
+    latent: int,
+    *,
+    base: int = -1,
+    labels: Sequence[Labels] | None = None,
+    meta_labels: Labels | None = None,
+    n_meta: int = 5,
+    n_members: int = 5,
+) -> Plot:
+    """A latent with its meta-latents, and each of these with the latents it is most active on.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    latent, base : int
+        A latent of one of its bases.
+    labels : sequence of Labels, optional
+        What the latents are about, one for each base.
+    meta_labels : Labels, optional
+        What the meta-latents are about.
+    n_meta, n_members : int
+        At most so many meta-latents, and other latents for each.
+
+    Raises
+    ------
+    ValueError
+        If no meta-latent is active on the latent.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), figure 1 and the related-latents graph of the post that came before it.
+    """
+    place = range(len(meta.bases))[base]
+    own = meta.of(latent, place)
+    if own.empty:
+        raise ValueError(f"No meta-latent is active on latent {latent} of {meta.bases[place]}.")
+    shown = own.head(n_meta)
+    rows: list[dict[str, Any]] = []
+    for rank, active in enumerate(shown.itertuples()):
+        about = meta_labels.of(active.meta_latent) if meta_labels else ""
+        members = meta.members(active.meta_latent, n_members + 1)
+        others = members[(members["base"] != place) | (members["latent"] != latent)].head(n_members)
+        common = {"meta_latent": active.meta_latent, "activation": active.activation, "meta_label": about}
+        rows += [
+            common
+            | {
+                "rank": rank,
+                "member_width": member.width,
+                "member": member.latent,
+                "member_activation": member.activation,
+                "member_label": labels[member.base].of(member.latent) if labels else "",
+            }
+            for member in others.itertuples()
+        ] or [
+            common
+            | {"rank": rank, "member_width": 0, "member": -1, "member_activation": 0.0, "member_label": ""}
+        ]
+    data = pd.DataFrame(rows)
+    step, gap = 0.142, 0.1  # inches from member to member, and more between meta-latents
+    y = step * np.arange(len(data)) + gap * data["rank"].to_numpy()
+    left, box, right = (0.04, 1.2), (1.66, 3.32), (3.72, FULL - 0.3)
+    text_of_width = len(meta.bases) > 1
+    with house_style():
+        figure = new_figure(FULL, float(y[-1]) + step + 0.12)
+        figure.set_layout_engine("constrained", w_pad=0, h_pad=0)  # coordinates are inches
+        axes = figure.subplots()
+        height = figure.get_size_inches()[1]
+        axes.set(xlim=(0, FULL), ylim=(height - (step + 0.12) / 2, -(step + 0.12) / 2))
+        axes.axis("off")
+        centre = float(y[0] + y[-1]) / 2
+        about = labels[place].of(latent) if labels else ""
+        _box(axes, left, centre, [f"{meta.widths[place]}/{latent}", about], _CENTRE)
+        for _, members in data.groupby("rank"):
+            first, middle = members.iloc[0], float(y[members.index].mean())
+            _edge(axes, (left[1], centre), (box[0], middle), META, 10 * first["activation"])
+            title = f"{first['meta_latent']}   ({first['activation']:.2f})"
+            _box(axes, box, middle, [title, first["meta_label"]], META)
+            for member in members[members["member"] >= 0].itertuples():
+                end = float(y[member.Index])
+                _edge(axes, (box[1], middle), (right[0], end), _CENTRE, 4 * member.member_activation)
+                name = f"{member.member_width}/{member.member}" if text_of_width else f"{member.member}"
+                text = fit_text(f"{name}  {member.member_label}".rstrip(), right[1] - right[0] - 0.06)
+                axes.text(right[0] + 0.05, end, text, va="center_baseline", fontsize=6.5)
+                axes.text(
+                    FULL - 0.03,
+                    end,
+                    f"{member.member_activation:.2f}",
+                    va="center_baseline",
+                    ha="right",
+                    fontsize=6.5,
+                    color=_GREY,
+                )
+    said = ", ".join(f"{row.meta_latent} ({row.activation:.2f})" for row in shown.itertuples())
+    more = f" (of {len(own)})" if len(own) > len(shown) else ""
+    return Plot(
+        figure,
+        data,
+        caption=f"What one latent is made of. Latent {latent} of width {meta.widths[place]} (left), its "
+        f"{len(shown)} strongest meta-latents{more} with their activations, and the {n_members} other "
+        "latents that each is most active on, with theirs; lines are as wide as activations. "
+        f"{meta.name.capitalize()}. Meta-latents: {said}.",
+        alt=f"Graph of latent {latent} with its meta-latents {said}, and the latents of each.",
+    )
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:
+    """A name and what it is about in a box, in inches; the second line is cut to the room there is."""
+    width, height = span[1] - span[0], 0.3 if lines[1] else 0.19
+    axes.add_patch(
+        FancyBboxPatch(
+            (span[0], y - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.04",
+            facecolor="white",
+            edgecolor=colour,
+            linewidth=1.0,
+            zorder=3,
+        )
+    )
+    middle = (span[0] + span[1]) / 2
+    shift = 0.068 if lines[1] else 0.0
+    axes.text(middle, y - shift, lines[0], ha="center", va="center_baseline", fontsize=7, zorder=4)
+    if lines[1]:
+        text = fit_text(lines[1], width - 0.08)
+        axes.text(middle, y + shift, text, ha="center", va="center_baseline", fontsize=6.5, zorder=4)
+
+
+def _edge(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, points: float
+) -> None:
+    middle = (start[0] + end[0]) / 2
+    path = Path(
+        [start, (middle, start[1]), (middle, end[1]), end],
+        [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+    )
+    axes.add_patch(
+        PathPatch(path, facecolor="none", edgecolor=colour, linewidth=points, alpha=0.45, capstyle="butt")
+    )
+
+
+def _with_gaps(groups: list[str]) -> list[float]:
+    """Places of bars one under the other, a little apart where the group changes."""
+    changes = [0.0] + [0.45 * (a != b) for a, b in pairwise(groups)]
+    return (np.arange(len(groups)) + np.cumsum(changes)).tolist()
+
+
+def _dictionary(variant: str) -> str | None:
+    """The kind of the dictionary that a variant is named after, if it is."""
+    try:
+        return str(identity(variant)["kind"])
+    except ValueError:
+        return None
+
+
+def _bar_colour(variant: str, encoder: str) -> str:
+    if variant == "meta-SAE":
+        return META if encoder == "own" else "#8fd0ba"
+    kind = _dictionary(variant)
+    return BASELINE if kind is None else kind_colour(kind)
+
+
+def _bar_name(data: pd.DataFrame, variant: str, encoder: str, null: bool) -> str:
+    rows = data[(data["variant"] == variant) & (data["encoder"] == encoder) & (data["null"] == null)]
+    kind, width = _dictionary(variant), rows["dictionary_width"].iat[0]
+    name = f"{variant} ({width})" if kind is None else named(kind, width)
+    return f"{name}, {ENCODERS[encoder]}" if ENCODERS[encoder] else name

@@ -1,0 +1,182 @@
+"""Plots of meta-SAEs show their data, and their data the results."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.patches import PathPatch
+from plot_checks import check_bundle, check_texts
+
+from saekit import plots
+from saekit.analysis import MetaSAE
+from saekit.analysis.meta_baselines import MetaBaselines
+from saekit.dictionary import Dictionary
+from saekit.plots.meta import FLOOR
+
+D_IN, WIDTHS, THRESHOLD = 12, (10, 30), 0.02
+LABEL = "a label that is far too long for the room there is, with $5 and $10 in it"
+
+
+def dictionary(rows, threshold, kind):
+    rows = F.normalize(rows, dim=1)
+    width = len(rows)
+    info = {"kind": kind, "seed": 0, "training": {"variant": {"k": 3}}, "meta": {"recipe": {"name": "toy"}}}
+    return Dictionary(
+        rows.T.contiguous(),
+        torch.zeros(width),
+        rows,
+        torch.zeros(D_IN),
+        torch.full((width,), threshold),
+        info=info,
+    )
+
+
+@cache
+def meta(threshold=THRESHOLD):
+    generator = torch.Generator().manual_seed(0)
+    sources = [dictionary(torch.randn(width, D_IN, generator=generator), 0.0, "relu") for width in WIDTHS]
+    own = dictionary(torch.randn(8, D_IN, generator=generator), threshold, "meta")
+    return MetaSAE(own, tuple(sources), torch.zeros(sum(WIDTHS), dtype=torch.bool))
+
+
+def labels(name):
+    return SimpleNamespace(of=lambda latent: f"{name} {latent} {LABEL}")
+
+
+@cache
+def baselines(held_out=True):
+    rows = [
+        ("meta-SAE", "own", False, False, 8, 0.4),
+        ("meta-SAE", "matching pursuit", False, False, 8, 0.39),
+        ("meta-SAE", "matching pursuit", True, False, 8, 0.41),
+        ("nearest small latents", "kept", False, False, 8, 0.2),
+        ("random directions", "kept", False, False, 8, -0.6),
+        ("relu 10 (seed 0)", "matching pursuit", False, False, 10, 0.5),
+        ("relu 10 (seed 0)", "matching pursuit", True, False, 10, 0.52),
+        ("PCA", "projection", True, False, 3, 0.1),
+        ("columns permuted", "own", False, True, 8, 0.25),
+        ("Gaussian", "own", False, True, 8, 0.27),
+    ]
+    columns = ["variant", "encoder", "signed", "null", "dictionary_width", "explained_variance"]
+    frame = pd.DataFrame(rows, columns=columns).assign(terms=3, n_terms=3.0, note="")
+    frame["explained_variance_uncentred"] = frame["explained_variance"] + 0.01
+    frame["explained_variance_held_out"] = frame["explained_variance"] - 0.05 if held_out else np.nan
+    frame["difference"] = frame["explained_variance"] - 0.4
+    return MetaBaselines("meta 8 (k 3) of relu 30 (seed 0)", 3, frame)
+
+
+@cache
+def sweep(held_out=True):
+    table = pd.DataFrame([{"width": width, "k": k} for width in (8, 16, 64) for k in (2, 4)])
+    table["explained_variance"] = 0.05 * np.log2(table["width"]) * np.sqrt(table["k"])
+    table["explained_variance_held_out"] = table["explained_variance"] - 0.1 if held_out else np.nan
+    return table.assign(l0=table["k"] + 0.1, dead_fraction=0.02, recipe="lesswrong")
+
+
+BUILD = {
+    "decomposition": lambda: plots.decomposition(
+        meta(), 4, labels=[labels("small"), labels("large")], meta_labels=labels("meta")
+    ),
+    "decomposition_bare": lambda: plots.decomposition(meta(), 3, base=0, n_meta=2, n_members=3),
+    "meta_baselines": lambda: plots.meta_baselines(baselines()),
+    "meta_baselines_published": lambda: plots.meta_baselines(baselines(held_out=False)),
+    "meta_sweep": lambda: plots.meta_sweep(sweep()),
+    "meta_sweep_published": lambda: plots.meta_sweep(sweep(held_out=False)),
+}
+
+
+@cache
+def plot(name):
+    return BUILD[name]()
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_bundle(name, tmp_path):
+    check_bundle(plot(name), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_no_text_overlaps_or_leaves_the_figure(name):
+    check_texts(plot(name).figure)
+
+
+def test_decomposition_draws_every_relation_as_wide_as_its_activation():
+    found = plot("decomposition")
+    rows = meta().rows.double()
+    dense = rows @ meta().dictionary.W_enc.double()
+    dense[dense <= THRESHOLD] = 0
+    own = dense[WIDTHS[0] + 4]
+    shown = found.data.drop_duplicates("meta_latent")
+    order = own.argsort(descending=True)[: len(shown)].tolist()
+    assert shown["meta_latent"].tolist() == order
+    assert int((own > 0).sum()) >= len(shown) == min(5, int((own > 0).sum()))
+    np.testing.assert_allclose(shown["activation"], own[order], rtol=1e-5)
+    for meta_latent, members in found.data.groupby("meta_latent"):
+        column = dense[:, meta_latent].clone()
+        column[WIDTHS[0] + 4] = 0  # the latent itself is in the middle already
+        best = column.argsort(descending=True)[:5]
+        best = [int(row) for row in best if column[row] > 0]
+        row_of = [row.member + (WIDTHS[0] if row.member_width == 30 else 0) for row in members.itertuples()]
+        assert row_of == best
+        np.testing.assert_allclose(members["member_activation"], column[best], rtol=1e-5)
+    edges = [patch for patch in found.figure.axes[0].patches if isinstance(patch, PathPatch)]
+    expected = []
+    for _, members in found.data.groupby("rank"):
+        expected += [10 * members["activation"].iat[0], *(4 * members["member_activation"])]
+    np.testing.assert_allclose([edge.get_linewidth() for edge in edges], expected)
+
+
+def test_baseline_bars_are_the_table():
+    found, frame = plot("meta_baselines"), baselines().frame
+    for axes, signed in zip(found.figure.axes, (False, True), strict=True):
+        part = frame[frame["signed"] == signed]
+        np.testing.assert_array_equal([bar.get_width() for bar in axes.patches], part["explained_variance"])
+        hatched = [bar.get_hatch() is not None for bar in axes.patches]
+        assert hatched == part["null"].tolist()
+        diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+        held_out = part["explained_variance_held_out"]
+        assert diamonds == held_out[held_out > FLOOR].tolist()
+        # The same variant and encoder stand at one height in both panels.
+        places = [bar.get_y() for bar in axes.patches]
+        names = found.figure.axes[0].get_yticklabels()
+        at = dict(zip((round(float(y), 3) for y in found.figure.axes[0].get_yticks()), names, strict=True))
+        for place, row in zip(places, part.itertuples(), strict=True):
+            label = at[round(place + 0.41, 3)].get_text()
+            assert label.lower().startswith(row.variant.removesuffix(" (seed 0)").lower())
+    assert "relu 10 (seed 0), matching pursuit 0.500" in found.caption
+    assert "columns permuted 0.250, Gaussian 0.270" in found.caption
+    assert "cut off at -0.15" in found.caption
+    assert "Diamonds" not in plot("meta_baselines_published").caption
+
+
+def test_sweep_lines_are_the_table():
+    found, table = plot("meta_sweep"), sweep()
+    lines = iter(found.figure.axes[0].lines)
+    for k in (2, 4):
+        part = table[table["k"] == k]
+        for column, style in (("explained_variance", "-"), ("explained_variance_held_out", "--")):
+            line = next(lines)
+            assert line.get_linestyle() == style
+            np.testing.assert_array_equal(line.get_xdata(), part["width"])
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+    assert len(plot("meta_sweep_published").figure.axes[0].lines) == 2
+    assert "held-out" not in plot("meta_sweep_published").caption
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.meta_sweep(sweep()[:0]), "at least one meta-SAE"),
+        (
+            lambda: plots.decomposition(meta(threshold=2.0), 4),
+            r"No meta-latent is active on latent 4 of relu 30",
+        ),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
