@@ -8,6 +8,7 @@ import pytest
 import torch
 from dictionaries import make
 from matplotlib.patches import StepPatch
+from plot_checks import check_bundle, check_texts
 
 from saekit import plots
 from saekit.analysis import family_uniqueness
@@ -98,16 +99,16 @@ def test_density_needs_seeds_and_activations():
         plots.uniqueness_by_density([family_uniqueness(Family([make(width=20), make(width=30)]))])
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: plots.uniqueness_distributions(result()),
-        lambda: plots.unmatched_curve([result()]),
-        lambda: plots.uniqueness_by_density([result()]),
-    ],
-)
-def test_the_same_figure_twice(draw):
-    first, second = draw(), draw()
-    assert render(first.figure, "svg") == render(second.figure, "svg")
-    assert first.caption == second.caption
-    assert first.alt
+DRAW = {
+    "distributions": lambda: plots.uniqueness_distributions(result()),
+    "curve": lambda: plots.unmatched_curve([result()]),
+    "density": lambda: plots.uniqueness_by_density([result()]),
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_figures_are_whole_readable_and_the_same_every_time(name, tmp_path):
+    plot = DRAW[name]()
+    check_texts(plot.figure)
+    check_bundle(plot, name, tmp_path)
+    assert render(plot.figure, "svg") == render(DRAW[name]().figure, "svg")

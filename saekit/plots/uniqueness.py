@@ -106,7 +106,7 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
     return Plot(
         figure,
         data,
-        caption=f"Do other runs find the same latents? For every latent of {listed(widths)} "
+        caption=f"Whether other runs find the same latents. For every latent of {listed(widths)} "
         f"({KIND_NAMES.get(result.kind, result.kind)}), the cosine of its decoder direction with its partner "
         "in the one-to-one matching of greatest sum (top) and with its best match (bottom), on a square-root "
         f"scale. Share of matched pairs at θ = {result.theta:g} or more: {said}."
