@@ -1,6 +1,7 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
 from saekit.analysis.convert import Conversion, as_jumprelu
+from saekit.analysis.frankenstein import Frankenstein, frankenstein
 from saekit.analysis.latents import (
     Context,
     Interval,
@@ -14,6 +15,7 @@ from saekit.analysis.latents import (
 )
 from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
 from saekit.analysis.meta_baselines import MetaBaselines, matching_pursuit, meta_baselines
+from saekit.analysis.mixtures import PairStatistics, pair_statistics
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
@@ -31,6 +33,17 @@ from saekit.analysis.similarity import (
     nearest,
 )
 from saekit.analysis.splitting import Splitting, SplittingTree, splitting, splitting_tree
+from saekit.analysis.stitching import (
+    Move,
+    Stitching,
+    StitchingChain,
+    ce_curve,
+    matched_curve,
+    matched_l0,
+    random_orders,
+    stitch,
+    stitch_chain,
+)
 from saekit.analysis.uniqueness import (
     FamilyUniqueness,
     Uniqueness,
@@ -47,6 +60,7 @@ __all__ = [
     "Conversion",
     "FamilySimilarity",
     "FamilyUniqueness",
+    "Frankenstein",
     "GroupInsertion",
     "Insertion",
     "Interval",
@@ -54,12 +68,17 @@ __all__ = [
     "LogitTable",
     "MetaBaselines",
     "MetaSAE",
+    "Move",
+    "PairStatistics",
     "Recipe",
     "Splitting",
     "SplittingTree",
+    "Stitching",
+    "StitchingChain",
     "Uniqueness",
     "as_jumprelu",
     "best_matches",
+    "ce_curve",
     "ce_insertion",
     "collect",
     "compare",
@@ -67,17 +86,24 @@ __all__ = [
     "explained_variance",
     "family_similarity",
     "family_uniqueness",
+    "frankenstein",
     "group_insertion",
     "insertion",
     "logit_table",
+    "matched_curve",
+    "matched_l0",
     "matching_pursuit",
     "meta_baselines",
     "meta_sae",
     "meta_sweep",
     "nearest",
     "null_dictionary",
+    "pair_statistics",
+    "random_orders",
     "splitting",
     "splitting_tree",
+    "stitch",
+    "stitch_chain",
     "top_contexts",
     "top_tokens",
     "uniqueness",
