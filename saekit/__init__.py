@@ -49,7 +49,13 @@ _EXPORTS = {
         "uniqueness",
     ),
     "saekit.record": ("provenance",),
-    "saekit.widgets": ("LatentExplorer", "MetaExplorer", "NoveltyExplorer", "SplittingExplorer"),
+    "saekit.widgets": (
+        "LatentExplorer",
+        "MetaExplorer",
+        "NoveltyExplorer",
+        "SplittingExplorer",
+        "StitchingExplorer",
+    ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 _MODULES = ("plots", "figures")

@@ -7,6 +7,7 @@ state the numbers of the data that they are given.
 from saekit.plots.meta import decomposition, meta_baselines, meta_sweep
 from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
+from saekit.plots.stitching import additivity, stitching_chain, stitching_curve, stitching_orders
 from saekit.plots.training import (
     activation_norms,
     active_histogram,
@@ -21,6 +22,7 @@ from saekit.plots.uniqueness import uniqueness_by_density, uniqueness_distributi
 __all__ = [
     "activation_norms",
     "active_histogram",
+    "additivity",
     "ce_insertion_scatter",
     "convergence",
     "decomposition",
@@ -35,6 +37,9 @@ __all__ = [
     "roc",
     "splitting_flow",
     "splitting_tree_plot",
+    "stitching_chain",
+    "stitching_curve",
+    "stitching_orders",
     "training_curves",
     "uniqueness_by_density",
     "uniqueness_distributions",

@@ -44,6 +44,21 @@ PHASE_NAMES = {
     "remove": "remove lost",
     "bias": "swap the bias",
 }
+PHASE_DONE = {
+    "insert": "novel latents are in",
+    "swap": "groups are swapped",
+    "remove": "lost latents are out",
+    "bias": "the bias is swapped",
+}
+
+BIAS_WHEN = {"small": "last", "large": "first", "interpolated": "along the way"}
+ORDER_STYLES = {  # colour (the kind's if empty) and dashes
+    "similarity": ("", "-"),
+    "static gain": ("", "--"),
+    "greedy gain": (INK, "-"),
+    "random": (NULL, "-"),
+    "own": (INK, ":"),
+}
 
 
 def stitching_curve(
@@ -75,7 +90,9 @@ def stitching_curve(
     inserted and reconstruction latents swapped; the order, the groups and the bias are ours.
     """
     results = [result] if null is None else [result, null]
-    said = _curve_words(results, random, matched, ce)
+    phases = [r.phases for r in results]
+    novel = "" if result.theta is None else f" (best cosine under θ = {result.theta:g})"
+    said = _curve_words(results, phases, random, matched, ce)
     rows = {"fvu": "FVU", "l0": "L0", **({} if ce is None else {"ce_degradation": "ΔCE"})}
     steps = [len(r.frame) for r in results]
     with house_style():
@@ -89,15 +106,15 @@ def stitching_curve(
             height_ratios=(2.6, *[1] * (len(rows) - 1)),
             width_ratios=[max(n, 0.5 * max(steps)) for n in steps],
         )
-        for column, r in zip(panels.T, results, strict=True):
+        for column, r, stretches in zip(panels.T, results, phases, strict=True):
             colour = kind_colour(r.large.kind)
             for axes in column:
-                _shade(axes, r.phases)
+                _shade(axes, stretches)
                 axes.margins(x=0.02)
             for axes, measure in zip(column, ("fvu", "l0"), strict=False):
                 axes.plot(r.frame["step"], r.frame[measure], color=colour, linewidth=1.4, zorder=3)
                 _ends(axes, r, measure)
-            _name_phases(column[0], r.phases)
+            _name_phases(column[0], stretches)
             column[0].set_title(_pair(r), fontsize=8, pad=13)
             drawn = column[: len(rows) if r is result else 2]  # CE is given for the first result only
             for axes in column[len(drawn) :]:
@@ -115,9 +132,8 @@ def stitching_curve(
             main[0].plot(matched["step"], matched["fvu_matched"], zorder=4, **style)
             main[1].plot(matched["step"], matched["l0_matched"], zorder=4, **style)
         if ce is not None:
-            main[2].plot(
-                ce["step"], ce["ce_degradation"], "o-", color=kind_colour(result.large.kind), zorder=3
-            )
+            colour = kind_colour(result.large.kind)
+            main[2].plot(ce["step"], ce["ce_degradation"], "o-", color=colour, zorder=3)
         for axes, label in zip(main, rows.values(), strict=True):
             axes.set_ylabel(label)
             axes.yaxis.set_major_locator(MaxNLocator(5 if axes is main[0] else 3))
@@ -127,10 +143,74 @@ def stitching_curve(
         figure,
         _curve_data(results, random, matched, ce),
         caption=f"Stitching one dictionary into another. FVU and L0 after every step from {_pair(result)}: "
-        f"novel latents (best cosine under θ = {result.theta:g}) are inserted one by one, then groups of "
-        "similar latents swapped, then small latents without a counterpart removed, and last the decoder "
-        f"bias swapped. {said}. {on_tokens(result.n_tokens, result.n_excluded)}.",
+        f"novel latents{novel} are inserted one by one, groups of similar latents swapped, small latents "
+        f"without a counterpart removed; the decoder bias is swapped {BIAS_WHEN[result.bias]}. {said}. "
+        f"{on_tokens(result.n_tokens, result.n_excluded)}.",
         alt=f"Curves of FVU and L0 over the steps of stitching, phases shaded. {said}.",
+    )
+
+
+def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame] = ()) -> Plot:
+    """FVU over the steps of stitching, for the same moves in different orders.
+
+    Parameters
+    ----------
+    results : sequence of Stitching
+        Of one pair or of several; a panel each pair, a line each order.
+    random : sequence of DataFrame
+        Random orders (`random_orders`) of each pair, in the order in which the pairs first appear.
+
+    Raises
+    ------
+    ValueError
+        If there are no results.
+    """
+    if not results:
+        raise ValueError("The plot of orders needs at least one stitching, found none.")
+    pairs = list(dict.fromkeys(_pair(r) for r in results))
+    parts = [r.frame[["step", "phase", "fvu"]].assign(comparison=_pair(r), order=_order(r)) for r in results]
+    for pair, draws in zip(pairs, random, strict=False):
+        for end in ("min", "max"):
+            band = draws.groupby("step", as_index=False)["fvu"].agg(end)
+            parts.append(band.assign(comparison=pair, order=f"random, {end}"))
+    data = pd.concat(parts, ignore_index=True)[["comparison", "order", "step", "phase", "fvu"]]
+    with house_style():
+        figure = new_figure(FULL if len(pairs) > 1 else 0.6 * FULL, 2.3)
+        panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        for axes, pair in zip(panels, pairs, strict=True):
+            lines = {order: rows for (order,), rows in groups_of(data[data["comparison"] == pair], ["order"])}
+            if "random, min" in lines:
+                low, high = (lines.pop(f"random, {end}") for end in ("min", "max"))
+                axes.fill_between(low["step"], low["fvu"], high["fvu"], color=NULL, alpha=0.55, linewidth=0)
+            kind = next(r.large.kind for r in results if _pair(r) == pair)
+            for order, rows in lines.items():
+                colour, dashes = ORDER_STYLES[order]
+                axes.plot(
+                    rows["step"], rows["fvu"], color=colour or kind_colour(kind), linestyle=dashes, zorder=3
+                )
+            axes.axhline(rows["fvu"].iloc[0], color=INK, linewidth=0.6, linestyle=":", zorder=1)
+            axes.set_title(pair, fontsize=8)
+            axes.set_xlabel("step")
+        panels[0].set_ylabel("FVU")
+        handles: list[Line2D | Patch] = [
+            Line2D([], [], color=colour or "#555555", linestyle=dashes, label=order)
+            for order, (colour, dashes) in ORDER_STYLES.items()
+            if (data["order"] == order).any()
+        ]
+        if random:
+            handles.append(Patch(color=NULL, alpha=0.55, linewidth=0, label="random"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    said = "; ".join(f"{_pair(r)}, {_order(r)}: {r.frame['fvu'].max():.3f}" for r in results)
+    return Plot(
+        figure,
+        data,
+        caption="The same moves in other orders. FVU after every step when novel latents and groups are "
+        "moved by similarity, by what each would change at the start alone (static gain), or by what it "
+        "changes at that point (greedy gain), phase after phase; in grey from least to greatest over random "
+        "orders; dotted, the small dictionary. "
+        f"Highest FVU on the way: {said}. "
+        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"Curves of FVU over the steps, a line an order. Highest FVU on the way: {said}.",
     )
 
 
@@ -300,7 +380,7 @@ def additivity(results: Sequence[Stitching]) -> Plot:
     return Plot(
         figure,
         data,
-        caption="Do single changes add up? Change in MSE when a group of similar latents is swapped in one "
+        caption="Whether single changes add up. Change in MSE when a group of similar latents is swapped in one "
         "step of stitching, against the sum of the changes if each of its latents were moved alone at that "
         f"point (axes linear within ±{scale:g}, logarithmic beyond). {said}. "
         f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
@@ -357,6 +437,10 @@ def _pair(result: Stitching) -> str:
     return f"{name}, other seed" if small.width == large.width else f"{name} → {large.width}"
 
 
+def _order(result: Stitching) -> str:
+    return (result.order or "own").replace("_", " ")
+
+
 def _curve_legend(
     result: Stitching, random: pd.DataFrame | None, matched: pd.DataFrame | None
 ) -> list[Line2D | Patch]:
@@ -411,20 +495,19 @@ def _curve_data(
 
 def _curve_words(
     results: Sequence[Stitching],
+    phases_of: Sequence[pd.DataFrame],
     random: pd.DataFrame | None,
     matched: pd.DataFrame | None,
     ce: pd.DataFrame | None,
 ) -> str:
     said = []
-    for r in results:
-        fvu = r.frame["fvu"].to_numpy()
+    for r, stretches in zip(results, phases_of, strict=True):
         phases = ", ".join(
-            f"{fvu[row.last_step]:.3f} after {PHASE_NAMES[row.phase]} "
-            f"({percent((np.diff(fvu)[row.first_step - 1 : row.last_step] < 0).mean())} of "
-            f"{row.last_step - row.first_step + 1} steps lower it)"
-            for row in r.phases.itertuples()
+            f"{row.fvu:.3f} once {PHASE_DONE[row.phase]} ({percent(row.share_lowering)} of "
+            f"{row.last_step - row.first_step + 1:,} steps lower it)"
+            for row in stretches.itertuples()
         )
-        said.append(f"{_pair(r)}: FVU {fvu[0]:.3f} alone, {phases}")
+        said.append(f"{_pair(r)}: FVU {r.frame['fvu'].iloc[0]:.3f} alone, {phases}")
     if random is not None:
         peaks = random.groupby("draw")["fvu"].max()
         said.append(

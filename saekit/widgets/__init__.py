@@ -5,6 +5,7 @@ from saekit.widgets.latent_explorer import LatentExplorer
 from saekit.widgets.meta_explorer import MetaExplorer
 from saekit.widgets.novelty_explorer import NoveltyExplorer
 from saekit.widgets.splitting_explorer import SplittingExplorer
+from saekit.widgets.stitching_explorer import StitchingExplorer
 
 __all__ = [
     "Evidence",
@@ -12,5 +13,6 @@ __all__ = [
     "MetaExplorer",
     "NoveltyExplorer",
     "SplittingExplorer",
+    "StitchingExplorer",
     "collect_evidence",
 ]

@@ -83,7 +83,8 @@ class StitchingExplorer(Explorer):
                 )
         self.stitching, self._frame = stitching, stitching.frame
         self._moves = dict(iter(stitching.moves.groupby("step")))
-        phases = [(row.phase, row.first_step - 1, row.last_step) for row in stitching.phases.itertuples()]
+        self._phases = stitching.phases
+        phases = [(row.phase, row.first_step - 1, row.last_step) for row in self._phases.itertuples()]
         references = stitching.references
         panels = {"FVU": "fvu", "L0": "l0"}
         self._curve = svg.Curve(
@@ -122,7 +123,7 @@ class StitchingExplorer(Explorer):
         self._jumps = []
         for name, rows in (("Gains", self._gains), ("Costs", self._costs)):
             jump = self._list(
-                name, f"Steps that change the error most: {name.lower()}", self._options(rows), rows=5
+                name, f"Steps that change the error most: {name.lower()}", self._targets(rows), rows=5
             )
             jump.observe(lambda change: self._set("step", change["new"]), "value")
             self._jumps.append(jump)
@@ -165,15 +166,24 @@ class StitchingExplorer(Explorer):
             f"<h3>From {html.escape(s.small.name)} to {html.escape(s.large.name)}</h3>"
             f"<p>Step <b>{self.state.step:,}</b> of {len(self._frame) - 1:,}, phase <b>{row['phase']}</b>: "
             f"{row['n_small']:,} latents of the small dictionary and {row['n_large']:,} of the large one. "
-            f"<small>θ = {s.theta:g}; groups: {_plain(s.grouping)}; order: {_plain(s.order)}; decoder bias: "
-            f"{s.bias}; on {s.n_tokens:,} tokens, {s.n_excluded:,} positions left out. Dashed: "
-            "the two dictionaries alone.</small></p>"
+            f"<small>{self._options()}; on {s.n_tokens:,} tokens, {s.n_excluded:,} positions left out. "
+            "Dashed: the two dictionaries alone.</small></p>"
+        )
+
+    def _options(self) -> str:
+        """How the path was made; of one of the user's own only the bias is known."""
+        options = self.stitching.options
+        shown = {"theta": "θ", "grouping": "groups", "order": "order", "bias": "decoder bias"}
+        return "; ".join(
+            f"{name}: {html.escape(str(options[option]).replace('_', ' '))}"
+            for option, name in shown.items()
+            if options[option] is not None
         )
 
     def _chart(self, *, as_image: bool) -> str:
         row = self._frame.iloc[self.state.step]
         label = (
-            f"FVU and L0 against latents moved; step {self.state.step} is at FVU {row['fvu']:.3f}, "
+            f"FVU and L0 over the steps; step {self.state.step} is at FVU {row['fvu']:.3f}, "
             f"L0 {row['l0']:.1f}; dashed: the two dictionaries alone"
         )
         chart = self._curve.draw(self.state.step, label=label)
@@ -286,7 +296,7 @@ class StitchingExplorer(Explorer):
         named = self._first(step)
         return html.chips(self.evidence[named[0]].words(named[1])) if named else "decoder bias"
 
-    def _options(self, rows: pd.DataFrame) -> list[tuple[str, int]]:
+    def _targets(self, rows: pd.DataFrame) -> list[tuple[str, int]]:
         options = []
         for row in rows.itertuples():
             named = self._first(row.step)
@@ -306,10 +316,6 @@ class StitchingExplorer(Explorer):
         self.state.step = (self.state.step + by) % len(self._frame)
 
     def _next_phase(self) -> None:
-        starts = self.stitching.phases["first_step"]
+        starts = self._phases["first_step"]
         later = starts[starts > self.state.step]
         self.state.step = int(later.iat[0]) if len(later) else 0
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ")

@@ -4,27 +4,11 @@ import re
 
 import pytest
 import traitlets
-from ipywidgets.widgets import widget
+from widget_checks import live_widgets, shown
 
 from saekit.widgets import LatentExplorer, NoveltyExplorer, SplittingExplorer
 
 DEAD = 7
-
-
-def shown(explorer):
-    """All HTML that an explorer's widgets hold at present."""
-
-    def texts(part):
-        for child in getattr(part, "children", ()):
-            yield from texts(child)
-        if isinstance(getattr(part, "value", None), str):
-            yield part.value
-
-    return "\n".join(texts(explorer))
-
-
-def live_widgets():
-    return len(widget._instances)
 
 
 @pytest.fixture

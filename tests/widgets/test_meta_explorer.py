@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import traitlets
-from ipywidgets.widgets import widget
 from toy_world import WORDS
+from widget_checks import live_widgets, shown
 
 from saekit.analysis import MetaSAE
 from saekit.dictionary import Dictionary
@@ -18,18 +18,6 @@ from saekit.widgets.meta_explorer import N_LOGITS, N_MEMBERS, MetaExplorer
 
 DEAD = 8  # a meta-latent with a threshold that nothing reaches
 THRESHOLD = 0.15
-
-
-def shown(explorer):
-    """All HTML that an explorer's widgets hold at present."""
-
-    def texts(part):
-        for child in getattr(part, "children", ()):
-            yield from texts(child)
-        if isinstance(getattr(part, "value", None), str):
-            yield part.value
-
-    return "\n".join(texts(explorer))
 
 
 def make_meta(sources):
@@ -280,15 +268,15 @@ def test_changing_the_width_follows_the_most_similar_direction(world, explorer):
 
 
 def test_a_hundred_updates_make_no_new_widgets_and_closing_leaves_none(world, meta, head):
-    before = len(widget._instances)
+    before = live_widgets()
     explorer = MetaExplorer(meta, world.evidence, make_labels(meta), head)
-    during = len(widget._instances)
+    during = live_widgets()
     for i in range(100):
         explorer.show(width=(8, 24, 48)[i % 3], latent=i % 8)
         explorer.state.meta_latent = i % meta.width
-    assert len(widget._instances) == during
+    assert live_widgets() == during
     explorer.close()
-    assert len(widget._instances) == before
+    assert live_widgets() == before
 
 
 @pytest.mark.parametrize(

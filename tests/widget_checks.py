@@ -1,0 +1,20 @@
+"""What the tests of explorers look at."""
+
+from ipywidgets.widgets import widget
+
+
+def shown(explorer):
+    """All HTML that an explorer's widgets hold at present."""
+
+    def texts(part):
+        for child in getattr(part, "children", ()):
+            yield from texts(child)
+        if isinstance(getattr(part, "value", None), str):
+            yield part.value
+
+    return "\n".join(texts(explorer))
+
+
+def live_widgets():
+    """Number of widgets that have not been closed."""
+    return len(widget._instances)
