@@ -47,6 +47,17 @@ def labels(name):
     return SimpleNamespace(of=lambda latent: f"{name} {latent} {LABEL}")
 
 
+def child(width, latent, cosine, *children):
+    return {"width": width, "latent": latent, "cosine": cosine, "children": list(children)}
+
+
+ROOT = child(10, 2, np.nan, child(30, 4, 0.95), child(30, 7, 0.72), child(30, 8, 0.8))
+
+
+def tree(root=ROOT):
+    return SimpleNamespace(theta=0.7, subtree=lambda width, latent: root)
+
+
 @cache
 def baselines(held_out=True):
     rows = [
@@ -84,6 +95,11 @@ BUILD = {
     "decomposition_bare": lambda: plots.decomposition(meta(), 3, base=0, n_meta=2, n_members=3),
     "meta_baselines": lambda: plots.meta_baselines(baselines()),
     "meta_baselines_published": lambda: plots.meta_baselines(baselines(held_out=False)),
+    "meta_splitting": lambda: plots.meta_splitting(
+        meta(), tree(), 10, 2, labels=[labels("small"), labels("large")], meta_labels=labels("meta")
+    ),
+    "meta_splitting_bare": lambda: plots.meta_splitting(meta(), tree(), 10, 2),
+    "active_meta_latents": lambda: plots.active_meta_latents(meta()),
     "meta_sweep": lambda: plots.meta_sweep(sweep()),
     "meta_sweep_published": lambda: plots.meta_sweep(sweep(held_out=False)),
 }
@@ -151,6 +167,41 @@ def test_baseline_bars_are_the_table():
     assert "columns permuted 0.250, Gaussian 0.270" in found.caption
     assert "cut off at -0.15" in found.caption
     assert "Diamonds" not in plot("meta_baselines_published").caption
+
+
+def test_splitting_bars_share_out_each_latents_activation():
+    found = plot("meta_splitting")
+    dense = (meta().rows.double() @ meta().dictionary.W_enc.double()).clamp(min=0)
+    dense[dense <= THRESHOLD] = 0
+    rows = [2, *(WIDTHS[0] + latent for latent in (4, 7, 8))]
+    bars = found.figure.axes[1].patches
+    np.testing.assert_array_equal([bar.get_width() for bar in bars], found.data["share"])
+    for place, row in enumerate(rows):
+        part = found.data[found.data["row"] == place]
+        own = dense[row]
+        assert set(part["meta_latent"]) == set(own.nonzero()[:, 0].tolist())
+        np.testing.assert_allclose(part["share"], (own / own.sum())[part["meta_latent"].tolist()], rtol=1e-5)
+    # One meta-latent has one colour, and those without a colour of their own are grey.
+    named = {handle.get_text().split()[0] for handle in found.figure.legends[0].get_texts()}
+    for meta_latent, part in found.data.groupby("meta_latent"):
+        colours = {bars[i].get_facecolor() for i in part.index}
+        assert len(colours) == 1
+        assert (str(meta_latent) in named) == (len(part) > 1)
+    kept = [float(((dense[row] > 0) & (dense[2] > 0)).sum() / (dense[2] > 0).sum()) for row in rows[1:]]
+    assert f"keeps {100 * np.mean(kept):.0f}%" in found.caption
+    lines = [line for line in found.figure.axes[0].lines if line.get_ydata()[0] == line.get_ydata()[1]]
+    thickness = [line.get_linewidth() for line in lines]
+    assert thickness[0] > thickness[2] > thickness[1]
+
+
+def test_active_meta_latents_are_counted_by_width():
+    found = plot("active_meta_latents")
+    dense = meta().rows.double() @ meta().dictionary.W_enc.double() > THRESHOLD
+    counts = dense.sum(1).split(WIDTHS)
+    for line, of_base, width in zip(found.figure.axes[0].lines, counts, WIDTHS, strict=True):
+        expected = [float((of_base == n).double().mean()) for n in range(int(dense.sum(1).max()) + 1)]
+        np.testing.assert_allclose(line.get_ydata(), expected)
+        assert f"{of_base.double().mean():.2f} at width {width}" in found.caption
 
 
 def test_sweep_lines_are_the_table():

@@ -4,7 +4,13 @@ Nothing is computed here that a result does not say, except for histograms. Capt
 state the numbers of the data that they are given.
 """
 
-from saekit.plots.meta import decomposition, meta_baselines, meta_sweep
+from saekit.plots.meta import (
+    active_meta_latents,
+    decomposition,
+    meta_baselines,
+    meta_splitting,
+    meta_sweep,
+)
 from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
 from saekit.plots.stitching import additivity, stitching_chain, stitching_curve, stitching_orders
@@ -22,6 +28,7 @@ from saekit.plots.uniqueness import uniqueness_by_density, uniqueness_distributi
 __all__ = [
     "activation_norms",
     "active_histogram",
+    "active_meta_latents",
     "additivity",
     "ce_insertion_scatter",
     "convergence",
@@ -33,6 +40,7 @@ __all__ = [
     "kinds_frontier",
     "max_cosine_distribution",
     "meta_baselines",
+    "meta_splitting",
     "meta_sweep",
     "roc",
     "splitting_flow",

@@ -12,14 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.figures import FULL, HALF, INK, NULL, Plot, house_style, new_figure, width_colours
-from saekit.plots.common import doubling_axis, fit_text, identity, kind_colour, listed, named
+from saekit.plots.common import doubling_axis, fit_text, identity, kind_colour, listed, named, percent
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
     from saekit.analysis.meta import MetaSAE
     from saekit.analysis.meta_baselines import MetaBaselines
+    from saekit.analysis.splitting import SplittingTree
 
 META, BASELINE = "#029e73", "#b9c4cd"
 _CENTRE = "#de8f05"
@@ -32,6 +34,7 @@ ENCODERS = {
     "nearest centroid": "nearest one",
     "projection": "projection",
 }
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#56b4e9")
 FLOOR = -0.15  # explained variance under which a bar is cut off
 
 
@@ -312,7 +315,175 @@ def decomposition(
     )
 
 
+def meta_splitting(
+    meta: MetaSAE,
+    tree: SplittingTree,
+    width: int,
+    latent: int,
+    *,
+    labels: Sequence[Labels] | None = None,
+    meta_labels: Labels | None = None,
+) -> Plot:
+    """A latent that splits, with its descendants and the meta-latents that each is made of.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        Of the family whose splitting `tree` is.
+    tree : SplittingTree
+        Of the same family.
+    width, latent : int
+        The root.
+    labels : sequence of Labels, optional
+        What the latents are about, one for each base of the meta-SAE.
+    meta_labels : Labels, optional
+        What the meta-latents are about.
+
+    Raises
+    ------
+    ValueError
+        If the latent has no children.
+
+    Notes
+    -----
+    Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), feature splitting.
+    """
+    nodes = _depth_first(tree.subtree(width, latent))
+    if len(nodes) == 1:
+        raise ValueError(f"Latent {latent} of width {width} has no children at theta {tree.theta:g}.")
+    parts = []
+    for row, node in enumerate(nodes):
+        own = meta.of(node["latent"], meta.widths.index(node["width"]))
+        share = own["activation"] / max(own["activation"].sum(), 1e-12)
+        parts.append(own.assign(row=row, share=share, **node))
+    data = pd.concat(parts, ignore_index=True)
+    data = data[[*nodes[0], "row", "meta_latent", "activation", "share"]]
+    coloured = _most_shared(data)
+    with house_style():
+        figure = new_figure(FULL, 0.75 + 0.17 * len(nodes) + 0.16 * ((len(coloured) + 2) // 2))
+        names, bars = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
+        names.axis("off")
+        names.set_xlim(0, 2.75)
+        for row, node in enumerate(nodes):
+            x = 0.02 + 0.17 * node["depth"]
+            if node["depth"]:
+                parent = max(r for r in range(row) if nodes[r]["depth"] == node["depth"] - 1)
+                thickness = 0.6 + 2.4 * max(0.0, (node["cosine"] - tree.theta) / (1 - tree.theta))
+                names.plot([x - 0.11, x - 0.11], [parent + 0.35, row], color=_GREY, linewidth=0.6)
+                line = names.plot([x - 0.11, x - 0.03], [row, row], color=_GREY, linewidth=thickness)
+                line[0].set_solid_capstyle("butt")
+            about = labels[meta.widths.index(node["width"])].of(node["latent"]) if labels else ""
+            text = fit_text(f"{node['width']}/{node['latent']}  {about}".rstrip(), 2.72 - x)
+            names.text(x, row, text, va="center_baseline", fontsize=6.5)
+            left = 0.0
+            for part in data[data["row"] == row].itertuples():
+                colour = coloured.get(part.meta_latent, "#dedede")
+                bars.barh(row, part.share, 0.78, left, color=colour, edgecolor="white", linewidth=0.5)
+                left += part.share
+        bars.set(xlim=(0, 1), ylim=(len(nodes) - 0.4, -0.6), xlabel="share of the meta-latents' activation")
+        bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        bars.spines["left"].set_visible(False)
+        bars.tick_params(axis="y", length=0, labelleft=False)
+        handles = [
+            Patch(
+                color=colour,
+                label=fit_text(f"{m}  {meta_labels.of(m) if meta_labels else ''}".rstrip(), 2.3, 7),
+            )
+            for m, colour in coloured.items()
+        ]
+        handles.append(Patch(color="#dedede", label="others"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    mean = data.groupby(["width", "latent"]).size().groupby("width").mean()
+    said = ", ".join(f"{value:.1f} at width {w}" for w, value in mean.items())
+    kept = _kept_share(data)
+    return Plot(
+        figure,
+        data,
+        caption=f"Splitting seen through meta-latents. Latent {latent} of width {width} and its "
+        f"{len(nodes) - 1} descendants at θ = {tree.theta:g}; bars share each one's activation out among "
+        f"its meta-latents, on average {said}. A child keeps {percent(kept)} of its parent's meta-latents. "
+        f"{meta.name.capitalize()}.",
+        alt=f"Tree of latent {latent} of width {width} with {len(nodes) - 1} descendants, and bars of the "
+        f"meta-latents of each; on average {said}.",
+    )
+
+
+def active_meta_latents(meta: MetaSAE) -> Plot:
+    """How many meta-latents the latents of each base have.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        Of several dictionaries, such as a family.
+
+    Notes
+    -----
+    Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), feature splitting.
+    """
+    counts, most = meta.decomposition.counts, int(meta.decomposition.counts.max())
+    data = pd.DataFrame(
+        [
+            {"width": width, "active": active, "share": float((of_base == active).double().mean())}
+            for place, width in enumerate(meta.widths)
+            for of_base in [counts[meta.base == place]]
+            for active in range(most + 1)
+        ]
+    )
+    colours = width_colours(meta.widths)
+    means = {w: float(counts[meta.base == place].double().mean()) for place, w in enumerate(meta.widths)}
+    with house_style():
+        figure = new_figure(HALF + 0.7, 2.1)
+        axes = figure.subplots()
+        for (width, part), marker in zip(data.groupby("width", sort=False), "os^vDpX", strict=False):
+            axes.plot(
+                part["active"],
+                part["share"],
+                marker=marker,
+                markersize=3.5,
+                color=colours[width],
+                label=f"{width}: {means[width]:.1f}",
+            )
+        axes.set(xlabel="active meta-latents", ylabel="share of the latents", ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.legend(title="width: mean", alignment="left")
+    said = ", ".join(f"{mean:.2f} at width {width}" for width, mean in means.items())
+    return Plot(
+        figure,
+        data,
+        caption="Parts of a latent, by width. Share of the latents of each dictionary by how many "
+        f"meta-latents are active on them, for one meta-SAE trained on all of them: on average {said}. "
+        f"{meta.name.capitalize()}.",
+        alt=f"Lines of the number of active meta-latents for {len(means)} widths; on average {said}.",
+    )
+
+
 # ---------------------------------------------------------------------- helpers
+
+
+def _depth_first(node: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
+    """The nodes of a splitting tree, a parent before its children."""
+    here = {"depth": depth, "width": node["width"], "latent": node["latent"], "cosine": node["cosine"]}
+    return [here, *(below for child in node["children"] for below in _depth_first(child, depth + 1))]
+
+
+def _most_shared(data: pd.DataFrame) -> dict[int, str]:
+    """Colours for the meta-latents of the root and those that most of the latents have."""
+    uses = data.groupby("meta_latent").agg(first=("row", "min"), n=("row", "size"), sum=("share", "sum"))
+    often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(COLOURS)]
+    return dict(zip(sorted(often, key=lambda m: (uses.loc[m, "first"], m)), COLOURS, strict=False))
+
+
+def _kept_share(data: pd.DataFrame) -> float:
+    """The share of a parent's meta-latents that a child has too, on average over children."""
+    sets = [set(part["meta_latent"]) for _, part in data.groupby("row")]
+    depths = data.groupby("row")["depth"].first().tolist()
+    shares, path = [], [sets[0]]
+    for own, depth in zip(sets[1:], depths[1:], strict=True):
+        parent = path[depth - 1]
+        shares.append(len(own & parent) / max(len(parent), 1))
+        path[depth:] = [own]
+    return float(np.mean(shares))
 
 
 def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:
