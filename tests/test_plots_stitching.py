@@ -9,6 +9,7 @@ from plot_checks import check_bundle, check_texts
 from test_plots import THETA, results
 
 from saekit import plots
+from saekit.analysis import frankenstein
 from saekit.analysis.stitching import matched_curve, random_orders, stitch, stitch_chain
 from saekit.figures import render
 
@@ -51,6 +52,11 @@ def chain():
     return stitch_chain(results().family, results().x, theta=THETA)
 
 
+@cache
+def gathered():
+    return frankenstein(results().family, results().x, theta=THETA)
+
+
 BUILD = {
     "stitching_curve": lambda: plots.stitching_curve(
         stitchings()[0], null(), random=controls()[0], matched=controls()[1], ce=ce()
@@ -58,6 +64,7 @@ BUILD = {
     "stitching_orders": lambda: plots.stitching_orders([*orders(), stitchings()[1]], [controls()[0]]),
     "stitching_chain": lambda: plots.stitching_chain([chain()]),
     "additivity": lambda: plots.additivity(stitchings()),
+    "frankenstein": lambda: plots.frankenstein([gathered()]),
 }
 
 
@@ -152,6 +159,29 @@ def test_additivity_shows_each_group_once():
         )
 
 
+def test_frankenstein_draws_width_and_l0():
+    found, frame = plot("frankenstein"), gathered().frame
+    by_width, by_l0 = found.figure.axes
+    trained, made = (frame[frame["kind"] == kind] for kind in ("trained", "frankenstein"))
+    expected = [
+        [
+            (trained["width"], trained["fvu"]),
+            (made["width"], made["fvu"]),
+            (made["width"], made["fvu_matched"]),
+        ],
+        [
+            (trained["l0"], trained["fvu"]),
+            (made["l0"], made["fvu"]),
+            (made["l0_matched"], made["fvu_matched"]),
+        ],
+    ]
+    for axes, lines in zip((by_width, by_l0), expected, strict=True):
+        for line, (x, y) in zip(axes.lines, lines, strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), x)
+            np.testing.assert_array_equal(line.get_ydata(), y)
+    assert f"{gathered().summary['width']:,} latents, FVU {gathered().summary['fvu']:.3f}" in found.caption
+
+
 def test_orders_are_a_line_each():
     found = plot("stitching_orders")
     axes = found.figure.axes[0]
@@ -169,6 +199,7 @@ def test_orders_are_a_line_each():
         (lambda: plots.stitching_chain([]), "at least one chain"),
         (lambda: plots.stitching_orders([]), "at least one stitching"),
         (lambda: plots.additivity([]), "at least one stitching"),
+        (lambda: plots.frankenstein([]), "at least one result"),
     ],
 )
 def test_errors(call, message):

@@ -25,6 +25,7 @@ from saekit.analysis.novelty import (
     group_insertion,
     insertion,
 )
+from saekit.analysis.overshoot import overshoot
 from saekit.analysis.similarity import (
     BestMatches,
     FamilySimilarity,
@@ -98,6 +99,7 @@ __all__ = [
     "meta_sweep",
     "nearest",
     "null_dictionary",
+    "overshoot",
     "pair_statistics",
     "random_orders",
     "splitting",

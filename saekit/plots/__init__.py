@@ -13,7 +13,13 @@ from saekit.plots.meta import (
 )
 from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
-from saekit.plots.stitching import additivity, stitching_chain, stitching_curve, stitching_orders
+from saekit.plots.stitching import (
+    additivity,
+    frankenstein,
+    stitching_chain,
+    stitching_curve,
+    stitching_orders,
+)
 from saekit.plots.training import (
     activation_norms,
     active_histogram,
@@ -34,6 +40,7 @@ __all__ = [
     "convergence",
     "decomposition",
     "density_histogram",
+    "frankenstein",
     "frontier",
     "group_insertion_bars",
     "insertion_scatter",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,7 @@ from saekit.plots.common import (
 )
 
 if TYPE_CHECKING:
+    from saekit.analysis.frankenstein import Frankenstein
     from saekit.analysis.stitching import Stitching, StitchingChain
 
 PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": "#777777", "bias": INK}
@@ -51,6 +52,13 @@ PHASE_DONE = {
     "bias": "the bias is swapped",
 }
 
+GATHERED: dict[str, Any] = {"color": INK, "linewidth": 1.0, "markersize": 4}
+MATCHED: dict[str, Any] = {
+    "color": "#777777",
+    "markerfacecolor": "white",
+    "linewidth": 0.9,
+    "markersize": 3.5,
+}
 BIAS_WHEN = {"small": "last", "large": "first", "interpolated": "along the way"}
 ORDER_STYLES = {  # colour (the kind's if empty) and dashes
     "similarity": ("", "-"),
@@ -307,6 +315,81 @@ def _chain_sentence(chain: StitchingChain) -> str:
     return f"FVU: {', '.join(parts)}"
 
 
+def frankenstein(results: Sequence[Frankenstein]) -> Plot:
+    """FVU of a gathered dictionary beside the trained ones, against width and against L0.
+
+    Parameters
+    ----------
+    results : sequence of Frankenstein
+        A column each, such as a ReLU and a BatchTopK family.
+
+    Raises
+    ------
+    ValueError
+        If there are no results.
+    """
+    if not results:
+        raise ValueError("The Frankenstein plot needs at least one result, found none.")
+    kinds = [r.dictionaries[0].kind for r in results]
+    columns = ["kind", "up_to", "width", "l0", "fvu", "l0_matched", "fvu_matched"]
+    parts = [
+        r.frame[columns].rename(columns={"kind": "series"}).assign(kind=kind)
+        for r, kind in zip(results, kinds, strict=True)
+    ]
+    data = pd.concat(parts, ignore_index=True)[["kind", "series", *columns[1:]]]
+    data.loc[data["series"] == "trained", ["l0_matched", "fvu_matched"]] = np.nan  # not drawn
+    with house_style():
+        figure = new_figure(FULL, 3.9)
+        panels = figure.subplots(2, len(results), sharey=True, squeeze=False)
+        for (by_width, by_l0), kind in zip(panels.T, kinds, strict=True):
+            part = data[data["kind"] == kind]
+            trained, gathered = (part[part["series"] == s] for s in ("trained", "frankenstein"))
+            style = {
+                "marker": KIND_MARKERS.get(kind, "o"),
+                "color": kind_colour(kind),
+                "markeredgecolor": INK,
+                "markersize": 5,
+            }
+            by_width.plot(trained["width"], trained["fvu"], linewidth=0.9, zorder=3, **style)
+            by_l0.plot(trained["l0"], trained["fvu"], linestyle="", zorder=3, **style)
+            for axes, x, at in ((by_width, "width", "width"), (by_l0, "l0", "l0_matched")):
+                axes.plot(gathered[x], gathered["fvu"], "D-", zorder=4, **GATHERED)
+                axes.plot(gathered[at], gathered["fvu_matched"], "D--", zorder=2, **MATCHED)
+            doubling_axis(by_width, trained["width"])
+            widest = max(trained["width"].max(), gathered["width"].max())
+            by_width.set_xlim(trained["width"].min() / 1.2, widest * 1.2)
+            by_width.set_title(KIND_NAMES.get(kind, kind), fontsize=8)
+            by_width.set_xlabel("latents")
+            by_l0.set_xlabel("L0")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("FVU")
+        figure.legend(
+            handles=[
+                Line2D([], [], color=NULL, marker="o", markeredgecolor=INK, label="trained"),
+                Line2D([], [], marker="D", label="Frankenstein", **GATHERED),
+                Line2D([], [], marker="D", linestyle="--", label="at the smallest one's L0", **MATCHED),
+            ],
+            loc="outside lower center",
+            ncols=3,
+        )
+    said = "; ".join(
+        f"{KIND_NAMES.get(kind, kind)}: {s['width']:,} latents, FVU {s['fvu']:.3f} at L0 {s['l0']:.1f}, "
+        f"{s['fvu_matched']:.3f} at L0 {s['l0_matched']:.1f}; the trained {s['trained_width']:,} has "
+        f"{s['trained_fvu']:.3f} at {s['trained_l0']:.1f}"
+        for kind, s in zip(kinds, (r.summary for r in results), strict=True)
+    )
+    return Plot(
+        figure,
+        data,
+        caption="A dictionary gathered over a family. FVU of the smallest dictionary with the latents of "
+        f"each wider one that are novel to what is there already (best cosine under θ = {results[0].theta:g}), "
+        "beside the trained ones, against the number of latents and against L0; dashed, with one threshold "
+        f"raised until L0 is the smallest one's. {said}. "
+        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"FVU against width and against L0 for trained and gathered dictionaries. {said}.",
+    )
+
+
 def additivity(results: Sequence[Stitching]) -> Plot:
     """Change in MSE when a group is swapped, against the sum over its latents moved alone.
 
@@ -380,9 +463,9 @@ def additivity(results: Sequence[Stitching]) -> Plot:
     return Plot(
         figure,
         data,
-        caption="Whether single changes add up. Change in MSE when a group of similar latents is swapped in one "
-        "step of stitching, against the sum of the changes if each of its latents were moved alone at that "
-        f"point (axes linear within ±{scale:g}, logarithmic beyond). {said}. "
+        caption="Whether single changes add up. Change in MSE when a group of similar latents is swapped in "
+        "one step of stitching, against the sum of the changes if each of its latents were moved alone at "
+        f"that point (axes linear within ±{scale:g}, logarithmic beyond). {said}. "
         f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
         alt=f"Scatter of the change by a group against the sum of single changes. {said}.",
     )
