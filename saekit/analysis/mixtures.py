@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
 from saekit.metrics import Moments, n_excluded
-from saekit.sparse import SparseLatents
+from saekit.sparse import SparseLatents, affine
 
 BLOCK = 512  # rows of the interaction computed at a time
 
@@ -42,9 +42,11 @@ class PairStatistics:
         The pair.
     linear : ndarray
         Sum over tokens of `f_i <v_i, r>`, float64 `[entries]`.
+    diagonal : ndarray
+        Sum over tokens of `f_i^2 <v_i, v_i>`, float64 `[entries]`.
     rows, columns, values : Tensor
-        The interaction `sum f_i f_j <v_i, v_j>` where it is not zero, on and above the diagonal:
-        int32, int32, float64 `[pairs]`.
+        Above the diagonal, where it is not zero, the interaction `sum f_i f_j <v_i, v_j>`: int32,
+        int32, float64 `[pairs]`.
     latents : SparseLatents
         Active latents of both on every token, `[n_tokens]` rows; the large ones after the small.
     sse_small, total_variance : float
@@ -56,6 +58,7 @@ class PairStatistics:
     small: Dictionary
     large: Dictionary
     linear: np.ndarray
+    diagonal: np.ndarray
     rows: Tensor
     columns: Tensor
     values: Tensor
@@ -82,20 +85,23 @@ class PairStatistics:
         return counts.double().numpy() / self.n_tokens
 
     @cached_property
-    def diagonal(self) -> np.ndarray:
-        """Interaction of each entry with itself, float64 `[entries]`."""
-        on = self.rows == self.columns
-        found = np.zeros(self.n_entries)
-        found[self.rows[on].numpy()] = self.values[on].numpy()
-        return found
+    def sign(self) -> np.ndarray:
+        """What moving changes each entry's coefficient by: -1 for small latents, else 1."""
+        return np.where(np.arange(self.n_entries) < self.small.width, -1.0, 1.0)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """What each pair adds to the squared error once both have moved, float64 `[pairs]`."""
+        sign = torch.from_numpy(self.sign)
+        return 2 * self.values * sign.index_select(0, self.rows) * sign.index_select(0, self.columns)
 
     @cached_property
     def symmetric(self) -> csr_array:
         """The whole interaction, float64 `[entries, entries]`."""
         shape = (self.n_entries, self.n_entries)
         upper = csr_array((self.values.numpy(), (self.rows.numpy(), self.columns.numpy())), shape=shape)
-        on = csr_array((self.diagonal, (np.arange(shape[0]), np.arange(shape[0]))), shape=shape)
-        return (upper + upper.T - on).tocsr()
+        place = np.arange(self.n_entries)
+        return (upper + upper.T + csr_array((self.diagonal, (place, place)), shape=shape)).tocsr()
 
 
 def pair_statistics(
@@ -109,7 +115,7 @@ def pair_statistics(
     """Encode a set of tokens with both dictionaries once, and keep what stitching needs.
 
     Memory grows with the active entries (16 bytes each) and with the pairs of latents that are
-    ever active together (16 bytes each), never with tokens times width.
+    ever active together (24 bytes each), never with tokens times width.
 
     Parameters
     ----------
@@ -137,16 +143,15 @@ def pair_statistics(
     n_entries = small.width + large.width + 1
     directions = torch.cat([small.W_dec, large.W_dec, (large.b_dec - small.b_dec)[None]]).float().cpu()
     moments, parts = Moments(small.d_in), []
-    linear = torch.zeros(n_entries, dtype=torch.float64)
+    by_latent = torch.zeros(n_entries, small.d_in, dtype=torch.float64)  # sums of f_i r
     sse = 0.0
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="stitching") as bar:
         for _, x in batches_of(activations, batch_size, device=large.W_enc.device):
             of_small, of_large = small.encode_sparse(x), large.encode_sparse(x)
             residual = (x - small.decode(of_small)).cpu()
             latents = _side_by_side(of_small, of_large, n_entries)
-            by_latent = latents.transpose().matmul(residual)
-            by_latent[-1] = residual.sum(0)
-            linear += (by_latent.double() * directions).sum(1)
+            by_latent += latents.transpose().matmul(residual)
+            by_latent[-1] += residual.sum(0)
             sse += float(residual.double().square().sum())
             moments.update(x)
             parts.append(latents)
@@ -154,11 +159,14 @@ def pair_statistics(
     if moments.n == 0:
         raise ValueError("There are no activations to stitch on: every position is excluded.")
     latents = SparseLatents.concatenate(parts)
+    squares = latents.sum_by_latent(latents.values.double().square())
+    squares[-1] = moments.n
     rows, columns, values = _interaction(latents, directions)
     return PairStatistics(
         small=small,
         large=large,
-        linear=linear.numpy(),
+        linear=(by_latent * directions).sum(1).numpy(),
+        diagonal=(squares * directions.double().square().sum(1)).numpy(),
         rows=rows,
         columns=columns,
         values=values,
@@ -189,39 +197,31 @@ def _side_by_side(small: SparseLatents, large: SparseLatents, width: int) -> Spa
 
 
 def _interaction(latents: SparseLatents, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`sum_t f_i f_j <v_i, v_j>` on and above the diagonal where it is not zero: row, column, value."""
-    n_tokens, width = len(latents), latents.width
+    """`sum_t f_i f_j <v_i, v_j>` above the diagonal where it is not zero: row, column, value."""
+    bias = latents.width - 1
     by_token = csr_array(
-        (latents.values.double().numpy(), latents.indices.int().numpy(), latents.offsets.int().numpy()),
-        shape=(n_tokens, width),
+        (latents.values.numpy(), latents.indices.int().numpy(), latents.offsets.int().numpy()),
+        shape=(len(latents), latents.width),
     )
-    # The bias is active everywhere: its products are the latents' sums.
-    sums = np.asarray(by_token.sum(axis=0)).ravel()
-    sums[-1] = n_tokens
     by_latent = by_token.T.tocsr()
 
-    def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
-        stop = min(start + BLOCK, width - 1)
+    def block(start: int) -> tuple[Tensor, ...]:
+        stop = min(start + BLOCK, bias)
         products = (by_latent[start:stop] @ by_token[:, start:]).tocoo()
-        above = products.col >= products.row
+        above = products.col > products.row
         rows, columns = products.row[above], products.col[above]
-        gram = (directions[start:stop] @ directions[start:].T).numpy()
-        values = products.data[above] * gram[rows, columns]
-        return (
-            torch.from_numpy(rows + np.int32(start)),
-            torch.from_numpy(columns + np.int32(start)),
-            torch.from_numpy(values),
-        )
+        gram = affine(directions[start:stop], directions[start:], directions.new_zeros(bias + 1 - start))
+        values = products.data[above] * gram.numpy()[rows, columns].astype(np.float64)
+        places = (torch.from_numpy(place + np.int32(start)) for place in (rows, columns))
+        return *places, torch.from_numpy(values)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sparse products release the lock
-        parts = list(pool.map(block, range(0, width - 1, BLOCK)))
-    inner = (directions.double() @ directions[-1].double()).numpy()
+        parts = list(pool.map(block, range(0, bias, BLOCK)))
+    # The bias is active everywhere: its products are the latents' sums.
+    sums = latents.sum_by_latent(latents.values.double())[:-1]
+    inner = directions[:-1].double() @ directions[-1].double()
     parts.append(
-        (
-            torch.arange(width, dtype=torch.int32),
-            torch.full((width,), width - 1, dtype=torch.int32),
-            torch.from_numpy(sums * inner),
-        )
+        (torch.arange(bias, dtype=torch.int32), torch.full((bias,), bias, dtype=torch.int32), sums * inner)
     )
     rows, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return rows, columns, values

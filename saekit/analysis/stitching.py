@@ -277,13 +277,10 @@ class Stitching:
 
     def _single_changes(self, first: int, last: int) -> float:
         """Sum of the changes in MSE of all that moves in these steps, each alone before them."""
-        step = self._step_of_entry
-        inside = (step >= first) & (step <= last)
-        s, signs = self.statistics, _signs(self.statistics)
-        i, j = s.rows.long(), s.columns.long()
-        both = torch.from_numpy(inside)[i] & torch.from_numpy(inside)[j] & (i != j)
-        sign = torch.from_numpy(signs)
-        cross = float((s.values[both] * sign[i[both]] * sign[j[both]]).sum()) * 2
+        s, step = self.statistics, self._step_of_entry
+        inside = torch.from_numpy((step >= first) & (step <= last))
+        both = inside.index_select(0, s.rows) & inside.index_select(0, s.columns)
+        cross = float(s.weights[both].sum())
         change = self.frame["mse"].iloc[last] - self.frame["mse"].iloc[first - 1]
         return float(change - cross / s.n_tokens)
 
@@ -527,31 +524,19 @@ def _steps(s: PairStatistics, moves: Sequence[Move], bias: str) -> tuple[np.ndar
     return step, last
 
 
-def _signs(s: PairStatistics) -> np.ndarray:
-    """What moving changes each entry's coefficient by: -1 for small latents, else 1."""
-    return np.where(np.arange(s.n_entries) < s.small.width, -1.0, 1.0)
-
-
 def _curve(s: PairStatistics, moves: Sequence[Move], bias: str) -> pd.DataFrame:
     """The `frame` of a `Stitching`."""
     step, last = _steps(s, moves, bias)
-    signs = _signs(s)
-    n = last + 1
+    n, moved = last + 1, step <= last
 
-    # An interaction counts from the step on at which the second of its two entries has moved.
-    sign, at = torch.from_numpy(signs), torch.from_numpy(np.minimum(step, n))
-    i, j = s.rows.long(), s.columns.long()
-    at_i, at_j = at[i], at[j]
-    weights = s.values * sign[i] * sign[j]
-    weights = torch.where(i == j, weights, 2 * weights)
-    change = torch.bincount(torch.maximum(at_i, at_j), weights, minlength=n + 1)[:n].numpy()
-    within = torch.bincount(at_i, torch.where((at_i == at_j) & (i != j), weights, 0.0), minlength=n + 1)[
-        :n
-    ].numpy()
-    moved = step < n
-    change -= 2 * np.bincount(step[moved], (signs * s.linear)[moved], minlength=n)
-    change[0] = 0.0
-    l0 = np.bincount(step[moved], (signs * s.density)[moved], minlength=n)
+    # A pair counts from the step on at which the second of the two has moved.
+    at = torch.from_numpy(np.minimum(step, n).astype(np.int32))
+    of_rows, of_columns = at.index_select(0, s.rows), at.index_select(0, s.columns)
+    pairs = torch.bincount(torch.maximum(of_rows, of_columns), s.weights, minlength=n + 1)[:n].numpy()
+    alone = np.bincount(step[moved], (s.diagonal - 2 * s.sign * s.linear)[moved], minlength=n)
+    together = of_rows == of_columns
+    within = torch.bincount(of_rows[together], s.weights[together], minlength=n + 1)[:n].numpy()
+    l0 = np.bincount(step[moved], (s.sign * s.density)[moved], minlength=n)
     l0[0] = s.density[: s.small.width].sum()
 
     every = [Move("start", NONE, NONE), *moves]
@@ -573,9 +558,9 @@ def _curve(s: PairStatistics, moves: Sequence[Move], bias: str) -> pd.DataFrame:
     frame["n_small"] = s.small.width - frame["n_removed"].cumsum()
     frame["n_large"] = frame["n_inserted"].cumsum()
     frame["width"] = frame["n_small"] + frame["n_large"]
-    sse = s.sse_small + np.cumsum(change)
+    sse = s.sse_small + np.cumsum(pairs + alone)
     if bias == "interpolated":
-        sse += _interpolation(s, step, signs, _alpha(s, frame, bias))
+        sse += _interpolation(s, step, _alpha(s, frame, bias))
     frame["mse"] = sse / s.n_tokens
     frame["mse_change"] = frame["mse"].diff().fillna(0.0)
     frame["sum_of_single_changes"] = frame["mse_change"] - within / s.n_tokens
@@ -592,15 +577,13 @@ def _alpha(s: PairStatistics, frame: pd.DataFrame, bias: str) -> np.ndarray:
     return (frame["phase"] == "bias").cumsum().to_numpy().astype(float)
 
 
-def _interpolation(s: PairStatistics, step: np.ndarray, signs: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _interpolation(s: PairStatistics, step: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """What a share `alpha` of the bias adds to the squared error after each step."""
-    with_bias = s.columns == s.bias
-    row = np.zeros(s.n_entries)
-    row[s.rows[with_bias].numpy()] = s.values[with_bias].numpy()
-    own, row[s.bias] = row[s.bias], 0.0
+    row, with_bias = np.zeros(s.n_entries), s.columns == s.bias
+    row[s.rows[with_bias].numpy()] = s.weights[with_bias].numpy()
     moved = step < len(alpha)
-    crossing = np.cumsum(np.bincount(step[moved], (signs * row)[moved], minlength=len(alpha)))
-    return alpha * (-2 * s.linear[s.bias] + 2 * crossing) + alpha**2 * own
+    crossing = np.cumsum(np.bincount(step[moved], row[moved], minlength=len(alpha)))
+    return alpha * (crossing - 2 * s.linear[s.bias]) + alpha**2 * s.diagonal[s.bias]
 
 
 # ---------------------------------------------------------------------- orders
@@ -621,11 +604,11 @@ def _gains(
     s: PairStatistics, part: Sequence[Move], done: Sequence[Move], bias: str
 ) -> tuple[np.ndarray, csr_array]:
     """What each move would do to the squared error now, and how much each changes the others' doing."""
-    signs, shape = _signs(s), (s.n_entries, len(part))
+    shape = (s.n_entries, len(part))
     entries = [np.concatenate([move.remove, s.small.width + move.insert]) for move in part]
     of = np.repeat(np.arange(len(part)), [len(found) for found in entries])
     entry = np.concatenate(entries) if entries else np.zeros(0, dtype=np.int64)
-    incidence = csr_array((signs[entry], (entry, of)), shape=shape)
+    incidence = csr_array((s.sign[entry], (entry, of)), shape=shape)
     state = np.zeros(s.n_entries)
     for move in done:
         state[move.remove], state[s.small.width + move.insert] = -1.0, 1.0
