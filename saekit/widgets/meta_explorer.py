@@ -29,6 +29,7 @@ N_GRAPH = 5  # meta-latents in the graph, and latents for each
 N_MEMBERS = 30  # latents listed for a meta-latent
 N_FIRST = 10  # of these, shown at once on a static page
 N_LOGITS = 8
+N_NAMING = 6  # latents that name a meta-latent without a label
 
 
 class MetaState(LatentState):
@@ -106,10 +107,11 @@ class MetaExplorer(Explorer):
         From `saekit.meta_sae`; its base dictionaries differ in width.
     evidence : mapping of int to Evidence
         What the latents of each base are about, by width (`collect_evidence`).
-    labels : Labels
-        What the meta-latents are about (`saekit.meta_labels`).
     unembedding : Tensor
         `[d_model, vocab]`, such as `saekit.models.unembedding(model)`.
+    labels : Labels, optional
+        What the meta-latents are about (`saekit.meta_labels`); if left out, a meta-latent is
+        named by the words of the latents that it is most active on.
     width, latent : int, optional
         Where to start; the first latent of the widest base that is not dead and has as many
         meta-latents as most if left out.
@@ -135,16 +137,16 @@ class MetaExplorer(Explorer):
         self,
         meta: MetaSAE,
         evidence: Mapping[int, Evidence],
-        labels: Labels,
         unembedding: Tensor,
         *,
+        labels: Labels | None = None,
         width: int | None = None,
         latent: int | None = None,
     ) -> None:
         if len(set(meta.widths)) < len(meta.widths):
             raise ValueError(f"The bases must differ in width to be told apart, found {list(meta.widths)}.")
         Evidence.require(evidence, meta.widths)
-        if len(labels.frame) != meta.width:
+        if labels is not None and len(labels.frame) != meta.width:
             raise ValueError(f"There are {len(labels.frame)} labels for {meta.width} meta-latents.")
         if unembedding.shape[0] != meta.dictionary.d_in:
             raise ValueError(
@@ -395,7 +397,13 @@ class MetaExplorer(Explorer):
 
     def _label(self, meta_latent: int, length: int = 90) -> str:
         """What a meta-latent is about, in plain text."""
-        text = html.visible(self.labels.of(meta_latent))
+        if self.labels is None:
+            members = self.meta.members(meta_latent, N_NAMING)
+            words = (self.evidence[m.width].words(m.latent, 1) for m in members.itertuples())
+            text = " · ".join(dict.fromkeys(word for found in words for word in found))
+        else:
+            text = self.labels.of(meta_latent)
+        text = html.visible(text) if text else "dead"
         return text if len(text) <= length else f"{text[: length - 1]}…"
 
     def _rebuild(self) -> Tensor:

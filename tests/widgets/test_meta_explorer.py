@@ -49,7 +49,7 @@ def head(world):
 
 @pytest.fixture
 def explorer(world, meta, head):
-    return MetaExplorer(meta, world.evidence, make_labels(meta), head, width=24, latent=1)
+    return MetaExplorer(meta, world.evidence, head, labels=make_labels(meta), width=24, latent=1)
 
 
 def dense(meta, width, latent):
@@ -146,6 +146,15 @@ def test_a_meta_latent_is_shown_with_its_members(world, meta, explorer):
     assert sum(map(int, drawn)) == count
 
 
+def test_a_meta_latent_without_a_label_is_named_by_its_members(world, meta, head):
+    explorer = MetaExplorer(meta, world.evidence, head, width=24, latent=1)
+    for meta_latent in (1, 2, DEAD):
+        members = meta.members(meta_latent, 6).itertuples()
+        words = dict.fromkeys(w for m in members for w in world.evidence[m.width].words(m.latent, 1))
+        explorer.state.meta_latent = meta_latent
+        assert f"<h3>Meta-latent {meta_latent}: {' · '.join(words) or 'dead'}</h3>" in shown(explorer)
+
+
 def test_choosing_a_member_goes_there_and_keeps_the_meta_latent(explorer):
     explorer.state.meta_latent = 2
     target = next(
@@ -206,7 +215,7 @@ def test_a_latent_without_meta_latents_says_so(world, meta, head):
         info=meta.dictionary.info,
     )
     strict = MetaSAE(silent, meta.sources, meta.held_out)
-    explorer = MetaExplorer(strict, world.evidence, make_labels(strict), head)
+    explorer = MetaExplorer(strict, world.evidence, head, labels=make_labels(strict))
     latent = next(i for i in range(48) if strict.of(i).empty)
     explorer.show(width=48, latent=latent)
     assert "no meta-latent reaches the threshold" in shown(explorer)
@@ -228,7 +237,7 @@ def test_a_link_only_where_the_dictionary_names_its_page(world, head, meta):
         info={**source.info, "neuronpedia_id": 'gpt2-small/8-res "fs"'},
     )  # fmt: skip
     linked = make_meta([world.family[8], known])
-    explorer = MetaExplorer(linked, world.evidence, make_labels(linked), head, width=48, latent=13)
+    explorer = MetaExplorer(linked, world.evidence, head, labels=make_labels(linked), width=48, latent=13)
     url = "https://www.neuronpedia.org/gpt2-small/8-res%20%22fs%22/13"
     assert f'href="{url}"' in shown(explorer)
     explorer.show(width=8, latent=1)
@@ -248,7 +257,7 @@ def test_the_code_line_brings_back_the_selection(explorer):
 def test_random_choices_are_alive_and_the_same_every_time(world, meta, head):
     chosen = []
     for _ in range(2):
-        explorer = MetaExplorer(meta, world.evidence, make_labels(meta), head, width=8, latent=0)
+        explorer = MetaExplorer(meta, world.evidence, head, labels=make_labels(meta), width=8, latent=0)
         picks = []
         for _ in range(10):
             explorer._any_latent()
@@ -269,7 +278,7 @@ def test_changing_the_width_follows_the_most_similar_direction(world, explorer):
 
 def test_a_hundred_updates_make_no_new_widgets_and_closing_leaves_none(world, meta, head):
     before = live_widgets()
-    explorer = MetaExplorer(meta, world.evidence, make_labels(meta), head)
+    explorer = MetaExplorer(meta, world.evidence, head, labels=make_labels(meta))
     during = live_widgets()
     for i in range(100):
         explorer.show(width=(8, 24, 48)[i % 3], latent=i % 8)
@@ -293,11 +302,11 @@ def test_states_that_do_not_exist_are_refused(explorer, selection):
 def test_what_does_not_fit_is_refused(world, meta, head):
     labels = make_labels(meta)
     with pytest.raises(ValueError, match="Width 48 needs evidence"):
-        MetaExplorer(meta, {w: world.evidence[w] for w in (8, 24)}, labels, head)
+        MetaExplorer(meta, {w: world.evidence[w] for w in (8, 24)}, head)
     with pytest.raises(ValueError, match=r"2 labels for 9 meta-latents"):
-        MetaExplorer(meta, world.evidence, SimpleNamespace(frame=labels.frame[:2], of=labels.of), head)
+        MetaExplorer(meta, world.evidence, head, labels=SimpleNamespace(frame=labels.frame[:2]))
     with pytest.raises(ValueError, match=r"must be \[12, vocab\], found \[11, 12\]"):
-        MetaExplorer(meta, world.evidence, labels, head[:11])
+        MetaExplorer(meta, world.evidence, head[:11])
     twice = make_meta([world.family.get(24, 0), world.family.get(24, 1)])
     with pytest.raises(ValueError, match=r"differ in width to be told apart, found \[24, 24\]"):
-        MetaExplorer(twice, world.evidence, make_labels(twice), head)
+        MetaExplorer(twice, world.evidence, head, labels=make_labels(twice))
