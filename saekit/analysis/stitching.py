@@ -687,7 +687,7 @@ def matched_l0(
         n_tokens += len(x)
     if not n_tokens:
         raise ValueError("There are no activations to match L0 on: every position is excluded.")
-    threshold = _global_threshold(torch.cat(values), int(l0 * n_tokens))
+    threshold = _global_threshold(torch.cat(values), round(l0 * n_tokens))
     return replace(dictionary, threshold=dictionary.threshold.clamp(min=threshold)), threshold
 
 
@@ -732,7 +732,9 @@ def matched_curve(
     for step in steps:
         inside = torch.from_numpy(last <= step) ^ is_small
         active = inside[entries.indices]
-        threshold = _global_threshold(entries.values[active], int(stitching.frame["l0"].iloc[0] * s.n_tokens))
+        threshold = _global_threshold(
+            entries.values[active], round(stitching.frame["l0"].iloc[0] * s.n_tokens)
+        )
         kept[step] = active & (entries.values > threshold), threshold
     errors, moments, place = dict.fromkeys(steps, 0.0), Moments(s.small.d_in), 0
     for _, x in batches_of(activations, 4096):
