@@ -61,6 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "kinds", help="train every kind of SAE at equal widths and sparsities, write the tables"
     )
+
+    report = commands.add_parser(
+        "report", help="write a page that says whether a family is unique, complete and atomic"
+    )
+    report.add_argument("family", help="a bundled family, such as relu, or a folder of dictionaries")
+    report.add_argument("--store", type=Path, help="held-out activations (default: the embedded ones)")
+    report.add_argument("--out", type=Path, help="folder to write (default: report-FAMILY)")
+    report.add_argument("--theta", type=float, default=0.7, help="cosine from which latents are the same")
+
     commands.add_parser("reproduce", help="run the notebook series, write figures/")
     return parser
 
@@ -73,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "families": _families,
         "kinds": _kinds,
+        "report": _report,
         "reproduce": _reproduce,
     }
     try:
@@ -167,6 +177,24 @@ def _kinds(options: argparse.Namespace) -> None:
     from saekit.kinds import write_tables
 
     print(write_tables(progress=not options.quiet).to_string(index=False))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from saekit.activations import ActivationStore
+    from saekit.embedded import embedded_store
+    from saekit.families import load_family
+    from saekit.models import load_model
+    from saekit.report import report
+
+    family = load_family(options.family)
+    if options.store is None:
+        model = load_model()
+        store = embedded_store("held-out", model=model, progress=not options.quiet)
+    else:
+        model, store = None, ActivationStore.open(options.store)
+    folder = options.out or Path(f"report-{Path(options.family).name}")
+    progress = not options.quiet
+    print(report(family, store, folder=folder, model=model, theta=options.theta, progress=progress))
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
+from dictionaries import make
 
 from saekit.activations import ActivationStore
 from saekit.cli import main
 from saekit.dictionary import Dictionary
+from saekit.families import Family
 from saekit.metrics import evaluate
 
 
@@ -31,6 +35,30 @@ def test_harvest_and_train(model_folder, text_file, tmp_path, capsys):
     assert (dictionary.kind, dictionary.width, dictionary.hook_point) == ("batchtopk", 24, store.hook_point)
     assert evaluate(dictionary, store).fvu < 1
     assert "fvu" in capsys.readouterr().out
+
+
+def test_report_takes_folders_and_says_where_the_page_is(store, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def report(family, store, *, folder, **options):
+        asked.update(options, widths=family.widths, tokens=store.n_tokens, folder=folder)
+        return folder / "index.html"
+
+    monkeypatch.setattr("saekit.report.report", report)
+    monkeypatch.chdir(tmp_path)
+    Family([make(d_in=16, width=width) for width in (8, 16)]).save(tmp_path / "toy")
+    assert main(["--quiet", "report", "toy", "--store", str(store.path), "--theta", "0.5"]) == 0
+    assert asked == {
+        "widths": [8, 16],
+        "tokens": store.n_tokens,
+        "folder": Path("report-toy"),
+        "theta": 0.5,
+        "model": None,
+        "progress": False,
+    }
+    assert capsys.readouterr().out == "report-toy/index.html\n"
+    assert main(["--quiet", "report", "nothing", "--store", str(store.path)]) == 1
+    assert "no family 'nothing'" in capsys.readouterr().err
 
 
 def test_errors_are_one_sentence_and_status_one(model_folder, text_file, tmp_path, capsys):

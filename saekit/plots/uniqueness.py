@@ -290,11 +290,11 @@ def _shares(result: FamilyUniqueness) -> str:
 
 def _density_sentence(name: str, by_status: pd.DataFrame) -> str:
     frame = by_status.set_index("status")
-    medians = {status: frame.loc[status, "median_density"] for status in ("shared", "alone")}
-    return (
-        f"{name}: {percent(1 - frame.loc['shared', 'share'])} lacking, median density {medians['alone']:.2g} "
-        f"of latents that are alone against {medians['shared']:.2g} of shared ones"
-    )
+    shared, alone = (frame.loc[status, "median_density"] for status in ("shared", "alone"))
+    said = f"{name}: {percent(1 - frame.loc['shared', 'share'])} lacking"
+    if np.isnan(shared) or np.isnan(alone):
+        return said
+    return f"{said}, median density {alone:.2g} of latents that are alone against {shared:.2g} of shared ones"
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
