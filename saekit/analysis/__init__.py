@@ -2,6 +2,7 @@
 
 from saekit.analysis.convert import Conversion, as_jumprelu
 from saekit.analysis.frankenstein import Frankenstein, frankenstein
+from saekit.analysis.labels import Labels, labels, meta_labels
 from saekit.analysis.latents import (
     Context,
     Interval,
@@ -65,6 +66,7 @@ __all__ = [
     "GroupInsertion",
     "Insertion",
     "Interval",
+    "Labels",
     "LatentActivations",
     "LogitTable",
     "MetaBaselines",
@@ -90,11 +92,13 @@ __all__ = [
     "frankenstein",
     "group_insertion",
     "insertion",
+    "labels",
     "logit_table",
     "matched_curve",
     "matched_l0",
     "matching_pursuit",
     "meta_baselines",
+    "meta_labels",
     "meta_sae",
     "meta_sweep",
     "nearest",

@@ -412,7 +412,7 @@ def _contexts(
             values = activations.values_at(latent, window)
         yield Context(
             position=position,
-            tokens=tuple(_strings(vocabulary, tokens[window].tolist())),
+            tokens=tuple(display_strings(vocabulary, tokens[window].tolist())),
             values=tuple(values.tolist()),
             focus=int((window == position).nonzero()),
             source=origin["source"],
@@ -420,10 +420,10 @@ def _contexts(
         )
 
 
-def _strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Display strings of token ids."""
+def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+    """Display strings of token ids, from a list of them or from a tokenizer."""
     if hasattr(vocabulary, "convert_ids_to_tokens"):
-        return token_strings(vocabulary, ids)
+        return token_strings(vocabulary, list(ids))
     return [vocabulary[i] for i in ids]
 
 
@@ -458,9 +458,9 @@ class LogitTable:
         return pd.DataFrame(
             {
                 "rank": range(1, self.top_ids.shape[1] + 1),
-                "top_token": _strings(self.vocabulary, self.top_ids[latent].tolist()),
+                "top_token": display_strings(self.vocabulary, self.top_ids[latent].tolist()),
                 "top_logit": self.top_logits[latent].numpy(),
-                "bottom_token": _strings(self.vocabulary, self.bottom_ids[latent].tolist()),
+                "bottom_token": display_strings(self.vocabulary, self.bottom_ids[latent].tolist()),
                 "bottom_logit": self.bottom_logits[latent].numpy(),
             }
         )
@@ -473,9 +473,9 @@ class LogitTable:
             {
                 "latent": np.repeat(np.arange(width), n),
                 "rank": np.tile(np.arange(1, n + 1), width),
-                "top_token": _strings(self.vocabulary, self.top_ids.flatten().tolist()),
+                "top_token": display_strings(self.vocabulary, self.top_ids.flatten().tolist()),
                 "top_logit": self.top_logits.flatten().numpy(),
-                "bottom_token": _strings(self.vocabulary, self.bottom_ids.flatten().tolist()),
+                "bottom_token": display_strings(self.vocabulary, self.bottom_ids.flatten().tolist()),
                 "bottom_logit": self.bottom_logits.flatten().numpy(),
             }
         )
@@ -586,7 +586,7 @@ def top_tokens(
     frame = pd.DataFrame(
         {
             "token_id": ids.numpy(),
-            "token": _strings(vocabulary, ids.tolist()),
+            "token": display_strings(vocabulary, ids.tolist()),
             "count": counts[ids].numpy(),
             "n_active": n_active[ids].numpy(),
             "mean": (total[ids] / counts[ids]).numpy(),

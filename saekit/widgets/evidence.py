@@ -15,12 +15,14 @@ import pandas as pd
 import torch
 
 from saekit.activations import ActivationStore
+from saekit.analysis.labels import WORDS_FROM, words
 from saekit.analysis.latents import (
     Context,
     LatentActivations,
     LogitTable,
     collect,
     contexts,
+    display_strings,
     logit_table,
     top_contexts,
 )
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MIN_COUNT = 5  # occurrences from which a token's mean is more than noise
-WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 
 
 class Evidence:
@@ -109,12 +110,8 @@ class Evidence:
         """
         if latent not in self._words:
             positions, values = self.activations.top(latent, WORDS_FROM)
-            totals: dict[str, float] = {}
             ids = self._tokens[positions].tolist()
-            for token, value in zip(self._strings(ids), values.tolist(), strict=True):
-                word = token.strip() or token
-                totals[word] = totals.get(word, 0.0) + value
-            self._words[latent] = sorted(totals, key=lambda word: (-totals[word], word))
+            self._words[latent] = words(ids, values.tolist(), self.vocabulary)
         return self._words[latent][:n]
 
     def top_tokens(self, latent: int, n: int = 8) -> list[tuple[str, int, int, float]]:
@@ -128,7 +125,7 @@ class Evidence:
         mean = np.bincount(place, values.double().numpy(), minlength=len(ids)) / count
         common = np.flatnonzero(count >= MIN_COUNT)
         order = common[np.argsort(-mean[common], kind="stable")][:n]
-        strings = self._strings(ids[order].tolist())
+        strings = display_strings(self.vocabulary, ids[order].tolist())
         columns = (n_active[order].tolist(), count[order].tolist(), mean[order].tolist())
         return list(zip(strings, *columns, strict=True))
 
@@ -146,13 +143,6 @@ class Evidence:
             latent=latent,
             sources=self.sources,
         )
-
-    def _strings(self, ids: list[int]) -> list[str]:
-        if hasattr(self.vocabulary, "convert_ids_to_tokens"):
-            from saekit.models import token_strings
-
-            return token_strings(self.vocabulary, ids)
-        return [self.vocabulary[i] for i in ids]
 
     # ------------------------------------------------------------------ HTML
 

@@ -1,0 +1,343 @@
+"""Labels without a network: what every latent and meta-latent is about, told from data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array, vstack
+
+from saekit.activations import ActivationStore
+from saekit.analysis.latents import LatentActivations, LogitTable, display_strings
+from saekit.analysis.meta import MetaSAE
+from saekit.dictionary import Dictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WORDS_FROM = 50  # greatest activations that a latent's words are taken from
+MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
+N_WORDS = 3  # in a label
+N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A description of every latent of a dictionary, or of every meta-latent.
+
+    Attributes
+    ----------
+    name : str
+        The dictionary's name.
+    frame : DataFrame
+        One row a latent: `latent`; `label` (its three first words, or `"dead"`); `dead`;
+        `top_tokens` (a tuple, see `labels` and `meta_labels`) and `lift` (of these taken
+        together, NaN without any). With a logit table also `top_logits` and `bottom_logits`
+        (tuples of the tokens most promoted and suppressed) and `agrees` (whether one of the top
+        tokens is among those promoted, surrounding space aside).
+    tokens : csr_array
+        What the words are taken from: the share of each token in the latent's strongest evidence,
+        float64 `[width, vocabulary]`. Rows sum to 1; those of dead latents are empty.
+    vocabulary : sequence of str, or tokenizer
+        Display string of each token id.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    tokens: csr_array
+    vocabulary: Sequence[str] | PreTrainedTokenizerBase
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def of(self, latent: int) -> str:
+        """A latent's label.
+
+        Raises
+        ------
+        IndexError
+            If there is no such latent.
+        """
+        if not 0 <= latent < len(self):
+            raise IndexError(f"{self.name} has labels 0 to {len(self) - 1}, found {latent}.")
+        return self.frame["label"].iat[latent]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`name`, `width`, `n_dead`, `n_distinct` labels, `median_lift`, `share_agrees` if known.
+
+        The share is that of the latents with top tokens.
+        """
+        described = self.frame[self.frame["lift"].notna()]
+        summary = {
+            "name": self.name,
+            "width": len(self),
+            "n_dead": int(self.frame["dead"].sum()),
+            "n_distinct": int(self.frame["label"].nunique()),
+            "median_lift": float(described["lift"].median()),
+        }
+        if "agrees" in self.frame:
+            summary["share_agrees"] = float(described["agrees"].mean())
+        return summary
+
+
+# ---------------------------------------------------------------------- latents
+
+
+def labels(
+    dictionary: Dictionary,
+    activations: LatentActivations,
+    store: ActivationStore,
+    vocabulary: Sequence[str] | PreTrainedTokenizerBase,
+    logits: LogitTable | None = None,
+    *,
+    min_count: int = 5,
+) -> Labels:
+    """Describe every latent of a dictionary by the tokens it is active on and those it promotes.
+
+    A latent's words are the tokens of its 50 greatest activations, by how much they contribute to
+    their sum. Its top tokens are those of greatest mean activation over all their occurrences
+    (`top_tokens`); their lift is the share of their occurrences with the latent active, over its
+    density.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Whose latents to describe.
+    activations : LatentActivations
+        Of this dictionary, collected over `store`.
+    store : ActivationStore
+        Holds the tokens.
+    vocabulary : sequence of str, or tokenizer
+        Display string of each token id.
+    logits : LogitTable, optional
+        Of this dictionary.
+    min_count : int
+        Leave tokens that occur less often out of the top tokens: their means are noise.
+
+    Raises
+    ------
+    ValueError
+        If activations or logits are of another width than the dictionary.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025) have a language model write the descriptions; these are ours, and need
+    none.
+    """
+    for what, width in (("activations", activations.width), ("logits", _width(logits))):
+        if width not in (None, dictionary.width):
+            raise ValueError(
+                f"The {what} must have the {dictionary.width} latents of {dictionary.name}, found {width}."
+            )
+    tokens = store.tokens.flatten()
+    evidence = [activations.top(latent, WORDS_FROM) for latent in range(dictionary.width)]
+    texts = [
+        _text(words(tokens[positions].tolist(), values.tolist(), vocabulary))
+        for positions, values in evidence
+    ]
+    strongest = _by_token(
+        np.concatenate([tokens[positions].numpy() for positions, _ in evidence]),
+        np.concatenate([values.double().numpy() for _, values in evidence]),
+        np.cumsum([0, *(len(values) for _, values in evidence)]),
+        len(vocabulary),
+    )
+    top, lift = _top_tokens(activations, store, len(vocabulary), min_count)
+    return _labels(dictionary.name, texts, _shares(strongest), top, lift, vocabulary, logits)
+
+
+def words(
+    ids: Iterable[int], weights: Iterable[float], vocabulary: Sequence[str] | PreTrainedTokenizerBase
+) -> list[str]:
+    """Tokens by the sum of their weights, greatest first.
+
+    Tokens that differ only in surrounding space count as one word; ties go by the alphabet.
+    """
+    totals: dict[str, float] = {}
+    for token, weight in zip(display_strings(vocabulary, ids), weights, strict=True):
+        word = _word(token)
+        totals[word] = totals.get(word, 0.0) + weight
+    return sorted(totals, key=lambda word: (-totals[word], word))
+
+
+def _top_tokens(
+    activations: LatentActivations, store: ActivationStore, n_vocabulary: int, min_count: int
+) -> tuple[csr_array, np.ndarray]:
+    """Tokens of greatest mean activation of every latent (the means), and their lift together."""
+    tokens = store.tokens.flatten()
+    occurrences = np.bincount(tokens[store.positions].numpy(), minlength=n_vocabulary)
+    where, offsets = tokens[activations.positions].numpy(), activations.offsets.numpy()
+    mean = _by_token(where, activations.values.double().numpy(), offsets, n_vocabulary)
+    n_active = _by_token(where, np.ones(len(where)), offsets, n_vocabulary)
+    mean.data /= occurrences[mean.indices]
+    frequent = occurrences[mean.indices] >= min_count
+    chosen = _largest(np.where(frequent, mean.data, -np.inf), mean.indptr, N_TOKENS)
+    chosen &= frequent
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a latent has no top tokens
+        rate = _row_sums(n_active, chosen) / _row_sums(mean, chosen, occurrences[mean.indices])
+        lift = rate / activations.density.numpy()
+    return _where(mean, chosen), lift
+
+
+# ---------------------------------------------------------------------- meta-latents
+
+
+def meta_labels(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTable | None = None) -> Labels:
+    """Describe every meta-latent by the tokens of its latents and those its own direction promotes.
+
+    Words and top tokens are those with the greatest share in the evidence of the 10 latents that
+    the meta-latent is most active on, weighted by its activation on them. Their lift is their
+    share, over that in the evidence of all latents taken equally.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    labels : sequence of Labels
+        Of the latents of each of its bases, in order.
+    logits : LogitTable, optional
+        Of `meta.dictionary`.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as latents in each base, or logits as meta-latents.
+
+    Notes
+    -----
+    The dashboard published with Leask et al. (ICLR 2025) describes a meta-latent by what its five
+    most active latents share, in a language model's words; the weighting is ours.
+    """
+    require_labels(meta, labels)
+    if _width(logits) not in (None, meta.width):
+        raise ValueError(
+            f"The logits must have the {meta.width} meta-latents of {meta.name}, found {_width(logits)}."
+        )
+    members = meta.decomposition.transpose()
+    offsets = members.offsets.numpy()
+    activation = csr_array(
+        (members.values.double().numpy(), members.indices.numpy(), offsets), (meta.width, len(meta.rows))
+    )
+    activation = _where(activation, _largest(activation.data, offsets, MEMBERS_FROM))
+    of_latents = vstack([of_base.tokens for of_base in labels], format="csr")
+    tokens = _shares(activation @ of_latents)
+    chosen = _largest(tokens.data, tokens.indptr, N_TOKENS)
+    usual = _shares(csr_array(np.ones((1, len(meta.rows)))) @ of_latents).toarray()[0]
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a meta-latent has no tokens
+        lift = _row_sums(tokens, chosen) / _row_sums(tokens, chosen, usual[tokens.indices])
+    vocabulary = labels[0].vocabulary
+    texts = [_text(words(*_row(tokens, row), vocabulary)) for row in range(meta.width)]
+    return _labels(meta.name, texts, tokens, _where(tokens, chosen), lift, vocabulary, logits)
+
+
+def require_labels(meta: MetaSAE, labels: Sequence[Labels]) -> None:
+    """Refuse labels that are not those of a meta-SAE's bases.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many labels as latents in each base.
+    """
+    found = [len(of_base) for of_base in labels]
+    if found != list(meta.widths):
+        raise ValueError(f"{meta.name} needs labels of widths {list(meta.widths)}, found {found}.")
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def _labels(
+    name: str,
+    texts: list[str],
+    tokens: csr_array,
+    top: csr_array,
+    lift: np.ndarray,
+    vocabulary: Sequence[str] | PreTrainedTokenizerBase,
+    logits: LogitTable | None,
+) -> Labels:
+    top_tokens = [
+        display_strings(vocabulary, ids[np.argsort(-weights, kind="stable")].tolist())
+        for ids, weights in (_row(top, row) for row in range(len(texts)))
+    ]
+    frame = pd.DataFrame(
+        {
+            "latent": range(len(texts)),
+            "label": texts,
+            "dead": np.diff(tokens.indptr) == 0,
+            "top_tokens": [tuple(found) for found in top_tokens],
+            "lift": lift,
+        }
+    )
+    if logits is not None:
+        promoted, suppressed = (
+            [tuple(display_strings(logits.vocabulary, ids[:N_TOKENS])) for ids in side.tolist()]
+            for side in (logits.top_ids, logits.bottom_ids)
+        )
+        agrees = [
+            not set(map(_word, own)).isdisjoint(map(_word, pushed))
+            for own, pushed in zip(top_tokens, promoted, strict=True)
+        ]
+        frame = frame.assign(top_logits=promoted, bottom_logits=suppressed, agrees=agrees)
+    return Labels(name, frame, tokens, vocabulary)
+
+
+def _text(found: Sequence[str]) -> str:
+    """A label out of words: one line, whatever the tokens are."""
+    shown = (word if word.isprintable() and word.strip() else repr(word) for word in found[:N_WORDS])
+    return " · ".join(shown) or "dead"
+
+
+def _word(token: str) -> str:
+    """A token without the space around it, unless there is nothing else."""
+    return token.strip() or token
+
+
+def _width(logits: LogitTable | None) -> int | None:
+    return None if logits is None else len(logits.top_ids)
+
+
+def _by_token(ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, n_vocabulary: int) -> csr_array:
+    """Values summed by row and token, tokens ascending: `[rows, vocabulary]`."""
+    summed = csr_array((values, ids, offsets), (len(offsets) - 1, n_vocabulary), copy=True)
+    summed.sum_duplicates()
+    return summed
+
+
+def _shares(matrix: csr_array) -> csr_array:
+    """Rows divided by their sums; empty rows stay empty."""
+    shares = csr_array(matrix)
+    shares.sort_indices()
+    shares.data = shares.data / np.repeat(shares.sum(1), np.diff(shares.indptr))
+    return shares
+
+
+def _row(matrix: csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values of a row."""
+    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return matrix.indices[part], matrix.data[part]
+
+
+def _largest(values: np.ndarray, offsets: np.ndarray, n: int) -> np.ndarray:
+    """Which entries are among the `n` largest of their row, Boolean `[entries]`; the first of equals."""
+    counts = np.diff(offsets)
+    order = np.lexsort((-values, np.repeat(np.arange(len(counts)), counts)))
+    rank = np.arange(len(values)) - np.repeat(offsets[:-1], counts)
+    largest = np.zeros(len(values), dtype=bool)
+    largest[order[rank < n]] = True
+    return largest
+
+
+def _where(matrix: csr_array, keep: np.ndarray) -> csr_array:
+    """The entries for which the Boolean `keep` `[entries]` holds."""
+    offsets = np.concatenate([[0], np.cumsum(keep)])[matrix.indptr]
+    return csr_array((matrix.data[keep], matrix.indices[keep], offsets), matrix.shape)
+
+
+def _row_sums(matrix: csr_array, keep: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+    """Sums by row of the entries to keep, of the matrix's own or other values, `[rows]`."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))[keep]
+    values = matrix.data if values is None else values
+    return np.bincount(rows, values[keep], minlength=matrix.shape[0])

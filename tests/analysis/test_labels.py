@@ -1,0 +1,212 @@
+"""Labels of latents and meta-latents against brute force over dense latents."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy_world import DEAD, WORDS, make_world
+
+from saekit.analysis import collect, logit_table, top_tokens
+from saekit.analysis.labels import labels, meta_labels
+from saekit.analysis.meta import MetaSAE
+from saekit.dictionary import Dictionary
+from saekit.widgets import Evidence
+
+WIDTHS = (8, 24)
+INFO = {"kind": "meta", "seed": 0, "training": {"variant": {"k": 2}}}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The toy world, and an embedding whose directions promote the word that a latent reads."""
+    world = make_world()
+    generator = torch.Generator().manual_seed(0)
+    world.head = torch.linalg.qr(torch.randn(len(WORDS), world.x.shape[1], generator=generator)).Q.T
+    world.logits = {w: logit_table(world.family[w], world.head, WORDS, n=6) for w in WIDTHS}
+    world.labels = {
+        w: labels(world.family[w], world.activations[w], world.store, WORDS, world.logits[w]) for w in WIDTHS
+    }
+    return world
+
+
+@pytest.fixture(scope="module")
+def meta(world):
+    """Meta-latents by hand: each active on latents near a random direction, the last one dead."""
+    generator = torch.Generator().manual_seed(3)
+    sources = tuple(world.family[width] for width in WIDTHS)
+    rows = torch.nn.functional.normalize(torch.randn(5, world.x.shape[1], generator=generator), dim=1)
+    threshold = torch.tensor([0.1, 0.1, 0.1, 0.1, 10.0])
+    zero = torch.zeros(5), torch.zeros(world.x.shape[1])
+    dictionary = Dictionary(rows.T.contiguous(), zero[0], rows, zero[1], threshold, info=INFO)
+    return MetaSAE(dictionary, sources, torch.zeros(sum(WIDTHS), dtype=torch.bool))
+
+
+def word(token):
+    return token.strip() or token
+
+
+def shares(world, width, latent):
+    """Share of each token in the sum of a latent's 50 greatest activations, by brute force."""
+    values = world.family[width].encode(world.x)[:, latent].double()
+    tokens, found = world.store.tokens.flatten(), np.zeros(len(WORDS))
+    for position in values.argsort(descending=True)[:50].tolist():
+        found[tokens[position]] += float(values[position])
+    return found / found.sum() if found.any() else found
+
+
+def by_word(share):
+    totals = {}
+    for token, value in zip(WORDS, share, strict=True):
+        totals[word(token)] = totals.get(word(token), 0) + value
+    return [found for found in sorted(totals, key=totals.get, reverse=True) if totals[found] > 0]
+
+
+# ---------------------------------------------------------------------- latents
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_evidence_is_the_share_of_the_greatest_activations(world, width):
+    expected = np.stack([shares(world, width, latent) for latent in range(width)])
+    np.testing.assert_allclose(world.labels[width].tokens.toarray(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_labels_are_three_words_on_one_line(world, width):
+    for latent in range(width):
+        found = by_word(shares(world, width, latent))[:3]
+        shown = [repr(w) if w in ("\n", "  ", "\u202eevil") else w for w in found]
+        assert world.labels[width].of(latent) == (" · ".join(shown) if latent != DEAD else "dead")
+        assert world.labels[width].of(latent).isprintable()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_words_are_those_of_the_explorers(world, width):
+    evidence = Evidence(world.activations[width], world.store, WORDS)
+    for latent, label in enumerate(world.labels[width].frame["label"]):
+        own = evidence.words(latent, 3)
+        assert [w.strip("'") for w in label.split(" · ")] == [repr(w).strip("'") for w in own or ["dead"]]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_top_tokens_are_those_of_the_analysis(world, width):
+    for row in world.labels[width].frame.itertuples():
+        expected = top_tokens(world.activations[width], row.latent, world.store, WORDS, n=5)
+        assert row.top_tokens == tuple(expected["token"])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_lift_is_the_rate_on_the_top_tokens_over_the_density(world, width):
+    active, tokens = world.family[width].encode(world.x) > 0, world.store.tokens.flatten().tolist()
+    for row in world.labels[width].frame.itertuples():
+        inside = np.array([WORDS[token] in row.top_tokens for token in tokens])
+        fires = active[:, row.latent].numpy()
+        expected = fires[inside].mean() / fires.mean() if inside.any() else np.nan
+        assert row.lift == pytest.approx(expected, nan_ok=True)
+
+
+def test_tokens_that_are_rare_are_no_top_tokens(world):
+    store = SimpleNamespace(**vars(world.store))
+    store.tokens = world.store.tokens.clone()
+    once = (store.tokens == 1).nonzero()[:4]
+    store.tokens[store.tokens == 1] = 2
+    store.tokens[once[:, 0], once[:, 1]] = 1  # " king" occurs four times now
+    found = labels(world.family[24], world.activations[24], store, WORDS)
+    assert not any(WORDS[1] in tokens for tokens in found.frame["top_tokens"])
+    with_rare = labels(world.family[24], world.activations[24], store, WORDS, min_count=4)
+    assert WORDS[1] in with_rare.frame["top_tokens"][1]
+
+
+def test_promoted_tokens_and_whether_they_are_the_own_ones(world):
+    frame = world.labels[24].frame
+    logits = (world.family[24].W_dec @ world.head).numpy()
+    for row in frame.itertuples():
+        order = np.argsort(-logits[row.latent])
+        assert row.top_logits == tuple(WORDS[i] for i in order[:5])
+        assert row.bottom_logits == tuple(WORDS[i] for i in order[::-1][:5])
+        own, pushed = {word(t) for t in row.top_tokens}, {word(t) for t in row.top_logits}
+        assert row.agrees == bool(own & pushed)
+    assert frame["agrees"].drop(DEAD).all()  # in the toy world a latent promotes what it reads
+    away = logit_table(world.family[24], -world.head, WORDS, n=2)
+    opposed = labels(world.family[24], world.activations[24], world.store, WORDS, away)
+    assert opposed.summary["share_agrees"] < 0.5
+
+
+def test_a_dead_latent_is_labelled_as_such(world):
+    row = world.labels[8].frame.loc[DEAD]
+    assert row["dead"]
+    assert row["label"] == world.labels[8].of(DEAD) == "dead"
+    assert row["top_tokens"] == ()
+    assert np.isnan(row["lift"])
+    assert len(row["top_logits"]) == 5  # its direction still has an effect
+    summary = world.labels[8].summary
+    assert summary["n_dead"] == 1
+    assert summary["n_distinct"] == len(set(world.labels[8].frame["label"]))
+    assert summary["share_agrees"] == world.labels[8].frame["agrees"].drop(DEAD).mean()
+
+
+def test_without_logits_there_are_no_logits(world):
+    found = labels(world.family[8], world.activations[8], world.store, WORDS)
+    assert "top_logits" not in found.frame
+    assert "share_agrees" not in found.summary
+
+
+def test_what_does_not_fit_is_refused(world):
+    with pytest.raises(ValueError, match=r"activations must have the 24 latents.*found 8"):
+        labels(world.family[24], world.activations[8], world.store, WORDS)
+    with pytest.raises(ValueError, match=r"logits must have the 24 latents.*found 8"):
+        labels(world.family[24], world.activations[24], world.store, WORDS, world.logits[8])
+    for latent in (-1, 24):
+        with pytest.raises(IndexError, match="labels 0 to 23"):
+            world.labels[24].of(latent)
+
+
+def test_excluded_positions_are_not_counted(world):
+    """Positions that the store leaves out are neither evidence nor occurrences."""
+    kept = torch.arange(0, len(world.x), 2)
+    store = SimpleNamespace(**{**vars(world.store), "positions": kept})
+    activations = collect(world.family[24], world.x[kept])
+    activations = type(activations)(**{**vars(activations), "positions": kept[activations.positions]})
+    frame = labels(world.family[24], activations, store, WORDS).frame
+    fires, tokens = (world.family[24].encode(world.x) > 0)[kept].numpy(), world.store.tokens.flatten()[kept]
+    for row in frame.itertuples():
+        if row.latent == DEAD:
+            continue
+        inside = np.array([WORDS[token] in row.top_tokens for token in tokens.tolist()])
+        assert row.lift == pytest.approx(fires[inside, row.latent].mean() / fires[:, row.latent].mean())
+
+
+# ---------------------------------------------------------------------- meta-latents
+
+
+def test_meta_latents_are_told_from_their_latents(world, meta):
+    found = meta_labels(
+        meta, [world.labels[w] for w in WIDTHS], logit_table(meta.dictionary, world.head, WORDS)
+    )
+    of_latents = np.concatenate([[shares(world, w, i) for i in range(w)] for w in WIDTHS])
+    activation = meta.dictionary.encode(meta.rows).double().numpy()
+    usual = of_latents.sum(0) / of_latents.sum()
+    for m, row in enumerate(found.frame.itertuples()):
+        strongest = np.argsort(-activation[:, m], kind="stable")[:10]
+        expected = activation[strongest, m] @ of_latents[strongest]
+        if m == 4:
+            assert row.label == "dead"
+            assert row.dead
+            assert found.tokens[[m]].nnz == 0
+            continue
+        expected /= expected.sum()
+        np.testing.assert_allclose(found.tokens[[m]].toarray()[0], expected, atol=1e-6)
+        top = [i for i in np.argsort(-expected)[:5] if expected[i] > 0]
+        assert row.top_tokens == tuple(WORDS[i] for i in top)
+        assert row.lift == pytest.approx(expected[top].sum() / usual[top].sum(), rel=1e-5)
+        shown = [repr(w) if w in ("\n", "  ", "\u202eevil") else w for w in by_word(expected)[:3]]
+        assert found.of(m) == " · ".join(shown)
+        logits = (meta.dictionary.W_dec[m] @ world.head).numpy()
+        assert row.top_logits == tuple(WORDS[i] for i in np.argsort(-logits)[:5])
+
+
+def test_labels_of_other_bases_are_refused(world, meta):
+    with pytest.raises(ValueError, match=r"widths \[8, 24\], found \[24, 8\]"):
+        meta_labels(meta, [world.labels[24], world.labels[8]])
+    with pytest.raises(ValueError, match=r"5 meta-latents.*found 24"):
+        meta_labels(meta, [world.labels[8], world.labels[24]], world.logits[24])
