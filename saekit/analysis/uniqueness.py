@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore, random_stream
 from saekit.analysis.latents import LatentActivations, collect
+from saekit.analysis.meta_baselines import null_rows
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
 from saekit.families import Family
@@ -26,7 +27,7 @@ CANDIDATES = 32  # best matches of each latent that a matching of wider dictiona
 CHUNK_ELEMENTS = 1 << 25  # cosines held at once where only candidates are kept: 128 MB
 TIE = 1e-9  # by how much going without a match is worth less than the last candidate
 STATUSES = ("shared", "crowded", "alone")
-NULLS = ("permuted columns", "random directions")
+NULLS = ("columns permuted", "random directions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,10 +405,10 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
     ----------
     dictionary : Dictionary
         What to imitate.
-    null : {"permuted columns", "random directions"}
+    null : {"columns permuted", "random directions"}
         Either the values of each dimension are shuffled among the latents (which keeps every
-        dimension's distribution and with it the mean direction), or directions are drawn evenly
-        from the sphere. Encoder and decoder alike.
+        dimension's distribution and with it the mean direction; encoder and decoder alike), or
+        directions are drawn evenly from the sphere.
     seed : int
         Of the shuffle or draw.
 
@@ -424,22 +425,17 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
     """
     if null not in NULLS:
         raise ValueError(f"The nulls are {' and '.join(map(repr, NULLS))}, found {null!r}.")
-    random = random_stream(seed, dictionary.width, NULLS.index(null))
-    shape = dictionary.W_dec.shape
-
-    def without_structure(rows: Tensor) -> Tensor:
-        if null == "random directions":
-            return torch.randn(shape, generator=random)
-        order = torch.rand(shape, generator=random).argsort(dim=0)
-        return rows.cpu().gather(0, order)
-
-    return Dictionary(
-        W_dec=F.normalize(without_structure(dictionary.W_dec), dim=1).to(dictionary.W_dec),
-        W_enc=without_structure(dictionary.W_enc.T).T.contiguous().to(dictionary.W_enc),
-        b_enc=dictionary.b_enc,
-        b_dec=dictionary.b_dec,
-        threshold=dictionary.threshold,
-        info={**dictionary.info, "kind": f"{dictionary.kind}-{null.split()[0]}"},
+    decoder, encoder = dictionary.W_dec.cpu(), dictionary.W_enc.T.cpu()
+    if null == "columns permuted":
+        decoder, encoder = (null_rows(rows, null, seed=seed) for rows in (decoder, encoder))
+    else:
+        random = random_stream(seed, dictionary.width)
+        decoder, encoder = (torch.randn(rows.shape, generator=random) for rows in (decoder, encoder))
+    return replace(
+        dictionary,
+        W_dec=F.normalize(decoder, dim=1).to(dictionary.W_dec),
+        W_enc=encoder.T.contiguous().to(dictionary.W_enc),
+        info={**dictionary.info, "kind": f"{dictionary.kind}-{null.replace(' ', '-')}"},
     )
 
 
@@ -455,7 +451,7 @@ class FamilyUniqueness:
         Cosine from which two matched latents count as the same one.
     results : mapping
         By comparison (such as `"1152, other seed"` or `"1152 → 2304"`) and null (`""` for the
-        dictionaries themselves, else `"permuted columns"` or `"random directions"` in the place of
+        dictionaries themselves, else `"columns permuted"` or `"random directions"` in the place of
         the second one): the `Uniqueness`.
     missing : tuple of int
         Widths without a second seed.

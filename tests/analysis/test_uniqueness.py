@@ -154,7 +154,7 @@ def test_dimensions_must_agree() -> None:
 
 def test_nulls_keep_what_they_say_and_nothing_else() -> None:
     a = make(d_in=8, width=200)
-    permuted, random = (null_dictionary(a, null) for null in ("permuted columns", "random directions"))
+    permuted, random = (null_dictionary(a, null) for null in ("columns permuted", "random directions"))
     # The encoder is not normalised again, so that its columns hold the same values.
     assert torch.equal(permuted.W_enc.sort(dim=1).values, a.W_enc.sort(dim=1).values)
     assert not torch.equal(permuted.W_enc, a.W_enc)
@@ -177,7 +177,7 @@ def test_a_family_has_seeds_widths_and_nulls_side_by_side() -> None:
     family = Family([first, second, make(d_in=12, width=40)])
     result = family_uniqueness(family, theta=0.6, activations=x)
     table = result.table.set_index(["comparison", "null"])
-    nulls = ["", "permuted columns", "random directions"]
+    nulls = ["", "columns permuted", "random directions"]
     comparisons = ["20, other seed", "20 → 40"]
     expected = [(name, null) for name in comparisons for null in nulls]
     assert table.index.tolist() == [*expected, ("40, other seed", "")]
