@@ -43,8 +43,8 @@ def overshoot(
     sse, along, size = 0.0, 0.0, 0.0
     with torch.no_grad():
         for _, x in batches_of(activations, device=before.W_enc.device):
-            x_hat = before.reconstruct(x)
-            residual, change = (x - x_hat).double(), (after.reconstruct(x) - x_hat).double()
+            x_hat, changed = (d.decode(d.encode_sparse(x)) for d in (before, after))
+            residual, change = (x - x_hat).double(), (changed - x_hat).double()
             sse += float(residual.square().sum())
             along += float((residual * change).sum())
             size += float(change.square().sum())

@@ -382,8 +382,9 @@ def frankenstein(results: Sequence[Frankenstein]) -> Plot:
         figure,
         data,
         caption="A dictionary gathered over a family. FVU of the smallest dictionary with the latents of "
-        f"each wider one that are novel to what is there already (best cosine under θ = {results[0].theta:g}), "
-        "beside the trained ones, against the number of latents and against L0; dashed, with one threshold "
+        "each wider one that are novel to what is there already (best cosine under "
+        f"θ = {results[0].theta:g}), beside the trained ones, against the number of latents and against L0; "
+        "dashed, with one threshold "
         f"raised until L0 is the smallest one's. {said}. "
         f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
         alt=f"FVU against width and against L0 for trained and gathered dictionaries. {said}.",
