@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saekit.figures import Plot, package_versions, render, source_hash
+from saekit.figures import FULL, Plot, package_versions, render, source_hash
 from saekit.files import write_bytes, write_json
 from saekit.widgets.html import image, number, share, table
 
@@ -45,18 +45,20 @@ section { border-top: 1px solid var(--line); padding-top: 2rem; margin-top: 2.5r
   margin: 1.1rem 0 1.6rem; }
 figure { margin: 1.8rem 0; background: #fff; border: 1px solid var(--line); border-radius: 4px;
   padding: 1.2rem 1.2rem .9rem; }
-figure img { display: block; margin: 0 auto; max-width: 100%; height: auto; }
+figure div { margin: 0 auto; }
+figure img { display: block; width: 100%; height: auto; }
 figcaption { font-size: .85rem; line-height: 1.5; color: #4a4a4a; margin-top: .9rem; }
 .table { overflow-x: auto; margin: 1.6rem 0; }
 table { border-collapse: collapse; font: 13.5px/1.45 system-ui, sans-serif; min-width: 60%; }
 caption { caption-side: bottom; text-align: left; color: #4a4a4a; padding-top: .7rem;
   font: .85rem/1.5 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
 th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); }
+th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:last-child, td:last-child { padding-right: 0; }
+td[align=left]:last-child { white-space: normal; min-width: 11rem; }
 thead th { border-bottom: 1px solid #a9a6a0; }
 td { vertical-align: top; }
-[align=right] { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.null td { color: var(--quiet); }
+[align=right] { font-variant-numeric: tabular-nums; }
 code { font: .82em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 footer { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: 1.2rem; font-size: .85rem;
   color: var(--quiet); }
@@ -230,10 +232,12 @@ def _section(section: Section) -> str:
 
 def _figure(name: str, plot: Plot) -> str:
     title, _, rest = plot.caption.partition(". ")
-    svg = render(plot.figure, "svg").decode()
+    drawn = image(render(plot.figure, "svg").decode(), plot.alt)
+    width = min(100.0, 100 * plot.figure.get_size_inches()[0] / FULL)  # text is of one size on the page
     return (
-        f"<figure>{image(svg, plot.alt)}<figcaption><b>{escape(title)}.</b> {escape(rest)} "
-        f"<code>{escape(name)}.csv</code></figcaption></figure>"
+        f'<figure><div style="width:{width:.0f}%">{drawn}</div>'
+        f"<figcaption><b>{escape(title)}.</b> {escape(rest)} <code>{escape(name)}.csv</code></figcaption>"
+        "</figure>"
     )
 
 

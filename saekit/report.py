@@ -174,27 +174,7 @@ def _unique(family: Family, store: ActivationStore, theta: float) -> Section:
     ]
     if len(seeds):
         parts.append(("unique_by_density", plots.uniqueness_by_density([result])))
-    parts.append(
-        Table(
-            "unique",
-            "Latents of the first dictionary matched one to one with those of the second, so that the sum of "
-            "their decoder cosines is greatest. Mutual: the two are each other's best match. By encoder too: "
-            "matching by encoder directions makes the same pair, with both cosines at least θ. Correlation: "
-            "of the activations of matched latents. In a null the second dictionary is without structure.",
-            result.table,
-            {
-                "comparison": "comparison",
-                "null": "null",
-                "mean_matched_cosine": "matched cosine",
-                "mean_best_cosine": "best cosine",
-                "share_shared": f"at θ = {theta:g} or more",
-                "share_mutual": "mutual",
-                "share_shared_both": "by encoder too",
-                "mean_correlation": "correlation",
-                "note": "",
-            },
-        )
-    )
+    parts.append(_unique_table(result))
     return Section(
         title="Unique",
         question="Does another training run find the same latents?",
@@ -202,27 +182,55 @@ def _unique(family: Family, store: ActivationStore, theta: float) -> Section:
         parts=parts,
         numbers=result.summary,
         value="–" if seeds.empty else share(seeds["share_shared"].iloc[-1]),
-        unit="no second seed"
+        unit="no width has a second seed"
         if seeds.empty
-        else f"of the latents of width {seeds['n_a'].iloc[-1]} are found again by another seed",
+        else f"of the latents of width {seeds['n_a'].iloc[-1]} are found again by another seed "
+        f"(without structure: {share(_greatest_null(result))})",
+    )
+
+
+def _greatest_null(result: FamilyUniqueness) -> float:
+    return float(result.table.loc[result.table["null"] != "", "share_shared"].max())
+
+
+def _unique_table(result: FamilyUniqueness) -> Table:
+    frame = result.table
+    second = frame["null"].where(frame["null"] != "", frame["note"])
+    return Table(
+        "unique",
+        "Latents of the first dictionary matched one to one with those of the second, so that the sum of "
+        "their decoder cosines is greatest. Mutual: the two are each other’s best match. By encoder too: "
+        "matching by encoder directions makes the same pair, with both cosines at least θ. Correlation: of "
+        "the activations of matched latents. In a null the second dictionary is without structure.",
+        frame.assign(second=second),
+        {
+            "comparison": "comparison",
+            "second": "null",
+            "mean_matched_cosine": "matched cosine",
+            "mean_best_cosine": "best cosine",
+            "share_shared": f"θ = {result.theta:g} or more",
+            "share_mutual": "mutual",
+            "share_shared_both": "by encoder too",
+            "mean_correlation": "correlation",
+        },
     )
 
 
 def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.DataFrame) -> str:
-    nulls = result.table[result.table["null"] != ""]["share_shared"].max()
+    nulls = share(_greatest_null(result))
     kept = _range(widths["share_shared"])
     if seeds.empty:
         return (
             "No width has a second seed, so whether another run finds the same latents cannot be said; the "
             f"next width keeps {kept} of them (decoder cosine of a one-to-one match at least "
-            f"{result.theta:g}; nulls at most {share(nulls)})."
+            f"{result.theta:g}; nulls at most {nulls})."
         )
     found = listed(
         [f"{share(row.share_shared)} of the latents of width {row.n_a}" for row in seeds.itertuples()]
     )
     return (
         f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}), "
-        f"the next width {kept}; directions without structure, at most {share(nulls)}."
+        f"the next width {kept}; directions without structure match at {nulls}."
     )
 
 
@@ -258,30 +266,34 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
         ),
         _stitching_table(stitched),
     ]
-    under = similarity.table[similarity.table["note"] == ""]
     summaries = {name: result.summary for name, result in inserted.items()}
-    helps = {
-        kind: [summaries[name]["share_novel_gain"] for name in names]
-        for kind, names in (("pairs", pairs), ("nulls", nulls))
-    }
-    lowering = [stitched[name].summary["share_lowering"] for name in pairs]
-    across, between = (under[under["null"] == null]["share_under_theta"] for null in (False, True))
-    last = family.pairs()[-1]
+    paths = {name: result.summary for name, result in stitched.items()}
+    numbers = pd.DataFrame(
+        {
+            "novel": similarity.table.set_index("comparison")["share_under_theta"].dropna(),
+            "helps": pd.Series({name: summary["share_novel_gain"] for name, summary in summaries.items()}),
+            "lowering": pd.Series({name: summary["share_lowering"] for name, summary in paths.items()}),
+        }
+    )
+    across, between = numbers.loc[[*pairs]], numbers.loc[[*nulls]]
+    novel, helps, lowering = (f"{_range(across[name])}{_beside(between[name])}" for name in numbers)
+    small, large = family.pairs()[-1]
     return Section(
         title="Complete",
         question="Does a wider dictionary find what a narrower one lacks?",
-        says=f"From each width to the next, {_range(across)} of the wider dictionary’s latents resemble none "
-        f"of the narrower one’s{_beside(between)}, {_range(helps['pairs'])} lower its error when inserted "
-        f"alone{_beside(helps['nulls'])}, and {_range(lowering)} of the steps of stitching lower the error.",
+        says=f"From each width to the next, {novel} of the wider dictionary’s latents resemble none of the "
+        f"narrower one’s, {helps} lower its error when inserted alone, and {lowering} of the steps of "
+        "stitching lower the error.",
         parts=parts,
         numbers={
             "splitting": tree.summary,
             "insertion": summaries,
             "groups": {name: group.summary for name, group in groups.items()},
-            "stitching": {name: result.summary for name, result in stitched.items()},
+            "stitching": paths,
         },
-        value=share(across.iloc[-1]),
-        unit=f"of the latents of width {last[1].width} resemble none of width {last[0].width}",
+        value=share(across["novel"].iloc[-1]),
+        unit=f"of the latents of width {large.width} resemble none of width {small.width}"
+        + (f" ({between.index[-1]}: {share(between['novel'].iloc[-1])})" if len(between) else ""),
     )
 
 
@@ -386,7 +398,8 @@ def _atomic(family: Family, k: int, recipe: str | Recipe) -> Section:
         parts=[("atomic_baselines", plots.meta_baselines(result)), baselines],
         numbers={"meta": meta.summary, "baselines": summary},
         value=share(summary["explained_variance"]),
-        unit=f"of the variance of {widest.width} directions is explained by {meta.width} meta-latents",
+        unit=f"of the variance of {widest.width} directions is explained by {meta.width} meta-latents "
+        f"(without structure: {share(max(summary['nulls'].values()))})",
     )
 
 
