@@ -8,15 +8,18 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.patches import PathPatch
+from matplotlib.patches import PathPatch, StepPatch
 from plot_checks import check_bundle, check_texts
 
 from saekit import plots
 from saekit.analysis import MetaSAE
 from saekit.analysis.meta_baselines import MetaBaselines
+from saekit.analysis.meta_latents import MetaSplitting, cosine_distributions, side_by_side
+from saekit.analysis.meta_latents import related_latents as graph_of
 from saekit.dictionary import Dictionary
 from saekit.plots.meta import FLOOR
 
+NO_SPLITS = pd.DataFrame({"n_common": [0]})
 D_IN, WIDTHS, THRESHOLD = 12, (10, 30), 0.02
 LABEL = "a label that is far too long for the room there is, with $5 and $10 in it"
 
@@ -59,6 +62,26 @@ def tree(root=ROOT):
 
 
 @cache
+def cosines():
+    return cosine_distributions(meta(), meta().sources[0], theta=0.6)
+
+
+@cache
+def counted():
+    """The number of active meta-latents, counted on the dense product."""
+    active = (meta().rows.double() @ meta().dictionary.W_enc.double() > THRESHOLD).sum(1)
+    parts = []
+    for width, of_base in zip(WIDTHS, active.split(WIDTHS), strict=True):
+        found = np.bincount(of_base.numpy(), minlength=meta().width + 1)
+        parts.append(pd.DataFrame({"width": width, "n_active": range(len(found)), "n_latents": found}))
+    counts = pd.concat(parts, ignore_index=True)
+    counts["share"] = counts["n_latents"] / counts["width"]
+    return MetaSplitting(
+        pd.DataFrame(columns=["status", "kept", "kept_chance", "inherited"]), NO_SPLITS, counts
+    )
+
+
+@cache
 def baselines(held_out=True):
     rows = [
         ("meta-SAE", "own", False, False, 8, 0.4),
@@ -89,17 +112,29 @@ def sweep(held_out=True):
 
 
 BUILD = {
-    "decomposition": lambda: plots.decomposition(
-        meta(), 4, labels=[labels("small"), labels("large")], meta_labels=labels("meta")
+    "related_latents": lambda: plots.related_latents(
+        graph_of(meta(), 4, labels=[labels("small"), labels("large")], meta_labels=labels("meta"))
     ),
-    "decomposition_bare": lambda: plots.decomposition(meta(), 3, base=0, n_meta=2, n_members=3),
+    "related_latents_bare": lambda: plots.related_latents(graph_of(meta(), 3, base=0, n_meta=2, n_members=3)),
+    "meta_cosines": lambda: plots.meta_cosines(cosines()),
+    "side_by_side": lambda: plots.side_by_side(
+        side_by_side(
+            meta(),
+            4,
+            meta().sources[0],
+            labels=labels("large"),
+            meta_labels=labels("meta"),
+            small_labels=labels("small"),
+        )
+    ),
+    "side_by_side_bare": lambda: plots.side_by_side(side_by_side(meta(), 5, meta().sources[0], n=3)),
     "meta_baselines": lambda: plots.meta_baselines(baselines()),
     "meta_baselines_published": lambda: plots.meta_baselines(baselines(held_out=False)),
     "meta_splitting": lambda: plots.meta_splitting(
         meta(), tree(), 10, 2, labels=[labels("small"), labels("large")], meta_labels=labels("meta")
     ),
     "meta_splitting_bare": lambda: plots.meta_splitting(meta(), tree(), 10, 2),
-    "active_meta_latents": lambda: plots.active_meta_latents(meta()),
+    "active_meta_latents": lambda: plots.active_meta_latents(counted()),
     "meta_sweep": lambda: plots.meta_sweep(sweep()),
     "meta_sweep_published": lambda: plots.meta_sweep(sweep(held_out=False)),
 }
@@ -120,8 +155,8 @@ def test_no_text_overlaps_or_leaves_the_figure(name):
     check_texts(plot(name).figure)
 
 
-def test_decomposition_draws_every_relation_as_wide_as_its_activation():
-    found = plot("decomposition")
+def test_related_latents_are_drawn_as_wide_as_their_activations():
+    found = plot("related_latents")
     rows = meta().rows.double()
     dense = rows @ meta().dictionary.W_enc.double()
     dense[dense <= THRESHOLD] = 0
@@ -129,21 +164,70 @@ def test_decomposition_draws_every_relation_as_wide_as_its_activation():
     shown = found.data.drop_duplicates("meta_latent")
     order = own.argsort(descending=True)[: len(shown)].tolist()
     assert shown["meta_latent"].tolist() == order
-    assert int((own > 0).sum()) >= len(shown) == min(5, int((own > 0).sum()))
-    np.testing.assert_allclose(shown["activation"], own[order], rtol=1e-5)
+    assert len(shown) == min(5, int((own > 0).sum())) >= 3
+    np.testing.assert_allclose(shown["meta_activation"], own[order], rtol=1e-5)
     for meta_latent, members in found.data.groupby("meta_latent"):
         column = dense[:, meta_latent].clone()
-        column[WIDTHS[0] + 4] = 0  # the latent itself is in the middle already
-        best = column.argsort(descending=True)[:5]
-        best = [int(row) for row in best if column[row] > 0]
-        row_of = [row.member + (WIDTHS[0] if row.member_width == 30 else 0) for row in members.itertuples()]
-        assert row_of == best
-        np.testing.assert_allclose(members["member_activation"], column[best], rtol=1e-5)
+        column[WIDTHS[0] + 4] = 0  # the latent itself is on the left already
+        best = [int(row) for row in column.argsort(descending=True)[:5] if column[row] > 0]
+        row_of = members["latent"] + np.where(members["width"] == WIDTHS[1], WIDTHS[0], 0)
+        assert row_of.tolist() == best
+        np.testing.assert_allclose(members["activation"], column[best], rtol=1e-5)
+        assert members["label"].str.startswith(("small", "large")).all()
     edges = [patch for patch in found.figure.axes[0].patches if isinstance(patch, PathPatch)]
     expected = []
-    for _, members in found.data.groupby("rank"):
-        expected += [10 * members["activation"].iat[0], *(4 * members["member_activation"])]
+    for meta_latent in order:
+        members = found.data[found.data["meta_latent"] == meta_latent]
+        expected += [10 * members["meta_activation"].iat[0], *(4 * members["activation"])]
     np.testing.assert_allclose([edge.get_linewidth() for edge in edges], expected)
+
+
+def test_cosines_are_histograms_against_brute_force():
+    found = plot("meta_cosines")
+    small, large = (source.W_dec.double() for source in meta().sources)
+    own = meta().dictionary.W_dec.double()
+    within = large @ large.T
+    within.fill_diagonal_(-1)
+    expected = {
+        ("within", "relu 30 (seed 0)"): within,
+        ("meta-latents", "relu 10 (seed 0)"): own @ small.T,
+        ("latents", meta().name): large @ own.T,
+    }
+    for (panel, name), cosine in expected.items():
+        bins = found.data[
+            (found.data["panel"] == panel) & (found.data["nearest_in"] == name) & ~found.data["null"]
+        ]
+        assert bins["share"].sum() == pytest.approx(1)
+        above = float((cosine.max(1).values >= 0.6).double().mean())
+        assert bins.loc[bins["cosine_from"] >= 0.6 - 1e-9, "share"].sum() == pytest.approx(above)
+        if panel != "within":
+            told = "meta-SAE" if name == meta().name else "ReLU 10"
+            assert f"{panel} in {told} {100 * above:.0f}% (random" in found.caption
+    for axes, panel in zip(found.figure.axes, ("within", "meta-latents", "latents"), strict=True):
+        stairs = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+        assert len(stairs) == 2 * (3 if panel == "within" else 2)
+        drawn = np.concatenate([step.get_data().values for step in stairs])
+        np.testing.assert_array_equal(drawn, found.data.loc[found.data["panel"] == panel, "share"])
+
+
+def test_side_by_side_cells_are_cosines():
+    found = plot("side_by_side")
+    direction = meta().sources[1].W_dec[4].double()
+    small, own = meta().sources[0].W_dec.double(), meta().dictionary.W_dec.double()
+    nearest = (small @ direction).argsort(descending=True)[:6]
+    active = direction @ meta().dictionary.W_enc.double()
+    parts = active.argsort(descending=True)[: min(6, int((active > THRESHOLD).sum()))]
+    expected = own[parts] @ small[nearest].T
+    cells = found.figure.axes[0].collections[0].get_array()
+    np.testing.assert_allclose(np.asarray(cells), expected, atol=1e-6)
+    texts = [text.get_text().replace("\u2212", "-") for text in found.figure.axes[0].texts]
+    np.testing.assert_allclose(np.array(texts, float), expected.flatten(), atol=0.0051)
+    by_pair = found.data.set_index(["meta_latent", "small_latent"])["cosine"]
+    for row, part in enumerate(parts.tolist()):
+        for column, latent in enumerate(nearest.tolist()):
+            assert by_pair[part, latent] == pytest.approx(float(expected[row, column]), abs=1e-6)
+    names = [label.get_text().split()[0] for label in found.figure.axes[0].get_yticklabels()]
+    assert names == [str(part) for part in parts.tolist()]
 
 
 def test_baseline_bars_are_the_table():
@@ -187,8 +271,6 @@ def test_splitting_bars_share_out_each_latents_activation():
         colours = {bars[i].get_facecolor() for i in part.index}
         assert len(colours) == 1
         assert (str(meta_latent) in named) == (len(part) > 1)
-    kept = [float(((dense[row] > 0) & (dense[2] > 0)).sum() / (dense[2] > 0).sum()) for row in rows[1:]]
-    assert f"keeps {100 * np.mean(kept):.0f}%" in found.caption
     lines = [line for line in found.figure.axes[0].lines if line.get_ydata()[0] == line.get_ydata()[1]]
     thickness = [line.get_linewidth() for line in lines]
     assert thickness[0] > thickness[2] > thickness[1]
@@ -199,7 +281,7 @@ def test_active_meta_latents_are_counted_by_width():
     dense = meta().rows.double() @ meta().dictionary.W_enc.double() > THRESHOLD
     counts = dense.sum(1).split(WIDTHS)
     for line, of_base, width in zip(found.figure.axes[0].lines, counts, WIDTHS, strict=True):
-        expected = [float((of_base == n).double().mean()) for n in range(int(dense.sum(1).max()) + 1)]
+        expected = [float((of_base == n).double().mean()) for n in range(meta().width + 1)]
         np.testing.assert_allclose(line.get_ydata(), expected)
         assert f"{of_base.double().mean():.2f} at width {width}" in found.caption
 
@@ -223,7 +305,11 @@ def test_sweep_lines_are_the_table():
     [
         (lambda: plots.meta_sweep(sweep()[:0]), "at least one meta-SAE"),
         (
-            lambda: plots.decomposition(meta(threshold=2.0), 4),
+            lambda: plots.related_latents(graph_of(meta(threshold=2.0), 4)),
+            "No meta-latent is active on latent 4",
+        ),
+        (
+            lambda: plots.side_by_side(side_by_side(meta(threshold=2.0), 4, meta().sources[0])),
             r"No meta-latent is active on latent 4 of relu 30",
         ),
     ],

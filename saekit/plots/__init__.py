@@ -6,10 +6,12 @@ state the numbers of the data that they are given.
 
 from saekit.plots.meta import (
     active_meta_latents,
-    decomposition,
     meta_baselines,
+    meta_cosines,
     meta_splitting,
     meta_sweep,
+    related_latents,
+    side_by_side,
 )
 from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
@@ -38,7 +40,6 @@ __all__ = [
     "additivity",
     "ce_insertion_scatter",
     "convergence",
-    "decomposition",
     "density_histogram",
     "frankenstein",
     "frontier",
@@ -47,9 +48,12 @@ __all__ = [
     "kinds_frontier",
     "max_cosine_distribution",
     "meta_baselines",
+    "meta_cosines",
     "meta_splitting",
     "meta_sweep",
+    "related_latents",
     "roc",
+    "side_by_side",
     "splitting_flow",
     "splitting_tree_plot",
     "stitching_chain",

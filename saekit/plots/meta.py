@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
@@ -15,16 +16,25 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.figures import FULL, HALF, INK, NULL, Plot, house_style, new_figure, width_colours
-from saekit.plots.common import doubling_axis, fit_text, identity, kind_colour, listed, named, percent
+from saekit.plots.common import (
+    doubling_axis,
+    fit_text,
+    groups_of,
+    identity,
+    kind_colour,
+    listed,
+    named,
+    percent,
+)
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
     from saekit.analysis.meta import MetaSAE
     from saekit.analysis.meta_baselines import MetaBaselines
+    from saekit.analysis.meta_latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
     from saekit.analysis.splitting import SplittingTree
 
-META, BASELINE = "#029e73", "#b9c4cd"
-_CENTRE = "#de8f05"
+META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"
 _GREY = "#6e6e6e"
 ENCODERS = {
     "own": "",
@@ -35,6 +45,7 @@ ENCODERS = {
     "projection": "projection",
 }
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#56b4e9")
+BINS = 40
 FLOOR = -0.15  # explained variance under which a bar is cut off
 
 
@@ -208,70 +219,40 @@ def meta_sweep(table: pd.DataFrame) -> Plot:
     )
 
 
-def decomposition(
-    meta: MetaSAE,
-    latent: int,
-    *,
-    base: int = -1,
-    labels: Sequence[Labels] | None = None,
-    meta_labels: Labels | None = None,
-    n_meta: int = 5,
-    n_members: int = 5,
-) -> Plot:
+def related_latents(result: RelatedLatents) -> Plot:
     """A latent with its meta-latents, and each of these with the latents it is most active on.
 
     Parameters
     ----------
-    meta : MetaSAE
-        The meta-SAE.
-    latent, base : int
-        A latent of one of its bases.
-    labels : sequence of Labels, optional
-        What the latents are about, one for each base.
-    meta_labels : Labels, optional
-        What the meta-latents are about.
-    n_meta, n_members : int
-        At most so many meta-latents, and other latents for each.
+    result : RelatedLatents
+        The graph; with labels, they are shown as far as there is room.
 
     Raises
     ------
     ValueError
-        If no meta-latent is active on the latent.
+        If the latent has no meta-latents.
 
     Notes
     -----
-    Leask et al. (ICLR 2025), figure 1 and the related-latents graph of the post that came before it.
+    Leask et al. (ICLR 2025), figure 1, and the related-latents graph of the post before it.
     """
-    place = range(len(meta.bases))[base]
-    own = meta.of(latent, place)
-    if own.empty:
-        raise ValueError(f"No meta-latent is active on latent {latent} of {meta.bases[place]}.")
-    shown = own.head(n_meta)
-    rows: list[dict[str, Any]] = []
-    for rank, active in enumerate(shown.itertuples()):
-        about = meta_labels.of(active.meta_latent) if meta_labels else ""
-        members = meta.members(active.meta_latent, n_members + 1)
-        others = members[(members["base"] != place) | (members["latent"] != latent)].head(n_members)
-        common = {"meta_latent": active.meta_latent, "activation": active.activation, "meta_label": about}
-        rows += [
-            common
-            | {
-                "rank": rank,
-                "member_width": member.width,
-                "member": member.latent,
-                "member_activation": member.activation,
-                "member_label": labels[member.base].of(member.latent) if labels else "",
-            }
-            for member in others.itertuples()
-        ] or [
-            common
-            | {"rank": rank, "member_width": 0, "member": -1, "member_activation": 0.0, "member_label": ""}
-        ]
-    data = pd.DataFrame(rows)
+    nodes = result.nodes.set_index("node")
+    centre = nodes.loc[0]
+    if not (result.nodes["role"] == "meta-latent").any():
+        raise ValueError(f"No meta-latent is active on latent {centre['latent']}.")
+    edges = result.edges.join(nodes[["latent", "label"]].add_prefix("meta_"), on="meta_node")
+    edges = edges.join(nodes[["width", "latent", "label"]], on="latent_node")
+    own = edges[edges["latent_node"] == 0].set_index("meta_node")["activation"]
+    members = edges[edges["latent_node"] != 0]
+    alone = edges[~edges["meta_node"].isin(members["meta_node"])]  # of a meta-latent of this latent only
+    rows = pd.concat([members, alone]).sort_values("meta_node", kind="stable", ignore_index=True)
+    rows.insert(0, "meta_activation", rows["meta_node"].map(own))
+    data = rows.drop(columns=["meta_node", "latent_node"])
+    rank = np.unique(rows["meta_node"], return_inverse=True)[1]
     step, gap = 0.142, 0.1  # inches from member to member, and more between meta-latents
-    y = step * np.arange(len(data)) + gap * data["rank"].to_numpy()
+    y = step * np.arange(len(rows)) + gap * rank
     left, box, right = (0.04, 1.2), (1.66, 3.32), (3.72, FULL - 0.3)
-    text_of_width = len(meta.bases) > 1
+    widths = set(nodes.loc[nodes["role"] != "meta-latent", "width"])
     with house_style():
         figure = new_figure(FULL, float(y[-1]) + step + 0.12)
         figure.set_layout_engine("constrained", w_pad=0, h_pad=0)  # coordinates are inches
@@ -279,39 +260,169 @@ def decomposition(
         height = figure.get_size_inches()[1]
         axes.set(xlim=(0, FULL), ylim=(height - (step + 0.12) / 2, -(step + 0.12) / 2))
         axes.axis("off")
-        centre = float(y[0] + y[-1]) / 2
-        about = labels[place].of(latent) if labels else ""
-        _box(axes, left, centre, [f"{meta.widths[place]}/{latent}", about], _CENTRE)
-        for _, members in data.groupby("rank"):
-            first, middle = members.iloc[0], float(y[members.index].mean())
-            _edge(axes, (left[1], centre), (box[0], middle), META, 10 * first["activation"])
-            title = f"{first['meta_latent']}   ({first['activation']:.2f})"
-            _box(axes, box, middle, [title, first["meta_label"]], META)
-            for member in members[members["member"] >= 0].itertuples():
+        middle = float(y[0] + y[-1]) / 2
+        _box(axes, left, middle, [f"{centre['width']}/{centre['latent']}", centre["label"]], LATENT)
+        for _, group in rows.groupby("meta_node"):
+            first, here = group.iloc[0], float(y[group.index].mean())
+            _edge(axes, (left[1], middle), (box[0], here), META, 10 * first["meta_activation"])
+            title = f"{first['meta_latent']}   ({first['meta_activation']:.2f})"
+            _box(axes, box, here, [title, first["meta_label"]], META)
+            for member in group[group["latent_node"] != 0].itertuples():
                 end = float(y[member.Index])
-                _edge(axes, (box[1], middle), (right[0], end), _CENTRE, 4 * member.member_activation)
-                name = f"{member.member_width}/{member.member}" if text_of_width else f"{member.member}"
-                text = fit_text(f"{name}  {member.member_label}".rstrip(), right[1] - right[0] - 0.06)
+                _edge(axes, (box[1], here), (right[0], end), LATENT, 4 * member.activation)
+                name = f"{member.latent}" if len(widths) == 1 else f"{member.width}/{member.latent}"
+                text = fit_text(f"{name}  {member.label}".rstrip(), right[1] - right[0] - 0.06)
                 axes.text(right[0] + 0.05, end, text, va="center_baseline", fontsize=6.5)
                 axes.text(
                     FULL - 0.03,
                     end,
-                    f"{member.member_activation:.2f}",
+                    f"{member.activation:.2f}",
                     va="center_baseline",
                     ha="right",
                     fontsize=6.5,
                     color=_GREY,
                 )
-    said = ", ".join(f"{row.meta_latent} ({row.activation:.2f})" for row in shown.itertuples())
-    more = f" (of {len(own)})" if len(own) > len(shown) else ""
+    said = ", ".join(f"{nodes.loc[node, 'latent']} ({activation:.2f})" for node, activation in own.items())
     return Plot(
         figure,
         data,
-        caption=f"What one latent is made of. Latent {latent} of width {meta.widths[place]} (left), its "
-        f"{len(shown)} strongest meta-latents{more} with their activations, and the {n_members} other "
-        "latents that each is most active on, with theirs; lines are as wide as activations. "
-        f"{meta.name.capitalize()}. Meta-latents: {said}.",
-        alt=f"Graph of latent {latent} with its meta-latents {said}, and the latents of each.",
+        caption=f"What one latent is made of. Latent {centre['latent']} of width {centre['width']} (left), "
+        "its strongest meta-latents with their activations, and the other latents that each of these is "
+        f"most active on, with theirs; lines are as wide as activations. Meta-latents: {said}.",
+        alt=f"Graph of latent {centre['latent']} with its meta-latents {said}, and the latents of each.",
+    )
+
+
+def meta_cosines(result: CosineDistributions) -> Plot:
+    """Greatest cosines of latents and meta-latents with their nearest ones, beside the nulls.
+
+    Parameters
+    ----------
+    result : CosineDistributions
+        Within dictionaries, of meta-latents looked up in others, and of latents.
+
+    Notes
+    -----
+    Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), distribution of
+    maximum cosine similarities.
+    """
+    frame = result.frame
+    meta, base = (frame.loc[frame["panel"] == panel, "of"].iat[0] for panel in ("meta-latents", "latents"))
+    lowest = min(0, int(np.floor(frame["cosine"].min() * BINS)))
+    edges = np.arange(lowest, BINS + 1) / BINS
+    keys = ["panel", "of", "nearest_in", "null"]
+    parts = []
+    for key, rows in groups_of(frame, keys):
+        share = np.histogram(rows["cosine"].clip(upper=1), edges)[0] / len(rows)
+        bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": share}
+        parts.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), **bins}))
+    data = pd.concat(parts, ignore_index=True)
+    others = sorted((n for n in set(data["nearest_in"]) if n != meta), key=lambda n: identity(n)["width"])
+    shades = colormaps["YlOrBr"](np.linspace(0.45, 0.85, len(others)))
+    colours = {meta: META} | dict(zip(others, shades, strict=True))
+    names = {meta: "meta-SAE"} | {n: named(identity(n)["kind"], identity(n)["width"]) for n in others}
+    titles = {
+        "within": "within one dictionary",
+        "meta-latents": "from meta-latents to\nthe nearest latent of",
+        "latents": f"from {names[base]} to\nthe nearest direction of",
+    }
+    with house_style():
+        figure = new_figure(FULL, 2.4)
+        panels = figure.subplots(1, len(titles), sharey=True)
+        for axes, (panel, title) in zip(panels, titles.items(), strict=True):
+            for (name, null), bins in groups_of(data[data["panel"] == panel], ["nearest_in", "null"]):
+                style = {"linewidth": 0.8, "linestyle": ":"} if null else {"linewidth": 1.2}
+                axes.stairs(bins["share"], edges, color=colours[name], **style)
+            axes.axvline(result.theta, color=INK, linestyle="--", linewidth=0.8, zorder=0)
+            axes.set(xlabel="greatest cosine", xlim=(edges[0], 1))
+            axes.set_title(title, fontsize=8)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylabel("share of directions")
+        panels[0].set_ylim(0, 1.15 * data.loc[~data["null"], "share"].max())  # random ones are far narrower
+        handles = [Line2D([], [], color=colours[n], label=names[n]) for n in (meta, *others)]
+        handles.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.8, label="random directions"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    table = result.table[result.table["panel"] != "within"]
+    said = "; ".join(
+        f"{row.panel} in {names[row.nearest_in]} {percent(row.share_above_theta)} (random "
+        f"{percent(row.null_share_above_theta)}), median {row.median:.2f}"
+        for row in table.itertuples()
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Nearness of meta-latents and latents. Greatest cosine of every direction with another of "
+        "its own dictionary, of every meta-latent with a latent, and of every latent with a direction of the "
+        "meta-SAE or of a smaller dictionary; dotted (and cut off at the top), as many random directions in "
+        "their place. Share at "
+        f"θ = {result.theta:g} and above: {said}.",
+        alt=f"Three panels of histograms of greatest cosines. Share at theta and above: {said}.",
+    )
+
+
+def side_by_side(result: SideBySide) -> Plot:
+    """Cosines of a latent's meta-latents with its nearest latents in a smaller dictionary.
+
+    Parameters
+    ----------
+    result : SideBySide
+        Rows and columns are labelled if it is.
+
+    Raises
+    ------
+    ValueError
+        If the latent has no meta-latents.
+
+    Notes
+    -----
+    Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), heat map.
+    """
+    cosines, frame = result.cosines, result.frame
+    if cosines.empty:
+        raise ValueError(f"No meta-latent is active on latent {result.latent} of {result.dictionary}.")
+    data = cosines.reset_index().melt(id_vars="meta_latent", value_name="cosine", var_name="small_latent")
+    labels = dict(zip(frame["small_latent"], frame["small_label"], strict=True))
+    own = frame.dropna(subset=["meta_latent"])
+    rows = [
+        fit_text(f"{m}  {label}".rstrip(), 1.5, 7)
+        for m, label in zip(own["meta_latent"], own["meta_label"], strict=True)
+    ]
+    columns = [fit_text(f"{latent}  {labels[latent]}".rstrip(), 1.35, 7) for latent in cosines.columns]
+    small = named(identity(result.small)["kind"], identity(result.small)["width"])
+    with house_style():
+        figure = new_figure(0.75 * FULL, 1.65 + 0.27 * len(rows))
+        axes = figure.subplots()
+        values = cosines.to_numpy()
+        picture = axes.pcolormesh(values, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+        axes.invert_yaxis()
+        for row, column in np.ndindex(values.shape):
+            value = float(values[row, column])
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                f"{value:.2f}".replace("-", "\u2212"),
+                ha="center",
+                va="center_baseline",
+                fontsize=6.5,
+                color="white" if value > 0.55 else INK,
+            )
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(ylabel="its meta-latents", xlabel=f"its nearest latents in {small}")
+        bar = figure.colorbar(picture, ax=axes, fraction=0.05, pad=0.02)
+        bar.set_label("cosine")
+        bar.outline.set_visible(False)
+    summary = result.summary
+    said = f"{summary['n_paired']} of {summary['n_meta_latents']} meta-latents have a cosine of 0.7 or more"
+    return Plot(
+        figure,
+        data,
+        caption="Meta-latents beside nearest latents. Cosines of the directions of the meta-latents of "
+        f"latent {result.latent} of {result.dictionary} with those of the latents of {result.small} that are "
+        f"nearest to it; {said} with one of them.",
+        alt=f"Heat map of cosines of {len(rows)} meta-latents with {len(columns)} latents: {said}.",
     )
 
 
@@ -395,48 +506,38 @@ def meta_splitting(
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     mean = data.groupby(["width", "latent"]).size().groupby("width").mean()
     said = ", ".join(f"{value:.1f} at width {w}" for w, value in mean.items())
-    kept = _kept_share(data)
     return Plot(
         figure,
         data,
         caption=f"Splitting seen through meta-latents. Latent {latent} of width {width} and its "
         f"{len(nodes) - 1} descendants at θ = {tree.theta:g}; bars share each one's activation out among "
-        f"its meta-latents, on average {said}. A child keeps {percent(kept)} of its parent's meta-latents. "
-        f"{meta.name.capitalize()}.",
+        f"its meta-latents, on average {said}. {meta.name.capitalize()}.",
         alt=f"Tree of latent {latent} of width {width} with {len(nodes) - 1} descendants, and bars of the "
         f"meta-latents of each; on average {said}.",
     )
 
 
-def active_meta_latents(meta: MetaSAE) -> Plot:
-    """How many meta-latents the latents of each base have.
+def active_meta_latents(result: MetaSplitting) -> Plot:
+    """How many meta-latents the latents of each width have.
 
     Parameters
     ----------
-    meta : MetaSAE
-        Of several dictionaries, such as a family.
+    result : MetaSplitting
+        Of a meta-SAE on a family.
 
     Notes
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), feature splitting.
     """
-    counts, most = meta.decomposition.counts, int(meta.decomposition.counts.max())
-    data = pd.DataFrame(
-        [
-            {"width": width, "active": active, "share": float((of_base == active).double().mean())}
-            for place, width in enumerate(meta.widths)
-            for of_base in [counts[meta.base == place]]
-            for active in range(most + 1)
-        ]
-    )
-    colours = width_colours(meta.widths)
-    means = {w: float(counts[meta.base == place].double().mean()) for place, w in enumerate(meta.widths)}
+    data = result.counts
+    means = result.summary["mean_active"]
+    colours = width_colours(list(means))
     with house_style():
         figure = new_figure(HALF + 0.7, 2.1)
         axes = figure.subplots()
-        for (width, part), marker in zip(data.groupby("width", sort=False), "os^vDpX", strict=False):
+        for (width, part), marker in zip(data.groupby("width", sort=False), cycle("os^vDpX"), strict=False):
             axes.plot(
-                part["active"],
+                part["n_active"],
                 part["share"],
                 marker=marker,
                 markersize=3.5,
@@ -452,8 +553,7 @@ def active_meta_latents(meta: MetaSAE) -> Plot:
         figure,
         data,
         caption="Parts of a latent, by width. Share of the latents of each dictionary by how many "
-        f"meta-latents are active on them, for one meta-SAE trained on all of them: on average {said}. "
-        f"{meta.name.capitalize()}.",
+        f"meta-latents are active on them, for one meta-SAE trained on all of them: on average {said}.",
         alt=f"Lines of the number of active meta-latents for {len(means)} widths; on average {said}.",
     )
 
@@ -472,18 +572,6 @@ def _most_shared(data: pd.DataFrame) -> dict[int, str]:
     uses = data.groupby("meta_latent").agg(first=("row", "min"), n=("row", "size"), sum=("share", "sum"))
     often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(COLOURS)]
     return dict(zip(sorted(often, key=lambda m: (uses.loc[m, "first"], m)), COLOURS, strict=False))
-
-
-def _kept_share(data: pd.DataFrame) -> float:
-    """The share of a parent's meta-latents that a child has too, on average over children."""
-    sets = [set(part["meta_latent"]) for _, part in data.groupby("row")]
-    depths = data.groupby("row")["depth"].first().tolist()
-    shares, path = [], [sets[0]]
-    for own, depth in zip(sets[1:], depths[1:], strict=True):
-        parent = path[depth - 1]
-        shares.append(len(own & parent) / max(len(parent), 1))
-        path[depth:] = [own]
-    return float(np.mean(shares))
 
 
 def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:
