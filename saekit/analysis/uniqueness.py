@@ -222,10 +222,14 @@ def uniqueness(
         _check_activations((a, of_a), (b, of_b))
     else:
         of_a, of_b = collect(a, activations), collect(b, activations)
+    matched = frame["match"].to_numpy()
+    correlation = _correlation(of_a, of_b, matched)
+    back = np.full(b.width, np.nan)
+    back[matched[matched >= 0]] = correlation[matched >= 0]
     return replace(
         result,
-        frame=_with_activations(frame, of_a, of_b),
-        frame_b=_with_activations(frame_b, of_b, of_a),
+        frame=_with_activations(frame, of_a, correlation),
+        frame_b=_with_activations(frame_b, of_b, back),
         n_tokens=of_a.n_tokens,
         n_excluded=of_a.n_excluded,
     )
@@ -359,12 +363,11 @@ def _check_activations(*sides: tuple[Dictionary, LatentActivations]) -> None:
         )
 
 
-def _with_activations(frame: pd.DataFrame, own: LatentActivations, other: LatentActivations) -> pd.DataFrame:
-    """The frame with `density`, `dead` and `correlation`."""
-    density = own.density.numpy()
-    return frame.assign(
-        density=density, dead=density == 0, correlation=_correlation(own, other, frame["match"].to_numpy())
-    )
+def _with_activations(
+    frame: pd.DataFrame, activations: LatentActivations, correlation: np.ndarray
+) -> pd.DataFrame:
+    density = activations.density.numpy()
+    return frame.assign(density=density, dead=density == 0, correlation=correlation)
 
 
 def _correlation(own: LatentActivations, other: LatentActivations, match: np.ndarray) -> np.ndarray:
