@@ -313,7 +313,7 @@ class SideBySide:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`dictionary`, `small`, `latent`, and `n_paired`: meta-latents with a cosine of 0.7 or more."""
+        """`dictionary`, `small`, `latent`, `n_meta_latents` and `n_paired`, those at a cosine of 0.7 or more."""
         paired = (self.cosines >= 0.7).any(axis=1)
         return {
             "dictionary": self.dictionary,
