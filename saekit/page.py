@@ -49,11 +49,11 @@ figure div { margin: 0 auto; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { font-size: .85rem; line-height: 1.5; color: #4a4a4a; margin-top: .9rem; }
 .table { overflow-x: auto; margin: 1.6rem 0; }
-table { border-collapse: collapse; font: 13.5px/1.45 system-ui, sans-serif; min-width: 60%; }
+table { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; min-width: 60%; }
 caption { caption-side: bottom; text-align: left; color: #4a4a4a; padding-top: .7rem;
   font: .85rem/1.5 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
 th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
-th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 td[align=left]:last-child { white-space: normal; min-width: 11rem; }
 thead th { border-bottom: 1px solid #a9a6a0; }

@@ -199,18 +199,18 @@ def _unique_table(result: FamilyUniqueness) -> Table:
     return Table(
         "unique",
         "Latents of the first dictionary matched one to one with those of the second, so that the sum of "
-        "their decoder cosines is greatest. Mutual: the two are each other’s best match. By encoder too: "
+        "their decoder cosines is greatest. Mutual: the two are each other’s best match. Encoder too: "
         "matching by encoder directions makes the same pair, with both cosines at least θ. Correlation: of "
         "the activations of matched latents. In a null the second dictionary is without structure.",
         frame.assign(second=second),
         {
             "comparison": "comparison",
             "second": "null",
-            "mean_matched_cosine": "matched cosine",
+            "mean_matched_cosine": "cosine",
             "mean_best_cosine": "best cosine",
-            "share_shared": f"θ = {result.theta:g} or more",
+            "share_shared": f"≥ {result.theta:g}",
             "share_mutual": "mutual",
-            "share_shared_both": "by encoder too",
+            "share_shared_both": "encoder too",
             "mean_correlation": "correlation",
         },
     )
