@@ -1,5 +1,7 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
+from saekit.analysis.adjacency import AdjacencyOverlap, adjacency_overlap
+from saekit.analysis.ce_rebuilt import CERebuilt, ce_rebuilt
 from saekit.analysis.convert import Conversion, as_jumprelu
 from saekit.analysis.frankenstein import Frankenstein, frankenstein
 from saekit.analysis.labels import Labels, labels, meta_labels
@@ -17,26 +19,21 @@ from saekit.analysis.latents import (
 from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
 from saekit.analysis.meta_baselines import MetaBaselines, matching_pursuit, meta_baselines
 from saekit.analysis.meta_latents import (
-    AdjacencyOverlap,
-    CERebuilt,
     CosineDistributions,
     Decomposition,
     Members,
     MetaSplitting,
-    MultipleChoice,
     RelatedLatents,
     SideBySide,
-    adjacency_overlap,
-    ce_rebuilt,
     cosine_distributions,
     decomposition,
     members,
-    multiple_choice,
     related_latents,
     side_by_side,
     splitting_through_meta,
 )
 from saekit.analysis.mixtures import PairStatistics, pair_statistics
+from saekit.analysis.multiple_choice import MultipleChoice, multiple_choice
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,

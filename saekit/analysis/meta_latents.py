@@ -6,33 +6,22 @@ Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_array, diags_array, triu
-from torch import Tensor
+from scipy.sparse import csr_array
 
-from saekit.activations import ActivationStore, random_stream
 from saekit.analysis.labels import Labels
 from saekit.analysis.meta import MetaSAE
-from saekit.analysis.similarity import CHUNK_ELEMENTS, best_matches, nearest
+from saekit.analysis.similarity import best_matches, nearest
 from saekit.analysis.splitting import SplittingTree
 from saekit.analysis.uniqueness import null_dictionary
-from saekit.dictionary import Dictionary, fold
-from saekit.metrics import CEDegradation, ce_degradation, evaluate
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-BLOCK = 1024  # latents whose neighbours in a graph are held at once, and that are tested at once
-FLOOR_STEP = 0.1  # by which the floor of the cosines is lowered until there are edges enough
-
+from saekit.dictionary import Dictionary
 
 # ---------------------------------------------------------------------- a latent and its meta-latents
 
@@ -170,7 +159,7 @@ def members(
         If there is no such meta-latent or base.
     """
     frame = meta.members(meta_latent, n, base)
-    totals = _decompositions(meta).sum(1)
+    totals = decomposition_matrix(meta).sum(1)
     rows = np.cumsum([0, *meta.widths])[frame["base"]] + frame["latent"]
     frame = frame.assign(
         label=[
@@ -313,7 +302,7 @@ class SideBySide:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`dictionary`, `small`, `latent`, `n_meta_latents` and `n_paired`, those at a cosine of 0.7 or more."""
+        """`dictionary`, `small`, `latent`, `n_meta_latents`, and `n_paired` of them at a cosine of 0.7."""
         paired = (self.cosines >= 0.7).any(axis=1)
         return {
             "dictionary": self.dictionary,
@@ -515,151 +504,6 @@ def cosine_distributions(
     return CosineDistributions(theta, pd.concat(frames, ignore_index=True))
 
 
-# ---------------------------------------------------------------------- two graphs
-
-
-@dataclass(frozen=True, eq=False)
-class AdjacencyOverlap:
-    """Whether latents that share a meta-latent are those that are near the same smaller latent.
-
-    Attributes
-    ----------
-    dictionary, small : str
-        Names of the dictionary whose latents are joined and of the smaller one.
-    n_pairs : int
-        Pairs of its latents.
-    frame : DataFrame
-        One row a graph to compare with, that of the smaller dictionary and that of as many random
-        directions: `graph`, `tau` (the cosine to exceed), `n_edges` and `n_edges_meta` (of this
-        graph and of that of shared meta-latents), `n_shared`, `overlap` (shared edges over the
-        latter's), `chance` (what the overlap is on average if the graph's nodes are shuffled).
-    """
-
-    dictionary: str
-    small: str
-    n_pairs: int
-    frame: pd.DataFrame
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """`dictionary`, `small`, `n_edges`, `tau`, `overlap`, `chance`, `overlap_random_directions`."""
-        row, random = self.frame.iloc[0], self.frame.iloc[1]
-        return {
-            "dictionary": self.dictionary,
-            "small": self.small,
-            "n_edges": int(row["n_edges_meta"]),
-            "tau": float(row["tau"]),
-            "overlap": float(row["overlap"]),
-            "chance": float(row["chance"]),
-            "overlap_random_directions": float(random["overlap"]),
-        }
-
-
-def adjacency_overlap(meta: MetaSAE, small: Dictionary, *, base: int = -1, seed: int = 0) -> AdjacencyOverlap:
-    """Compare the graph of shared meta-latents with that of shared neighbours in a smaller dictionary.
-
-    In the first, two latents are joined if a meta-latent is active on both. In the second, if the
-    cosines of both with one and the same latent of the smaller dictionary exceed tau, which is
-    chosen so that there are as many edges (as near as ties let it).
-
-    Parameters
-    ----------
-    meta : MetaSAE
-        The meta-SAE.
-    small : Dictionary
-        The smaller dictionary.
-    base : int
-        Place in `meta.bases` of the dictionary whose latents are joined.
-    seed : int
-        Of the random directions.
-
-    Raises
-    ------
-    ValueError
-        If `small` is of another dimension, or no two latents share a meta-latent.
-
-    Notes
-    -----
-    [LW], which reports shared edges over edges. Both controls are ours: chance is the share of all
-    pairs that are joined; random directions in place of the smaller dictionary show what comes
-    from latents being near each other, whatever they are near to. The graphs are looked through in
-    blocks of rows and never held as a whole.
-    """
-    place = range(len(meta.bases))[base]
-    source = meta.sources[place]
-    shared = _decompositions(meta, place).astype(bool)
-    n_pairs, n_edges = source.width * (source.width - 1) // 2, _n_edges(shared)
-    if not n_edges:
-        raise ValueError(f"No two latents of {source.name} share a meta-latent.")
-    graphs = {small.name: small, "random directions": null_dictionary(small, "random directions", seed=seed)}
-    rows = []
-    for name, other in graphs.items():
-        tau, near = _matched(source, other, n_edges)
-        n_near = _n_edges(near)
-        both = sum(
-            _joined(shared, start).multiply(_joined(near, start)).count_nonzero()
-            for start in range(0, source.width, BLOCK)
-        )
-        rows.append(
-            {
-                "graph": name,
-                "tau": tau,
-                "n_edges": n_near,
-                "n_edges_meta": n_edges,
-                "n_shared": both,
-                "overlap": both / n_edges,
-                "chance": n_near / n_pairs,
-            }
-        )
-    return AdjacencyOverlap(source.name, small.name, n_pairs, pd.DataFrame(rows))
-
-
-def _joined(links: csr_array, start: int) -> csr_array:
-    """Pairs of rows that share a column, above the diagonal: a block of rows with all from there on."""
-    return triu(links[start : start + BLOCK] @ links[start:].T, k=1, format="csr")
-
-
-def _n_edges(links: csr_array) -> int:
-    """Pairs of rows that share a column."""
-    return sum(_joined(links, start).nnz for start in range(0, links.shape[0], BLOCK))
-
-
-def _matched(source: Dictionary, other: Dictionary, n_edges: int) -> tuple[float, csr_array]:
-    """The cosine tau that gives this number of edges, as near as can be, and what exceeds it."""
-    floor = 1.0
-    while True:
-        floor -= FLOOR_STEP
-        cosines = _cosines_above(source, other, floor)
-        if floor < -1 or _n_edges(cosines.astype(bool)) >= n_edges:
-            break
-
-    def above(tau: float) -> csr_array:
-        keep = cosines.data > tau
-        offsets = np.concatenate([[0], np.cumsum(keep)])[cosines.indptr]
-        return csr_array((np.ones(offsets[-1], bool), cosines.indices[keep], offsets), cosines.shape)
-
-    # The number of edges changes only where tau passes a cosine, and falls as tau rises.
-    steps = np.unique(np.append(cosines.data, np.float32(floor))).tolist()
-    at = bisect_left(range(len(steps)), -n_edges, key=lambda i: -_n_edges(above(steps[i])))
-    tau = min(steps[max(at - 1, 0) : at + 1], key=lambda tau: abs(_n_edges(above(tau)) - n_edges))
-    return tau, above(tau)
-
-
-def _cosines_above(source: Dictionary, other: Dictionary, floor: float) -> csr_array:
-    """Cosines of decoder directions above a floor, float32 `[source.width, other.width]`."""
-    directions = F.normalize(other.W_dec, dim=1).T
-    counts, indices, values = [], [], []
-    for part in source.W_dec.split(max(1, CHUNK_ELEMENTS // other.width)):
-        cosines = F.normalize(part, dim=1) @ directions
-        above = cosines > floor
-        counts.append(above.sum(1).cpu())
-        indices.append(above.nonzero()[:, 1].cpu())
-        values.append(cosines[above].cpu())
-    offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-    entries = (torch.cat(values).numpy(), torch.cat(indices).numpy(), offsets.numpy())
-    return csr_array(entries, (source.width, other.width))
-
-
 # ---------------------------------------------------------------------- splitting
 
 
@@ -756,7 +600,7 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
             f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
         )
     first = dict(zip(meta.widths, np.cumsum([0, *meta.widths]), strict=False))
-    activation = _decompositions(meta)
+    activation = decomposition_matrix(meta)
     active = activation.astype(bool)
     n_active = np.diff(active.indptr)
     shares = np.stack([active[first[w] : first[w] + w].sum(0) / w for w in meta.widths])
@@ -795,271 +639,14 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     return MetaSplitting(frame, pd.DataFrame(split, columns=columns), pd.DataFrame(counts))
 
 
-# ---------------------------------------------------------------------- cross-entropy
-
-
-@dataclass(frozen=True, eq=False)
-class CERebuilt:
-    """What a decoder rebuilt from meta-latents costs the language model.
-
-    Attributes
-    ----------
-    frame : DataFrame
-        One row a decoder: `decoder` (`"own"`, `"rebuilt"`, or `"turned at random"`: directions of
-        the same norm and the same cosine with the own ones), `fvu`, and of `ce_degradation` the
-        columns `ce`, `ce_degradation`, `loss_recovered_zero`, `loss_recovered_mean`.
-    ce : CEDegradation
-        The measurement, with its ablations and number of tokens.
-    """
-
-    frame: pd.DataFrame
-    ce: CEDegradation
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """`ce_degradation` and `fvu` by decoder, and `n_targets`."""
-        decoders = self.frame.set_index("decoder")
-        return {
-            "ce_degradation": {name: float(value) for name, value in decoders["ce_degradation"].items()},
-            "fvu": {name: float(value) for name, value in decoders["fvu"].items()},
-            "n_targets": self.ce.n_targets,
-        }
-
-
-def ce_rebuilt(
-    model: TransformerBridge,
-    meta: MetaSAE,
-    store: ActivationStore,
-    *,
-    base: int = -1,
-    max_rows: int = 64,
-    seed: int = 0,
-    progress: bool = False,
-) -> CERebuilt:
-    """Measure a dictionary with its decoder rebuilt from meta-latents, its encoder as it was.
-
-    Parameters
-    ----------
-    model : TransformerBridge
-        The language model that the store was harvested from.
-    meta : MetaSAE
-        The meta-SAE.
-    store : ActivationStore
-        Held-out tokens: all for the FVU.
-    base : int
-        Place in `meta.bases` of the dictionary to measure.
-    max_rows : int
-        Rows of tokens for the cross-entropy, spread evenly over the store.
-    seed : int
-        Of the random turn.
-    progress : bool
-        Show progress bars.
-
-    Raises
-    ------
-    ValueError
-        If the base is a TopK dictionary, or does not fit the store.
-
-    Notes
-    -----
-    In the authors' code only, without published numbers. The control, an error of the same size in
-    a random direction, is ours.
-    """
-    place = range(len(meta.bases))[base]
-    source = meta.sources[place]
-    rebuilt = meta.reconstruct()[meta.base == place]
-    dictionaries = {
-        "own": source,
-        "rebuilt": meta.rebuilt(place),
-        "turned at random": fold(
-            W_enc=source.W_enc,
-            b_enc=source.b_enc,
-            W_dec=_turned(source.W_dec, rebuilt, seed),
-            b_dec=source.b_dec,
-            threshold=source.threshold,
-            info={**source.info, "kind": f"turned {source.kind}"},
-        ),
-    }
-    ce = ce_degradation(model, list(dictionaries.values()), store, max_rows=max_rows, progress=progress)
-    columns = ["ce", "ce_degradation", "loss_recovered_zero", "loss_recovered_mean"]
-    frame = ce.frame[columns].assign(
-        decoder=list(dictionaries),
-        fvu=[evaluate(member, store, progress=progress).fvu for member in dictionaries.values()],
-    )
-    return CERebuilt(frame[["decoder", "fvu", *columns]], ce)
-
-
-def _turned(rows: Tensor, rebuilt: Tensor, seed: int) -> Tensor:
-    """Directions with the norms of the rebuilt ones and their cosines with the rows, else random."""
-    rows, rebuilt = F.normalize(rows.double(), dim=1), rebuilt.double()
-    random = torch.randn(rows.shape, generator=random_stream(seed), dtype=rows.dtype).to(rows.device)
-    along = (rows * rebuilt).sum(1, keepdim=True)
-    across = (rebuilt.square().sum(1, keepdim=True) - along**2).clamp(min=0).sqrt()
-    aside = F.normalize(random - (random * rows).sum(1, keepdim=True) * rows, dim=1)
-    return along * rows + across * aside
-
-
-# ---------------------------------------------------------------------- multiple choice
-
-
-@dataclass(frozen=True, eq=False)
-class MultipleChoice:
-    """Whether a latent's meta-latent can be told from others by what both are about.
-
-    Attributes
-    ----------
-    n_options : int
-        Meta-latents to choose from, one of them the latent's own.
-    n_left_out : int
-        Latents without a question: dead, without a meta-latent, the only one that has it, or with
-        too few distractors.
-    frame : DataFrame
-        One row a latent asked about: `latent`, `meta_latent` (its strongest), `activation`,
-        `n_others` (latents that this is told from), `similarity` (with the latent), `best_other`
-        (the greatest similarity with a distractor), `right` (1, or 0, or one over the number of
-        options that tie at the top).
-    null : DataFrame
-        The same with memberships shuffled among the latents.
-    """
-
-    n_options: int
-    n_left_out: int
-    frame: pd.DataFrame
-    null: pd.DataFrame
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """`accuracy` and `accuracy_null`, `standard_error` and `standard_error_null`, `chance`.
-
-        Also `n_options`, `n_latents` and `n_left_out`. Answers about one meta-latent depend on
-        each other, so the standard error is that of a sample of meta-latents, not of latents.
-        """
-        return {
-            "accuracy": float(self.frame["right"].mean()),
-            "standard_error": _clustered_error(self.frame),
-            "accuracy_null": float(self.null["right"].mean()),
-            "standard_error_null": _clustered_error(self.null),
-            "chance": 1 / self.n_options,
-            "n_options": self.n_options,
-            "n_latents": len(self.frame),
-            "n_left_out": self.n_left_out,
-        }
-
-
-def multiple_choice(
-    meta: MetaSAE, labels: Labels, *, base: int = -1, n_options: int = 5, seed: int = 0
-) -> MultipleChoice:
-    """Ask for every latent which of some meta-latents is its own, going by tokens alone.
-
-    A latent is what it is about: the distribution of tokens that its label comes from
-    (`Labels.tokens`), weighted by inverse document frequency (the logarithm of the number of
-    latents over those that have the token) and scaled to norm 1. A meta-latent is the sum of its
-    latents' weighted distributions times its activations on them, with the latent in question
-    left out. The answer is the option of greatest cosine; ties share the point.
-
-    Parameters
-    ----------
-    meta : MetaSAE
-        The meta-SAE.
-    labels : Labels
-        Of the base's latents.
-    base : int
-        Place in `meta.bases` of the dictionary to ask about; its latents alone describe the
-        meta-latents.
-    n_options : int
-        The latent's strongest meta-latent, and distractors drawn evenly from those that are active
-        on other latents but not on it.
-    seed : int
-        Of the distractors, and of the shuffle in the null.
-
-    Raises
-    ------
-    ValueError
-        If the labels are not of the base, or there are too few meta-latents to draw from.
-
-    Notes
-    -----
-    That Leask et al. (ICLR 2025) have a language model explain meta-latents is known, their scores
-    are not; the test, and its scoring without a network, are ours. Frequent meta-latents are own
-    ones more often than distractors, and what they are about is broader: the null, in which each
-    latent has another's meta-latents, shows how much that alone helps.
-    """
-    place = range(len(meta.bases))[base]
-    if len(labels) != meta.widths[place]:
-        raise ValueError(
-            f"The labels must be of the {meta.widths[place]} latents of {meta.bases[place]}, "
-            f"found {len(labels)}."
-        )
-    documents = np.bincount(labels.tokens.indices, minlength=labels.tokens.shape[1])
-    weights = np.log(len(labels) / np.maximum(documents, 1))
-    about = _unit_rows(labels.tokens @ diags_array(weights, format="csr"))
-    activation = _decompositions(meta, place)
-    random = np.random.default_rng(seed)
-    frame = _answers(activation, about, n_options, random)
-    shuffled = activation[random.permutation(len(labels))]
-    return MultipleChoice(
-        n_options, len(labels) - len(frame), frame, _answers(shuffled, about, n_options, random)
-    )
-
-
-def _answers(
-    activation: csr_array, about: csr_array, n_options: int, random: np.random.Generator
-) -> pd.DataFrame:
-    """Question and answer for every latent that can be asked about.
-
-    `activation` is `[latents, meta-latents]`; `about` has rows of norm 1, or empty ones.
-    """
-    described = np.diff(about.indptr) > 0
-    has = diags_array(described.astype(float), format="csr") @ activation  # latents that say something
-    has.eliminate_zeros()
-    n_members = np.bincount(has.indices, minlength=activation.shape[1])
-    if (n_members > 0).sum() < n_options:
-        raise ValueError(
-            f"{n_options} options need as many meta-latents, found {int((n_members > 0).sum())}."
-        )
-    of_meta = (has.T @ about).tocsr()
-    norms = np.sqrt(of_meta.multiply(of_meta).sum(1))
-    rows = []
-    for start in range(0, has.shape[0], BLOCK):
-        block = slice(start, start + BLOCK)
-        products, amounts = (about[block] @ of_meta.T).toarray(), has[block].toarray()
-        for place in np.flatnonzero(described[block]):
-            own = int(amounts[place].argmax())
-            amount, n_others = amounts[place, own], int(n_members[own]) - 1
-            away = np.flatnonzero((amounts[place] == 0) & (n_members > 0))
-            if not amount or not n_others or len(away) < n_options - 1:
-                continue
-            product = products[place, own] - amount  # the latent itself, of norm 1, left out
-            norm = np.sqrt(max(norms[own] ** 2 - 2 * amount * products[place, own] + amount**2, 0))
-            others = random.choice(away, n_options - 1, replace=False)
-            similarity = product / norm if norm > 1e-9 else 0.0
-            rivals = products[place, others] / norms[others]
-            tied = np.isclose(rivals, similarity, rtol=0, atol=1e-9).sum()
-            right = 0.0 if rivals.max() > similarity + 1e-9 else 1 / (1 + tied)
-            rows.append((start + place, own, amount, n_others, similarity, rivals.max(), right))
-    columns = ["latent", "meta_latent", "activation", "n_others", "similarity", "best_other", "right"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _unit_rows(matrix: csr_array) -> csr_array:
-    """Rows scaled to norm 1; what is zero is left out."""
-    matrix.eliminate_zeros()
-    norms = np.sqrt(matrix.multiply(matrix).sum(1))
-    matrix.data = matrix.data / np.repeat(norms, np.diff(matrix.indptr))
-    return matrix
-
-
-def _clustered_error(frame: pd.DataFrame) -> float:
-    """Standard error of the share of right answers, clustered by meta-latent."""
-    deviations = (frame["right"] - frame["right"].mean()).groupby(frame["meta_latent"]).sum()
-    return float(np.sqrt((deviations**2).sum()) / len(frame))
-
-
 # ---------------------------------------------------------------------- helpers
 
 
-def _decompositions(meta: MetaSAE, place: int | None = None) -> csr_array:
-    """Activations of meta-latents on all rows, or on those of one base, float64."""
+def decomposition_matrix(meta: MetaSAE, place: int | None = None) -> csr_array:
+    """Activations of meta-latents on the rows of all bases, or of that at a place in `meta.bases`.
+
+    Float64 `[rows, meta.width]`.
+    """
     found = meta.decomposition
     entries = (found.values.double().numpy(), found.indices.numpy(), found.offsets.numpy())
     matrix = csr_array(entries, (len(found), found.width))

@@ -9,19 +9,19 @@ import torch
 from dictionaries import make
 from scipy.sparse import csr_array
 
-from saekit.analysis import meta_latents, splitting_tree
+from saekit.analysis import adjacency, splitting_tree
+from saekit.analysis.adjacency import adjacency_overlap
+from saekit.analysis.ce_rebuilt import _turned, ce_rebuilt
 from saekit.analysis.meta import MetaSAE
 from saekit.analysis.meta_latents import (
-    adjacency_overlap,
-    ce_rebuilt,
     cosine_distributions,
     decomposition,
     members,
-    multiple_choice,
     related_latents,
     side_by_side,
     splitting_through_meta,
 )
+from saekit.analysis.multiple_choice import multiple_choice
 from saekit.dictionary import Dictionary, fold
 from saekit.families import Family
 
@@ -231,7 +231,7 @@ def edges_of(links):
 
 @pytest.mark.parametrize("block", [7, 1024])
 def test_overlap_equals_brute_force(meta, family, dense, block, monkeypatch):
-    monkeypatch.setattr(meta_latents, "BLOCK", block)
+    monkeypatch.setattr(adjacency, "BLOCK", block)
     result = adjacency_overlap(meta, family[24])
     shared = edges_of(dense[32:] > 0)
     cosines = np.array([[cosine(a, b) for b in family[24].W_dec] for a in family[40].W_dec])
@@ -367,7 +367,7 @@ def test_fvu_of_the_rebuilt_decoder_is_that_of_the_replaced_rows(model, store):
 
 def test_the_random_turn_keeps_norms_and_cosines(meta):
     rebuilt = meta.reconstruct()
-    turned = meta_latents._turned(meta.rows, rebuilt, 0)
+    turned = _turned(meta.rows, rebuilt, 0)
     rows = meta.rows.double()
     torch.testing.assert_close(turned.norm(dim=1), rebuilt.double().norm(dim=1))
     torch.testing.assert_close((turned * rows).sum(1), (rebuilt * rows).sum(1), atol=1e-6, rtol=1e-6)
