@@ -41,7 +41,7 @@ class TestNotebook:
         first = next(cell for cell in cells if cell["cell_type"] == "code")
         assert first["metadata"]["tags"] == ["parameters"]
         assignments = [line for line in "".join(first["source"]).splitlines() if line.strip()]
-        assert all(re.match(r"[A-Z0-9_, ]+ = [\w\s\"'.,_-]+(#.*)?$", line) for line in assignments), (
+        assert all(re.match(r"[A-Z0-9_, ]+ = [\w\s\"'.,_()-]+(#.*)?$", line) for line in assignments), (
             "literals only"
         )
 
