@@ -128,6 +128,7 @@ def stitching_curve(
             for axes in column[len(drawn) :]:
                 axes.set_visible(False)
             drawn[-1].tick_params(labelbottom=True)
+            drawn[-1].xaxis.set_in_layout(len(drawn) == len(rows))  # else it hangs where no panel is
             drawn[-1].set_xlabel("step")
         main = panels[:, 0]
         if random is not None:
@@ -184,7 +185,7 @@ def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame
     data = pd.concat(parts, ignore_index=True)[["comparison", "order", "step", "phase", "fvu"]]
     with house_style():
         figure = new_figure(FULL if len(pairs) > 1 else 0.6 * FULL, 2.3)
-        panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(pairs), squeeze=False)[0]
         for axes, pair in zip(panels, pairs, strict=True):
             lines = {order: rows for (order,), rows in groups_of(data[data["comparison"] == pair], ["order"])}
             if "random, min" in lines:
