@@ -2,7 +2,7 @@
 
 Raw activations go in; every input centring, scaling and decoder norm has been moved into the
 weights, biases and thresholds, so that latents can be moved between dictionaries by gathering
-rows (`saekit.analysis`).
+rows (`saekit.analysis`). `saekit.folding` makes it of an SAE as it was trained or published.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,23 @@ from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+NORMALIZATIONS = ("layer_norm", "constant_norm")
+LAYER_NORM_EPS = 1e-5
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
+
+
+class RowScale(NamedTuple):
+    """How each row was normalised: what decoding needs of the input.
+
+    Attributes
+    ----------
+    centre, factor : Tensor
+        `[batch, 1]`: a reconstruction `z_hat` of the normalised row stands for
+        `z_hat * factor + centre`.
+    """
+
+    centre: Tensor
+    factor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +63,14 @@ class Dictionary:
     k : int, optional
         For a TopK SAE only: of the latents above their threshold, the `k` largest of a row are
         kept. Such latents compete, so they cannot be moved (`require_independent`).
+    rank_scale : Tensor, optional
+        For a TopK SAE whose decoder rows had other norms: latents compete by
+        `h * rank_scale`, `[d_sae]`.
+    normalization : str, optional
+        Every row is normalised on its own before it is encoded: `"layer_norm"` (mean 0, unbiased
+        standard deviation 1) or `"constant_norm"` (norm `sqrt(d_in)`). Its latents are in units
+        that differ from row to row, so they cannot be moved either, and `decode` needs to know
+        the rows' scale (`row_scale`).
     info : mapping
         What the dictionary is and where it comes from (`kind`, `model`, `hook_point`, `seed`,
         training settings, ...), as JSON values.
@@ -63,6 +87,8 @@ class Dictionary:
     b_dec: Tensor
     threshold: Tensor
     k: int | None = None
+    rank_scale: Tensor | None = None
+    normalization: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,20 +96,27 @@ class Dictionary:
             raise ValueError(f"W_enc must be [d_in, d_sae], found shape {list(self.W_enc.shape)}.")
         d_in, d_sae = self.W_enc.shape
         expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
+        expected["rank_scale"] = (d_sae,)
+        tensors = self.tensors()
+        for name in tensors.keys() - {"W_enc"}:
+            shape, found = expected[name], tuple(tensors[name].shape)
             if found != shape:
                 raise ValueError(
                     f"{name} must have shape {list(shape)} beside W_enc [d_in={d_in}, d_sae={d_sae}], "
                     f"found {list(found)}."
                 )
-        for name in TENSORS:
-            if not torch.isfinite(getattr(self, name)).all():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} holds values that are not finite.")
         if (self.threshold < 0).any():
             raise ValueError("Thresholds must be at least 0: a latent is never negative.")
         if self.k is not None and not 0 < self.k <= d_sae:
             raise ValueError(f"k must be between 1 and the width {d_sae}, found {self.k}.")
+        if self.normalization not in (None, *NORMALIZATIONS):
+            raise ValueError(
+                f"normalization must be None or one of {', '.join(NORMALIZATIONS)}, found "
+                f"{self.normalization!r}."
+            )
 
     @property
     def d_in(self) -> int:
@@ -119,25 +152,37 @@ class Dictionary:
     @property
     def content_hash(self) -> str:
         """SHA-256 of the tensors and of what the dictionary says of itself."""
-        return hash_json({"tensors": hash_tensors(self.tensors()), "k": self.k, "info": dict(self.info)})
+        normalized = {} if self.normalization is None else {"normalization": self.normalization}
+        parts = {"tensors": hash_tensors(self.tensors()), "k": self.k, "info": dict(self.info)}
+        return hash_json(parts | normalized)
 
     def __repr__(self) -> str:
         k = "" if self.k is None else f", k={self.k}"
         return f"Dictionary({self.name}, d_in={self.d_in}, width={self.width}{k})"
 
     def tensors(self) -> dict[str, Tensor]:
-        """The five tensors by name."""
-        return {name: getattr(self, name) for name in TENSORS}
+        """The five tensors by name, and `rank_scale` where there is one."""
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        return tensors if self.rank_scale is None else tensors | {"rank_scale": self.rank_scale}
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary on another device or in another dtype."""
-        tensors = {n: t.to(device=device, dtype=dtype) for n, t in self.tensors().items()}
-        return Dictionary(**tensors, k=self.k, info=self.info)
+        tensors: dict[str, Any] = {n: t.to(device=device, dtype=dtype) for n, t in self.tensors().items()}
+        return replace(self, **tensors)
 
     # ------------------------------------------------------------------ encoding and decoding
 
+    def row_scale(self, x: Tensor) -> RowScale | None:
+        """How rows `[batch, d_in]` are normalised one by one; None if they are not."""
+        if self.normalization == "layer_norm":
+            return RowScale(x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True))
+        if self.normalization == "constant_norm":
+            norm = x.norm(dim=1, keepdim=True)
+            return RowScale(torch.zeros_like(norm), norm / self.d_in**0.5)
+        return None
+
     def pre_activations(self, x: Tensor) -> Tensor:
-        """`x @ W_enc + b_enc`: `[batch, d_in]` to `[batch, width]`.
+        """`x @ W_enc + b_enc` of (normalised) rows: `[batch, d_in]` to `[batch, width]`.
 
         Raises
         ------
@@ -148,14 +193,19 @@ class Dictionary:
             raise ValueError(
                 f"{self.name} takes activations of shape [batch, {self.d_in}], found {list(x.shape)}."
             )
-        return affine(x.to(self.W_enc.dtype), self.W_enc.T, self.b_enc)
+        x = x.to(self.W_enc.dtype)
+        if (scale := self.row_scale(x)) is not None:
+            eps = LAYER_NORM_EPS if self.normalization == "layer_norm" else 0.0
+            x = (x - scale.centre) / (scale.factor + eps)
+        return affine(x, self.W_enc.T, self.b_enc)
 
     def _active(self, h: Tensor) -> Tensor:
         """Which pre-activations make active latents, as a Boolean `[batch, width]`."""
         active = h > self.threshold
         if self.k is not None and self.k < self.width:
             # A TopK latent must also be among the k largest of its row.
-            candidates = torch.where(active, h, -torch.inf).topk(self.k, dim=1).indices
+            rank = h if self.rank_scale is None else h * self.rank_scale
+            candidates = torch.where(active, rank, -torch.inf).topk(self.k, dim=1).indices
             active &= torch.zeros_like(active).scatter_(1, candidates, True)
         return active
 
@@ -176,31 +226,56 @@ class Dictionary:
             parts.append(SparseLatents.from_mask(self._active(h), h))
         return SparseLatents.concatenate(parts) if parts else SparseLatents.empty(self.width, self.W_enc)
 
-    def decode(self, latents: Tensor | SparseLatents) -> Tensor:
-        """Reconstruction `latents @ W_dec + b_dec`: `[batch, d_in]`."""
-        if isinstance(latents, SparseLatents):
-            return latents.matmul(self.W_dec) + self.b_dec
-        return torch.addmm(self.b_dec, latents, self.W_dec)
+    def decode(self, latents: Tensor | SparseLatents, scale: RowScale | None = None) -> Tensor:
+        """Reconstruction `latents @ W_dec + b_dec`: `[batch, d_in]`.
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """`decode(encode_sparse(x))`: raw activations in, their reconstruction out."""
-        return self.decode(self.encode_sparse(x))
-
-    # ------------------------------------------------------------------ moving latents
-
-    def require_independent(self, purpose: str) -> None:
-        """Refuse to go on if the latents depend on each other.
+        Parameters
+        ----------
+        latents : Tensor or SparseLatents
+            `[batch, width]`.
+        scale : RowScale, optional
+            `row_scale(x)` of the rows that were encoded, for a dictionary that normalises them.
 
         Raises
         ------
         ValueError
-            If this is a TopK dictionary.
+            If this dictionary normalises rows and their scale is not given.
+        """
+        if self.normalization is not None and scale is None:
+            raise ValueError(
+                f"{self.name} normalises every row ({self.normalization}), so decoding needs their scale: "
+                "decode(latents, dictionary.row_scale(x)), or reconstruct(x)."
+            )
+        if isinstance(latents, SparseLatents):
+            x_hat = latents.matmul(self.W_dec) + self.b_dec
+        else:
+            x_hat = torch.addmm(self.b_dec, latents, self.W_dec)
+        return x_hat if scale is None else x_hat * scale.factor + scale.centre
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Raw activations in, their reconstruction out: `[batch, d_in]` both."""
+        return self.decode(self.encode_sparse(x), self.row_scale(x))
+
+    # ------------------------------------------------------------------ moving latents
+
+    def require_independent(self, purpose: str) -> None:
+        """Refuse to go on if the latents depend on each other, or their unit on the row.
+
+        Raises
+        ------
+        ValueError
+            If this is a TopK dictionary, or one that normalises every row.
         """
         if self.k is not None:
-            raise ValueError(
-                f"{purpose} needs latents that do not depend on each other, but {self.name} keeps the "
-                f"{self.k} largest of each row: convert it with saekit.as_jumprelu(dictionary, activations)."
-            )
+            why = f"keeps the {self.k} largest of each row"
+        elif self.normalization is not None:
+            why = f"measures each row in a unit of its own ({self.normalization})"
+        else:
+            return
+        raise ValueError(
+            f"{purpose} needs latents that do not depend on each other or on the row, but {self.name} {why}: "
+            "convert it with saekit.as_jumprelu(dictionary, activations)."
+        )
 
     def gather(self, latents: Sequence[int] | Tensor) -> Dictionary:
         """The dictionary that holds only these latents, in this order, with the same `b_dec`.
@@ -208,7 +283,7 @@ class Dictionary:
         Raises
         ------
         ValueError
-            If this is a TopK dictionary.
+            As `require_independent`.
         IndexError
             If a latent is out of range.
         """
@@ -247,8 +322,9 @@ class Dictionary:
             "d_in": self.d_in,
             "width": self.width,
             "k": self.k,
+            "normalization": self.normalization,
             "info": dict(self.info),
-            "hash": Dictionary(**_from_half(tensors), k=self.k, info=self.info).content_hash,
+            "hash": replace(self, **_from_half(tensors)).content_hash,
         }
         write_json(folder / "dictionary.json", header)
         return folder
@@ -278,17 +354,22 @@ class Dictionary:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except SafetensorError as error:
             raise ValueError(f"{weights_file} is damaged or not a safetensors file: {error}.") from error
-        if set(tensors) != set(TENSORS):
+        if set(tensors) - {"rank_scale"} != set(TENSORS):
             raise ValueError(
                 f"{weights_file} must hold exactly {', '.join(TENSORS)}; found {', '.join(sorted(tensors))}."
             )
-        dictionary = cls(**_from_half(tensors), k=header["k"], info=header["info"])
+        dictionary = cls(
+            **_from_half(tensors),
+            k=header["k"],
+            normalization=header.get("normalization"),
+            info=header["info"],
+        )
         if dictionary.content_hash != header["hash"]:
             raise ValueError(f"{folder} is damaged: its content does not match the hash in dictionary.json.")
         return dictionary
 
 
-def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Matrices stored in half precision, in single precision again, with directions of unit norm."""
     full = {
         name: tensor.float() if tensor.dtype == torch.half else tensor for name, tensor in tensors.items()
@@ -296,71 +377,3 @@ def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if tensors["W_dec"].dtype == torch.half:
         full["W_dec"] /= full["W_dec"].norm(dim=1, keepdim=True)
     return full
-
-
-def fold(
-    *,
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
-    threshold: Tensor | None = None,
-    mean: Tensor | None = None,
-    scale: float = 1.0,
-    k: int | None = None,
-    info: Mapping[str, Any] | None = None,
-) -> Dictionary:
-    """Fold input normalisation and decoder norms into a `Dictionary`, computing in float64.
-
-    The parameters describe an SAE on `z = (x - mean) * scale`: pre-activations
-    `z @ W_enc + b_enc`, strict `threshold`, reconstruction `z_hat = latents @ W_dec + b_dec` and
-    `x_hat = z_hat / scale + mean`. The result is the same function of raw `x`, with decoder rows
-    of unit norm; latents are rescaled by `norm / scale`, and thresholds with them.
-
-    Parameters
-    ----------
-    W_enc, b_enc, W_dec, b_dec : Tensor
-        `[d_in, d_sae]`, `[d_sae]`, `[d_sae, d_in]`, `[d_in]`.
-    threshold : Tensor, optional
-        `[d_sae]`; zero (ReLU) if left out.
-    mean : Tensor, optional
-        `[d_in]`; zero if left out.
-    scale : float
-        Positive factor on centred activations.
-    k : int, optional
-        For a TopK SAE.
-    info : mapping, optional
-        Kept with the dictionary.
-
-    Returns
-    -------
-    Dictionary
-        In float32.
-
-    Raises
-    ------
-    ValueError
-        If a decoder row is zero, or for a TopK SAE whose decoder rows differ in norm: rescaling
-        its latents would change which are the k largest.
-    """
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, found {scale}.")
-    W_enc, b_enc, W_dec, b_dec = (tensor.double() for tensor in (W_enc, b_enc, W_dec, b_dec))
-    threshold = torch.zeros_like(b_enc) if threshold is None else threshold.double()
-    mean = torch.zeros_like(b_dec) if mean is None else mean.double()
-    norms = W_dec.norm(dim=1)
-    if (norms == 0).any():
-        raise ValueError(f"Decoder rows of norm zero cannot be folded: {int((norms == 0).sum())} found.")
-    if k is not None and not torch.allclose(norms, norms[:1].expand_as(norms), rtol=1e-5):
-        raise ValueError(
-            "A TopK SAE's decoder norms cannot be folded: rescaled latents would compete differently "
-            f"(norms from {norms.min():.4g} to {norms.max():.4g})."
-        )
-    tensors = {
-        "W_enc": W_enc * norms,
-        "b_enc": (b_enc / scale - mean @ W_enc) * norms,
-        "W_dec": W_dec / norms[:, None],
-        "b_dec": b_dec / scale + mean,
-        "threshold": threshold / scale * norms,
-    }
-    return Dictionary(**{n: t.float() for n, t in tensors.items()}, k=k, info=info or {})

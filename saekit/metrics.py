@@ -161,7 +161,9 @@ def evaluate(
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
         for _, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
             latents = dictionary.encode_sparse(x)
-            squared_error += float((x - dictionary.decode(latents)).double().square().sum())
+            squared_error += float(
+                (x - dictionary.decode(latents, dictionary.row_scale(x))).double().square().sum()
+            )
             active += torch.bincount(latents.indices, minlength=dictionary.width).cpu()
             moments.update(x)
             bar.update(len(x))

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.dictionary import Dictionary, fold
+from saekit.dictionary import Dictionary
 from saekit.distributed import all_reduce_mean, is_main, local_slice, world_size
 from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.folding import Unfolded
 from saekit.metrics import evaluate
 from saekit.variants import Variant
 
@@ -333,7 +334,7 @@ class _Run:
         }
         info = {"kind": config.variant.kind, "seed": config.seed, **self.origin, "training": training}
         with torch.no_grad():
-            return fold(mean=self.mean, scale=self.scale, info=info, **config.variant.folding(sae))
+            return Unfolded(mean=self.mean, scale=self.scale, info=info, **config.variant.folding(sae)).fold()
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from saekit.dictionary import fold
+from saekit.folding import Unfolded
 
 
 def parameters(d_in=12, width=40, seed=0, dtype=torch.float64):
@@ -21,4 +21,4 @@ def parameters(d_in=12, width=40, seed=0, dtype=torch.float64):
 
 
 def make(d_in=12, width=40, seed=0, **kwargs):
-    return fold(**parameters(d_in, width, seed), info={"kind": "relu", "seed": seed}, **kwargs)
+    return Unfolded(**parameters(d_in, width, seed), info={"kind": "relu", "seed": seed}, **kwargs).fold()

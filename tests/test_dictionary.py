@@ -1,49 +1,9 @@
 import pytest
 import torch
-from dictionaries import make, parameters
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from dictionaries import make
 from safetensors.torch import load_file, save_file
 
-from saekit.dictionary import Dictionary, fold
-
-
-def unfolded(x, p, mean, scale):
-    """The SAE as it was trained: centre, scale, encode, threshold, decode, undo."""
-    z = (x - mean) * scale
-    h = z @ p["W_enc"] + p["b_enc"]
-    latents = torch.where(h > p["threshold"], h, 0.0)
-    return latents, (latents @ p["W_dec"] + p["b_dec"]) / scale + mean
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 50.0))
-def test_folding_never_changes_the_function(seed, scale):
-    p = parameters(seed=seed)
-    mean = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    x = torch.randn(30, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 2)) * 3
-    latents, x_hat = unfolded(x, p, mean, scale)
-    folded = fold(**p, mean=mean, scale=scale)
-    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(40))
-    h = (x - mean) * scale @ p["W_enc"] + p["b_enc"]
-    safe = ((h - p["threshold"]).abs() > 1e-4 * (1 + h.abs())).all(dim=1)  # away from the threshold
-    expected = latents * p["W_dec"].norm(dim=1) / scale
-    size = x_hat.norm(dim=1, keepdim=True).clamp(min=1) + expected.norm(dim=1, keepdim=True)
-    assert ((folded.encode(x.float()) - expected)[safe].abs() <= 1e-5 * size[safe]).all()
-    assert ((folded.reconstruct(x.float()) - x_hat)[safe].abs() <= 1e-5 * size[safe]).all()
-
-
-def test_fold_refuses_what_would_change_a_topk_function():
-    p = parameters()
-    p.pop("threshold")
-    with pytest.raises(ValueError, match="TopK"):
-        fold(**p, k=3)
-    p["W_dec"] = 2 * p["W_dec"] / p["W_dec"].norm(dim=1, keepdim=True)
-    x = torch.randn(20, 12, dtype=torch.float64)
-    h = (x @ p["W_enc"] + p["b_enc"]).relu()
-    kept = torch.zeros_like(h).scatter(1, h.topk(3).indices, h.topk(3).values)
-    folded = fold(**p, k=3)
-    torch.testing.assert_close(folded.encode(x.float()).double(), 2 * kept, rtol=1e-5, atol=1e-5)
+from saekit.dictionary import Dictionary
 
 
 def test_encode_of_a_row_does_not_depend_on_the_batch():

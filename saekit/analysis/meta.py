@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.dictionary import Dictionary, fold
+from saekit.dictionary import Dictionary
 from saekit.families import Family
 from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.folding import Unfolded
 from saekit.sparse import SparseLatents
 from saekit.training import TrainingConfig, train
 from saekit.variants import BatchTopK
@@ -210,7 +211,7 @@ class MetaSAE:
         """
         place = self._place(base)
         source = self.sources[place]
-        return fold(
+        return Unfolded(
             W_enc=source.W_enc,
             b_enc=source.b_enc,
             W_dec=self.reconstruct()[self.base == place],
@@ -218,7 +219,7 @@ class MetaSAE:
             threshold=source.threshold,
             k=source.k,
             info={**source.info, "kind": f"rebuilt {source.kind}"},
-        )
+        ).fold()
 
     # ------------------------------------------------------------------ numbers
 

@@ -3,7 +3,8 @@ import torch
 from dictionaries import make, parameters
 
 from saekit.analysis import as_jumprelu, insertion
-from saekit.dictionary import Dictionary, fold
+from saekit.dictionary import Dictionary
+from saekit.folding import Unfolded
 
 D_IN, WIDTH, K = 12, 40, 5
 
@@ -13,7 +14,7 @@ def topk() -> Dictionary:
     made = parameters(D_IN, WIDTH, seed=3)
     made["W_dec"] = torch.nn.functional.normalize(made["W_dec"], dim=1)
     made["threshold"] = None
-    return fold(**made, k=K, info={"kind": "topk", "seed": 3, "hook_point": "here"})
+    return Unfolded(**made, k=K, info={"kind": "topk", "seed": 3, "hook_point": "here"}).fold()
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import torch
 from dictionaries import make
 
 from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
-from saekit.dictionary import Dictionary, fold
+from saekit.dictionary import Dictionary
 from saekit.families import Family
+from saekit.folding import Unfolded
 
 D_IN, META, ROWS = 32, 48, 1200
 QUICK = Recipe("quick", lr=5e-3, steps=600, batch=1 / 3, width=META / ROWS)
@@ -34,7 +35,7 @@ def planted(width=ROWS, seed=0):
         "b_enc": torch.randn(width, generator=generator, dtype=torch.float64),
         "b_dec": torch.randn(D_IN, generator=generator, dtype=torch.float64),
     }
-    return fold(W_dec=rows, info={"kind": "relu", "seed": seed}, **parameters), truth.float()
+    return Unfolded(W_dec=rows, info={"kind": "relu", "seed": seed}, **parameters).fold(), truth.float()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from saekit.analysis.meta_baselines import (
     principal_components,
     refit_encoder,
 )
-from saekit.dictionary import fold
+from saekit.folding import Unfolded
 
 D_IN, META, ROWS = 20, 30, 500
 QUICK = Recipe("quick", lr=5e-3, steps=400, batch=1 / 3, width=META / ROWS)
@@ -43,9 +43,9 @@ def planted(width=ROWS, seed=0):
     rows = torch.zeros(width, META, dtype=torch.float64).scatter(1, chosen, amounts) @ truth
     zero = torch.zeros(D_IN)
     info = {"kind": "relu", "seed": seed}
-    return fold(
+    return Unfolded(
         W_enc=normal(D_IN, width), b_enc=torch.zeros(width), W_dec=rows, b_dec=zero, info=info
-    ), truth.float()
+    ).fold(), truth.float()
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from saekit.analysis.meta_latents import (
     splitting_through_meta,
 )
 from saekit.analysis.multiple_choice import multiple_choice
-from saekit.dictionary import Dictionary, fold
+from saekit.dictionary import Dictionary
 from saekit.families import Family
+from saekit.folding import Unfolded
 
 D_IN, META = 12, 9
 WIDTHS = (8, 24, 40)
@@ -396,10 +397,10 @@ def topical():
     topic = torch.arange(60) % 6
     second = torch.randint(6, (60,), generator=generator)
     rows = directions[topic] + 0.5 * directions[second]
-    base = fold(
+    base = Unfolded(
         W_enc=torch.randn(D_IN, 60, generator=generator), b_enc=torch.zeros(60), W_dec=rows,
         b_dec=torch.zeros(D_IN), info={"kind": "relu", "seed": 0},
-    )  # fmt: skip
+    ).fold()  # fmt: skip
     dictionary = Dictionary(
         directions.T.contiguous(), torch.zeros(6), directions, torch.zeros(D_IN), torch.full((6,), 0.2),
         info={"kind": "meta", "training": {"variant": {"k": 2}}},

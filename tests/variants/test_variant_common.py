@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from saekit.dictionary import fold
+from saekit.folding import Unfolded
 from saekit.variants import VARIANTS, BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 from saekit.variants.common import auxiliary_loss
 
@@ -72,7 +72,7 @@ def test_the_folded_dictionary_is_the_sae_at_inference(kind):
     if "threshold" in sae.state:
         sae.state["threshold"].fill_(0.4)
     with torch.no_grad():
-        dictionary = fold(mean=mean, scale=scale, **variant.folding(sae)).to(dtype=torch.float64)
+        dictionary = Unfolded(mean=mean, scale=scale, **variant.folding(sae)).fold().to(dtype=torch.float64)
         z = (x - mean) * scale
         kept, values = at_inference(kind, sae, z)
     z_hat = (values * kept) @ sae.W_dec + sae.b_dec

@@ -1,0 +1,49 @@
+"""OpenAI's SAEs on GPT-2 small: one `.pt` file with `pre_bias`, `latent_bias` and the activation's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saekit.folding import Unfolded
+from saekit.formats.common import Format, TensorFile, choice, is_pickled, read_entries
+
+STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+
+
+def _recognises(path: Path) -> bool:
+    return is_pickled(path) and {"pre_bias", "latent_bias"} <= set(read_entries(path))
+
+
+def _read(path: Path) -> Unfolded:
+    with TensorFile(path) as file:
+        # Files of the first version name no activation: they are ReLU.
+        activation = choice(
+            file.value("activation") if "activation" in file else "ReLU", path, "activation", ("ReLU", "TopK")
+        )
+        settings = file.value("activation_state_dict") if "activation_state_dict" in file else {}
+        b_dec = file.take("pre_bias", "d_in")
+        parameters: dict[str, Any] = {
+            "W_enc": file.take("encoder.weight", "d_sae", "d_in").T,
+            "b_enc": file.take("latent_bias", "d_sae"),
+            "W_dec": file.take("decoder.weight", "d_in", "d_sae").T,
+            "b_dec": b_dec,
+            "pre_bias": b_dec,
+        }
+        file.drop(*STATISTICS)
+    if activation == "ReLU":
+        return Unfolded(**parameters, info={"kind": "relu"})
+    k = settings.get("k")
+    if not isinstance(k, int):
+        raise ValueError(f"{path}: activation_state_dict must hold k as an integer, found {k!r}.")
+    choice(settings.get("postact_fn", "ReLU"), path, "activation_state_dict.postact_fn", ("ReLU",))
+    # The authors normalise the input of exactly these, and say so nowhere in the file.
+    return Unfolded(**parameters, k=k, normalization="layer_norm", info={"kind": "topk"})
+
+
+FORMAT = Format(
+    name="OpenAI sparse_autoencoder",
+    files="a .pt file with pre_bias and latent_bias",
+    recognises=_recognises,
+    read=_read,
+)
