@@ -60,3 +60,70 @@ def test_the_result_can_be_moved(topk, x) -> None:
 def test_independent_latents_need_no_conversion(x) -> None:
     with pytest.raises(ValueError, match=r"relu 40 \(seed 0\) needs no conversion"):
         as_jumprelu(make(D_IN, WIDTH), x)
+
+
+def brute_force_top(h, n):
+    """The n largest positive entries of a whole batch."""
+    kept = torch.zeros_like(h).flatten()
+    order = h.clamp(min=0).flatten().topk(n).indices
+    kept[order] = h.flatten()[order]
+    return kept.view_as(h)
+
+
+def test_batchtopk_without_a_threshold_gets_one(x) -> None:
+    """Decoder rows of unequal norm compete in their own units, by batches of the size asked for."""
+    made = parameters(D_IN, WIDTH, seed=3) | {"threshold": None}
+    sae = Unfolded(**made, batch_k=K, info={"kind": "batchtopk"})
+    result = as_jumprelu(sae, x, batch_size=300)
+    h = x.double() @ made["W_enc"] + made["b_enc"]
+    batches = [brute_force_top(part, K * 300) for part in h.split(300)]
+    expected = sum(float(part[part > 0].min()) for part in batches) / 3
+    assert result.threshold == pytest.approx(expected, rel=1e-5)
+    norms = made["W_dec"].norm(dim=1)
+    torch.testing.assert_close(result.dictionary.threshold.double(), expected * norms, rtol=1e-5, atol=0)
+    assert result.frame["l0"][0] == K
+    latents = torch.cat(batches)
+    error = (x.double() - latents @ made["W_dec"] - made["b_dec"]).square().sum()
+    assert result.frame["mse"][0] == pytest.approx(float(error) / len(x), rel=1e-5)
+    after = result.dictionary.encode(x) > 0
+    assert result.share_changed == pytest.approx(
+        float(((latents > 0) ^ after).sum() / ((latents > 0) | after).sum()), abs=1e-3
+    )
+    assert result.dictionary.info["converted_from"] == "batchtopk"
+
+
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm"])
+@pytest.mark.parametrize("k", [None, K])
+def test_rows_of_one_scale_lose_nothing_by_a_constant_one(x, normalization, k) -> None:
+    """Where every row has the same centre and factor, the constant one is exact."""
+    made = parameters(D_IN, WIDTH, seed=3) | {"k": k, "normalization": normalization}
+    if k is not None:
+        made["threshold"] = None
+    sae = Unfolded(**made, info={"kind": "topk" if k else "jumprelu"}).fold()
+    if normalization == "layer_norm":
+        same = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) * 3.0 + 0.7
+    else:
+        same = x / x.norm(dim=1, keepdim=True) * 3.0
+    result = as_jumprelu(sae, same, batch_size=256)
+    converted = result.dictionary
+    assert converted.normalization is None
+    assert (result.threshold is None) == (k is None)
+    if k is None:
+        assert result.share_changed <= 1e-3
+        torch.testing.assert_close(converted.reconstruct(same), sae.reconstruct(same), rtol=1e-4, atol=1e-4)
+    assert result.frame["fvu"][0] == pytest.approx(
+        float((same - sae.reconstruct(same)).square().sum() / (same - same.mean(0)).square().sum()), rel=1e-4
+    )
+    assert insertion(converted, converted, same).n_tokens == len(x)
+
+
+def test_rows_of_many_scales_are_converted_at_a_price_that_is_reported(x) -> None:
+    made = parameters(D_IN, WIDTH, seed=3) | {"normalization": "layer_norm"}
+    sae = Unfolded(**made, info={"kind": "jumprelu"}).fold()
+    with pytest.raises(ValueError, match="measures each row in a unit of its own"):
+        insertion(sae, sae, x)
+    result = as_jumprelu(sae, x)
+    scales = sae.row_scale(x)
+    mean_scale = float(scales.factor.double().mean())
+    torch.testing.assert_close(result.dictionary.threshold, sae.threshold * mean_scale, rtol=1e-5, atol=0)
+    assert result.share_changed > 0.01
