@@ -94,20 +94,19 @@ def as_jumprelu(
     ValueError
         If the dictionary's latents are already independent, or none is ever active.
     """
-    batch_k = None
+    batch_k = dictionary.batch_k if isinstance(dictionary, Unfolded) else None
     if isinstance(dictionary, Unfolded):
-        batch_k = dictionary.batch_k
-        # Ranks are kept for a TopK SAE only, so it is read as one of which all latents are kept.
-        every = {} if batch_k is None else {"batch_k": None, "k": dictionary.width}
-        dictionary = replace(dictionary, **every).fold()
+        # Ranks are kept for TopK SAEs only, so this one is read as a TopK SAE that keeps every latent.
+        every = dictionary.k if batch_k is None else dictionary.width
+        dictionary = replace(dictionary, batch_k=None, k=every).fold()
     if dictionary.k is None and dictionary.normalization is None:
         raise ValueError(f"{dictionary.name} needs no conversion: its latents do not depend on each other.")
 
     def compete(x: Tensor) -> SparseLatents:
         latents = dictionary.encode_sparse(x)
-        return (
-            latents if batch_k is None else _largest(latents, batch_k * len(x), _ranks(dictionary, latents))
-        )
+        if batch_k is None:
+            return latents
+        return _largest(latents, batch_k * len(x), _ranks(dictionary, latents))
 
     batches = _Batches(activations, batch_size, dictionary)
     threshold = None
@@ -123,9 +122,8 @@ def as_jumprelu(
             x_hat = version.decode(latents, version.row_scale(x))
             errors[i] += float((x - x_hat).double().square().sum())
             active[i] += len(latents.values)
-        common += int(
-            torch.isin(*(latents.rows * latents.width + latents.indices for latents in found)).sum()
-        )
+        entries = (latents.rows * latents.width + latents.indices for latents in found)
+        common += int(torch.isin(*entries).sum())
         moments.update(x)
     return Conversion(
         dictionary=converted,
