@@ -13,6 +13,7 @@ _EXPORTS = {
     "saekit.models": ("load_model",),
     "saekit.corpora": ("pack", "split"),
     "saekit.activations": ("ActivationStore", "harvest"),
+    "saekit.checks": ("check_sae",),
     "saekit.dictionary": ("Dictionary",),
     "saekit.families": (
         "Family",
