@@ -10,6 +10,7 @@ import torch
 
 from saekit.folding import Unfolded
 from saekit.formats.common import Format, TensorFile, choice, read_config, setting
+from saekit.models import PROCESSING
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -157,6 +158,7 @@ def _scaling(path: Path, mode: str) -> dict[str, Any]:
 
 
 def _info(metadata: Mapping[str, Any], kind: str, mode: str) -> dict[str, Any]:
+    options = metadata.get("model_from_pretrained_kwargs") or {}
     info = {
         "kind": kind,
         "model": metadata.get("model_name"),
@@ -165,7 +167,7 @@ def _info(metadata: Mapping[str, Any], kind: str, mode: str) -> dict[str, Any]:
         "context_length": metadata.get("context_size"),
         "prepend_bos": metadata.get("prepend_bos"),
         "dataset": metadata.get("dataset_path"),
-        "model_options": metadata.get("model_from_pretrained_kwargs"),
+        "model_processing": {flag: True for flag in PROCESSING if options.get(flag)},
         "trained_as": metadata.get("training_architecture"),
         "input_normalization": None if mode == "none" else mode,
     }
