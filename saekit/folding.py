@@ -84,6 +84,21 @@ class Unfolded:
         """Number of latents."""
         return self.W_enc.shape[1]
 
+    @property
+    def kind(self) -> str:
+        """The training variant, such as `"relu"`, or `"unknown"`."""
+        return self.info.get("kind", "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training run, if known."""
+        return self.info.get("seed")
+
+    @property
+    def hook_point(self) -> str | None:
+        """Where the activations come from, if known."""
+        return self.info.get("hook_point")
+
     def fold(self, latents: Sequence[int] | slice | Tensor | None = None) -> Dictionary:
         """The same function as a `Dictionary`, computed in float64 and kept in float32.
 

@@ -277,7 +277,7 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
     )
     across, between = numbers.loc[[*pairs]], numbers.loc[[*nulls]]
     novel, helps, lowering = (f"{_range(across[name])}{_beside(between[name])}" for name in numbers)
-    small, large = family.pairs()[-1]
+    *_, (small, large) = pairs.values()
     return Section(
         title="Complete",
         question="Does a wider dictionary find what a narrower one lacks?",

@@ -1,8 +1,14 @@
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
+import torch
 from dictionaries import make
 
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.families import Family, load_family
+from saekit.files import write_json, write_tensors
 
 
 def member(width, seed, kind="relu", d_in=12):
@@ -44,3 +50,112 @@ def test_round_trip(tmp_path):
     assert [m.content_hash for m in loaded] == [m.content_hash for m in family]
     with pytest.raises(FileNotFoundError, match="holds no dictionaries"):
         Family.load(tmp_path / "nothing")
+
+
+class Unread:
+    """A member that counts how often it is read."""
+
+    def __init__(self, dictionary):
+        self.d_in, self.width = dictionary.d_in, dictionary.width
+        self.kind, self.seed, self.hook_point = dictionary.kind, dictionary.seed, dictionary.hook_point
+        self.tensors, self.info, self.reads = dictionary.tensors(), dictionary.info, 0
+
+    def fold(self):
+        self.reads += 1
+        return Dictionary(**self.tensors, info=self.info)
+
+
+def test_members_are_read_when_asked_for_and_let_go():
+    members = [Unread(member(width, 0)) for width in (10, 20, 40)]
+    family = Family(members)
+    assert (family.widths, family.kind, len(family)) == ([10, 20, 40], "relu", 3)
+    assert [m.reads for m in members] == [0, 0, 0]
+
+    held = family[20]
+    assert family[20] is held
+    assert [m.reads for m in members] == [0, 1, 0]
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
+    assert family[20].width == 20
+    assert members[1].reads == 2
+
+
+def test_pairs_read_each_width_once_and_hold_three_at_most():
+    members = [Unread(member(width, 0)) for width in (10, 20, 40, 80, 160)]
+    alive, most = weakref.WeakSet(), []
+    for small, large in Family(members).pairs():
+        alive.update((small, large))
+        most.append(len(alive))
+        assert small.width * 2 == large.width
+    assert [m.reads for m in members] == [1] * 5
+    assert max(most) == 2  # three while the next one is read
+
+
+def test_a_family_of_a_family_holds_all():
+    members = [Unread(member(width, 0)) for width in (10, 20)]
+    held = Family(Family(members))
+    assert held[10] is held[10]
+    gc.collect()
+    assert [m.reads for m in (members)] == [1, 1]
+    held[20]
+    assert members[1].reads == 1
+
+
+def test_saved_folders_are_read_lazily_and_checked_when_read(tmp_path):
+    Family([member(10, 0), member(20, 0)]).save(tmp_path)
+    weights = tmp_path / "20-seed0" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    family = load_family(tmp_path)
+    assert family[10].width == 10
+    with pytest.raises(ValueError, match=r"member of width 20: .* is damaged"):
+        family[20]
+
+
+def saelens(folder, dictionary):
+    folder.mkdir(parents=True)
+    tensors = {name: dictionary.tensors()[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    config = {"architecture": "standard", "d_in": dictionary.d_in, "d_sae": dictionary.width}
+    metadata = {"hook_name": dictionary.hook_point, "sae_lens_version": "6.0.0"}
+    write_json(
+        folder / "cfg.json",
+        config | {"apply_b_dec_to_input": False, "dtype": "float32", "metadata": metadata},
+    )
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    for width in (10, 20, 40):
+        saelens(tmp_path / "saes" / f"width_{width}", member(width, 0))
+    (tmp_path / "saes" / "README.md").write_text("Three SAEs.")
+    return tmp_path / "saes"
+
+
+def test_a_family_is_a_folder_a_glob_or_a_list_of_foreign_saes(foreign):
+    whole = load_family(foreign)
+    assert (whole.widths, whole.kind) == ([10, 20, 40], "relu")
+    torch.testing.assert_close(whole[20].W_enc, member(20, 0).W_enc, rtol=1e-6, atol=0)
+    assert load_family(str(foreign / "width_?0")).widths == [10, 20, 40]
+    assert load_family(foreign / "width_[12]0").widths == [10, 20]
+    some = load_family([foreign / "width_40", str(foreign / "width_10")])
+    assert some.widths == [10, 40]
+
+
+def test_foreign_saes_that_are_no_family_are_refused(foreign):
+    other = member(80, 0)
+    saelens(foreign / "elsewhere", replace(other, info={**other.info, "hook_point": "blocks.3.hook_z"}))
+    with pytest.raises(ValueError, match=r"shares one hook_point: .* width 10 .* width 80 has 'blocks.3"):
+        load_family(foreign)
+    with pytest.raises(ValueError, match="two dictionaries of width 10 and no known seed"):
+        load_family([foreign / "width_10", foreign / "width_10"])
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no family 'relux': expected one of batchtopk, relu"):
+        load_family("relux")
+    with pytest.raises(FileNotFoundError, match="holds no dictionaries"):
+        load_family(tmp_path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -219,10 +220,11 @@ def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity
     theta : float
         Cosine under which a latent counts as novel.
     """
-    comparisons: list[tuple[str, Dictionary, Dictionary | None]] = [
-        *((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
-        *((f"{width}, other seed", family[width], family.second_seed(width)) for width in family.widths),
-    ]
+    # Not a list: a family's members may be read one by one, and be more than fit into memory.
+    comparisons: Iterator[tuple[str, Dictionary, Dictionary | None]] = chain(
+        ((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
+        ((f"{width}, other seed", family[width], family.second_seed(width)) for width in family.widths),
+    )
     frames, rows = [], []
     for name, small, large in comparisons:
         large_width = small.width if large is None else large.width

@@ -406,13 +406,14 @@ def splitting_tree(family: Family, *, theta: float = 0.7) -> SplittingTree:
     widths = family.widths
     if len(widths) < 2:
         raise ValueError(f"A splitting tree needs at least two widths, found {widths}.")
-    nulls = {width: family.second_seed(width) for width in widths}
     return SplittingTree(
         widths=tuple(widths),
         theta=theta,
         pairs={small.width: splitting(small, large, theta=theta) for small, large in family.pairs()},
         nulls={
-            width: None if other is None else splitting(family[width], other, theta=theta)
-            for width, other in nulls.items()
+            width: None
+            if (other := family.second_seed(width)) is None
+            else splitting(family[width], other, theta=theta)
+            for width in widths
         },
     )

@@ -886,13 +886,15 @@ def stitch_chain(
     ValueError
         If the family has fewer than two widths.
     """
-    pairs = family.pairs()
-    if not pairs:
+    n_pairs = len(family.widths) - 1
+    if not n_pairs:
         raise ValueError(f"A chain needs at least two widths, found {family.widths}.")
     return StitchingChain(
         tuple(
             stitch(small, large, activations, **options)
-            for small, large in tqdm(pairs, disable=not progress, unit="pair", desc="stitching")
+            for small, large in tqdm(
+                family.pairs(), total=n_pairs, disable=not progress, unit="pair", desc="stitching"
+            )
         )
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -557,11 +558,15 @@ def family_uniqueness(
     -----
     See `uniqueness`.
     """
-    seconds = {width: family.second_seed(width) for width in family.widths}
-    comparisons = [
-        *((_between_seeds(w), family[w], second) for w, second in seconds.items() if second is not None),
-        *((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
-    ]
+    # Not a list: a family's members may be read one by one, and be more than fit into memory.
+    comparisons = chain(
+        (
+            (_between_seeds(width), family[width], second)
+            for width in family.widths
+            if (second := family.second_seed(width)) is not None
+        ),
+        ((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
+    )
     collected: dict[tuple[int, int | None], LatentActivations] = {}
 
     def of(dictionary: Dictionary, tokens: ActivationStore | Tensor) -> LatentActivations:
@@ -576,7 +581,7 @@ def family_uniqueness(
         results[name, ""] = uniqueness(a, b, theta=theta, activations=both)
         for null in NULLS:
             results[name, null] = uniqueness(a, null_dictionary(b, null, seed=seed), theta=theta)
-    missing = tuple(width for width, second in seconds.items() if second is None)
+    missing = tuple(width for width in family.widths if len(family.seeds(width)) < 2)
     return FamilyUniqueness(family.kind, theta, results, missing)
 
 

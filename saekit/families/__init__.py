@@ -2,23 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import pandas as pd
 
 from saekit.dictionary import Dictionary
+from saekit.files import read_json
+from saekit.formats import is_sae, open_sae
 
 BUNDLED = Path(__file__).parent  # one folder a kind, and the tables
+
+
+class Member(Protocol):
+    """What a family knows of a dictionary before it is asked for, such as an `Unfolded`."""
+
+    @property
+    def d_in(self) -> int: ...  # noqa: D102
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def hook_point(self) -> str | None: ...  # noqa: D102
+
+    def fold(self) -> Dictionary:
+        """Read it (and download it, where it is not here yet)."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder that `Dictionary.save` wrote, of which only the JSON has been read."""
+
+    folder: Path
+    d_in: int
+    width: int
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Saved:
+        """Read the JSON; `fold` checks the whole."""
+        header = read_json(folder / "dictionary.json")
+        try:
+            return cls(folder, header["d_in"], header["width"], header["info"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'dictionary.json'} does not describe a dictionary.") from error
+
+    @property
+    def kind(self) -> str:
+        """The training variant."""
+        return self.info.get("kind", "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training run, if known."""
+        return self.info.get("seed")
+
+    @property
+    def hook_point(self) -> str | None:
+        """Where the activations come from, if known."""
+        return self.info.get("hook_point")
+
+    def fold(self) -> Dictionary:
+        """Read the dictionary."""
+        return Dictionary.load(self.folder)
 
 
 class Family:
     """Dictionaries of one kind over several widths, with second seeds where there are any.
 
+    A member that is not a `Dictionary` yet is read when it is asked for, and kept only as long as
+    somebody holds it: `for dictionary in family` has one at a time in memory. `Family(family)`
+    reads and holds all of them.
+
     Parameters
     ----------
-    members : iterable of Dictionary
+    members : iterable of Dictionary or Member
         At most one for each width and seed. The lowest seed of a width is the one that
         `family[width]` gives; the others are its nulls.
 
@@ -29,32 +99,36 @@ class Family:
         `d_in`, kind and hook point.
     """
 
-    def __init__(self, members: Iterable[Dictionary]) -> None:
+    def __init__(self, members: Iterable[Dictionary | Member]) -> None:
         ordered = sorted(members, key=lambda member: (member.width, member.seed or 0))
         if not ordered:
             raise ValueError("A family needs at least one dictionary.")
-        self._members: dict[tuple[int, int], Dictionary] = {}
+        self._first = ordered[0]
+        self._members: dict[tuple[int, int], Dictionary | Member] = {}
+        self._read: WeakValueDictionary[tuple[int, int], Dictionary] = WeakValueDictionary()
         for member in ordered:
             for what in ("d_in", "kind", "hook_point"):
-                here, there = getattr(member, what), getattr(ordered[0], what)
+                here, there = getattr(member, what), getattr(self._first, what)
                 if here != there:
                     raise ValueError(
-                        f"A family shares one {what}: {ordered[0].name} has {there!r}, "
-                        f"{member.name} has {here!r}."
+                        f"A family shares one {what}: the member of width {self._first.width} has {there!r}, "
+                        f"that of width {member.width} has {here!r}."
                     )
-            if (member.width, member.seed or 0) in self._members:
-                raise ValueError(f"The family holds two dictionaries {member.name}.")
-            self._members[member.width, member.seed or 0] = member
+            key = member.width, member.seed or 0
+            if key in self._members:
+                seed = "no known seed" if member.seed is None else f"seed {member.seed}"
+                raise ValueError(f"The family holds two dictionaries of width {member.width} and {seed}.")
+            self._members[key] = member
 
     @property
     def kind(self) -> str:
         """The training variant that all members share."""
-        return next(iter(self)).kind
+        return self._first.kind
 
     @property
     def hook_point(self) -> str | None:
         """The hook point that all members share."""
-        return next(iter(self)).hook_point
+        return self._first.hook_point
 
     @property
     def widths(self) -> list[int]:
@@ -72,6 +146,8 @@ class Family:
         ------
         KeyError
             If the family does not hold it.
+        ValueError
+            If it is read now, and what is read is no such dictionary.
         """
         seeds = self.seeds(width)
         if not seeds:
@@ -80,13 +156,22 @@ class Family:
             seed = seeds[0]
         if seed not in seeds:
             raise KeyError(f"The {self.kind} family has no seed {seed} at width {width}; it has {seeds}.")
-        return self._members[width, seed]
+        member = self._members[width, seed]
+        if isinstance(member, Dictionary):
+            return member
+        dictionary = self._read.get((width, seed))
+        if dictionary is None:
+            try:
+                dictionary = self._read[width, seed] = member.fold()
+            except ValueError as error:
+                raise ValueError(f"The family's member of width {width}: {error}") from error
+        return dictionary
 
     def __getitem__(self, width: int) -> Dictionary:
         return self.get(width)
 
     def __iter__(self) -> Iterator[Dictionary]:
-        return iter(self._members.values())
+        return (self.get(*key) for key in self._members)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -94,10 +179,9 @@ class Family:
     def __repr__(self) -> str:
         return f"Family({self.kind}, widths={self.widths}, {len(self)} dictionaries at {self.hook_point})"
 
-    def pairs(self) -> list[tuple[Dictionary, Dictionary]]:
-        """Neighbouring widths as (small, large), smallest first."""
-        members = [self[width] for width in self.widths]
-        return list(pairwise(members))
+    def pairs(self) -> Iterator[tuple[Dictionary, Dictionary]]:
+        """Neighbouring widths as (small, large), smallest first, each width read once."""
+        return pairwise(self[width] for width in self.widths)
 
     def second_seed(self, width: int) -> Dictionary | None:
         """The null of this width: a dictionary of another seed, or None if there is none."""
@@ -113,42 +197,59 @@ class Family:
 
     @classmethod
     def load(cls, folder: str | Path) -> Family:
-        """Read every dictionary in the folders below `folder`.
+        """The SAEs of a folder: those that saekit wrote, or those in a foreign format.
 
         Raises
         ------
         FileNotFoundError
             If there are none.
+        ValueError
+            If they are no family.
         """
-        found = sorted(Path(folder).glob("*/dictionary.json"))
-        if not found:
-            raise FileNotFoundError(f"{folder} holds no dictionaries (folders with a dictionary.json).")
-        return cls(Dictionary.load(path.parent) for path in found)
+        paths = sorted(Path(folder).glob("*"))
+        members = [_open(path) for path in paths if is_sae(path)]
+        if not members:
+            raise FileNotFoundError(
+                f"{folder} holds no dictionaries: no SAE in it or in a folder right below."
+            )
+        return cls(members)
 
 
-def load_family(source: str | Path) -> Family:
-    """A family of dictionaries.
+def load_family(source: str | Path | Sequence[str | Path]) -> Family:
+    """A family of dictionaries, each read when it is asked for.
 
     Parameters
     ----------
-    source : str or Path
-        `"relu"` or `"batchtopk"` for the bundled ones (see `bundled_table`), else a folder of
-        dictionaries such as `Family.save` writes.
+    source : str, Path or sequence of them
+        `"relu"` or `"batchtopk"` for the bundled ones (see `bundled_table`), which are read at once;
+        a folder of dictionaries such as `Family.save` writes, or of SAEs in foreign formats; a
+        glob of such SAEs; or a list of whatever `load_sae` takes.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no dictionaries.
+        If there is nothing of this name, or it holds no dictionaries.
+    ValueError
+        If what is there is no family, or no SAE.
     """
+    if not isinstance(source, str | Path):
+        return Family(_open(path) for path in source)
     bundled = [path.name for path in sorted(BUNDLED.iterdir()) if any(path.glob("*/dictionary.json"))]
     if str(source) in bundled:
-        return Family.load(BUNDLED / source)
-    if not Path(source).is_dir():
-        raise FileNotFoundError(
-            f"There is no family {str(source)!r}: expected one of {', '.join(bundled)}, or a folder of "
-            "dictionaries."
-        )
-    return Family.load(source)
+        return Family(Family.load(BUNDLED / source))
+    if Path(source).is_dir():
+        return Family.load(source)
+    if found := sorted(glob.glob(str(source), recursive=True)):
+        return Family(_open(path) for path in found)
+    raise FileNotFoundError(
+        f"There is no family {str(source)!r}: expected one of {', '.join(bundled)}, or a folder or glob of "
+        "dictionaries."
+    )
+
+
+def _open(source: str | Path) -> Member:
+    folder = Path(source)
+    return Saved.open(folder) if (folder / "dictionary.json").is_file() else open_sae(source)
 
 
 def bundled_table() -> pd.DataFrame:

@@ -20,6 +20,7 @@ from saekit.formats import (
     saelens,
     sparsify,
 )
+from saekit.formats.common import Format
 
 FORMATS = (
     saelens.FORMAT,
@@ -55,15 +56,23 @@ def open_sae(source: str | Path) -> Unfolded:
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    found = [format for format in FORMATS if format.recognises(path)]
-    if not found:
+    if (format := _recognise(path)) is None:
         raise ValueError(
             f"{path} holds no SAE that saekit recognises: expected one of "
             + "; ".join(f"{format.files} ({format.name})" for format in FORMATS)
             + "."
         )
-    sae = found[0].read(path)
-    return replace(sae, info={**sae.info, "format": found[0].name})
+    sae = format.read(path)
+    return replace(sae, info={**sae.info, "format": format.name})
+
+
+def is_sae(path: Path) -> bool:
+    """Whether this is the file or folder of an SAE: a foreign one, or one that `Dictionary.save` wrote."""
+    return (path / "dictionary.json").is_file() or _recognise(path) is not None
+
+
+def _recognise(path: Path) -> Format | None:
+    return next((format for format in FORMATS if format.recognises(path)), None)
 
 
 def load_sae(source: str | Path, *, latents: Sequence[int] | slice | Tensor | None = None) -> Dictionary:
