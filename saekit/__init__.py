@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 # TransformerLens nor the widgets are loaded before they are needed.
 _EXPORTS = {
     "saekit.models": ("load_model",),
+    "saekit.formats": ("load_sae", "open_sae"),
+    "saekit.releases": ("releases_table",),
     "saekit.corpora": ("pack", "split"),
     "saekit.activations": ("ActivationStore", "harvest"),
     "saekit.checks": ("check_sae",),

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import pandas as pd
 
+from saekit import releases
 from saekit.dictionary import Dictionary
 from saekit.files import read_json
 from saekit.formats import is_sae, open_sae
@@ -197,7 +198,7 @@ class Family:
 
     @classmethod
     def load(cls, folder: str | Path) -> Family:
-        """The SAEs of a folder: those that saekit wrote, or those in a foreign format.
+        """The SAEs in a folder: those that saekit wrote, or those in a foreign format.
 
         Raises
         ------
@@ -206,13 +207,7 @@ class Family:
         ValueError
             If they are no family.
         """
-        paths = sorted(Path(folder).glob("*"))
-        members = [_open(path) for path in paths if is_sae(path)]
-        if not members:
-            raise FileNotFoundError(
-                f"{folder} holds no dictionaries: no SAE in it or in a folder right below."
-            )
-        return cls(members)
+        return cls(_below(Path(folder)))
 
 
 def load_family(source: str | Path | Sequence[str | Path]) -> Family:
@@ -223,7 +218,9 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
     source : str, Path or sequence of them
         `"relu"` or `"batchtopk"` for the bundled ones (see `bundled_table`), which are read at once;
         a folder of dictionaries such as `Family.save` writes, or of SAEs in foreign formats; a
-        glob of such SAEs; or a list of whatever `load_sae` takes.
+        glob of such SAEs; published SAEs (see `releases_table`), such as
+        `"gpt2-small-res-jb-feature-splitting"` or `"gemma-scope-2b-pt-res/layer_12"`, of which each
+        is downloaded when it is asked for; or a list of these and of whatever `load_sae` takes.
 
     Raises
     ------
@@ -232,24 +229,38 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
     ValueError
         If what is there is no family, or no SAE.
     """
-    if not isinstance(source, str | Path):
-        return Family(_open(path) for path in source)
-    bundled = [path.name for path in sorted(BUNDLED.iterdir()) if any(path.glob("*/dictionary.json"))]
-    if str(source) in bundled:
-        return Family(Family.load(BUNDLED / source))
-    if Path(source).is_dir():
-        return Family.load(source)
-    if found := sorted(glob.glob(str(source), recursive=True)):
-        return Family(_open(path) for path in found)
+    sources = [source] if isinstance(source, str | Path) else source
+    return Family(member for one in sources for member in _members(one))
+
+
+def _members(source: str | Path) -> Sequence[Dictionary | Member]:
+    name, path = str(source), Path(source)
+    bundled = [folder.name for folder in sorted(BUNDLED.iterdir()) if any(folder.glob("*/dictionary.json"))]
+    if name in bundled:
+        return list(Family.load(BUNDLED / name))
+    if path.exists():
+        return [_open(path)] if is_sae(path) or path.is_file() else _below(path)
+    if published := releases.find(name):
+        return published
+    if found := [path for path in map(Path, sorted(glob.glob(name, recursive=True))) if is_sae(path)]:
+        return [_open(path) for path in found]
+    if "/" in name:
+        return [open_sae(name)]
     raise FileNotFoundError(
-        f"There is no family {str(source)!r}: expected one of {', '.join(bundled)}, or a folder or glob of "
-        "dictionaries."
+        f"There is no family {name!r}: expected one of {', '.join(bundled)}, a release, or a folder or "
+        "glob of dictionaries."
     )
 
 
-def _open(source: str | Path) -> Member:
-    folder = Path(source)
-    return Saved.open(folder) if (folder / "dictionary.json").is_file() else open_sae(source)
+def _below(folder: Path) -> list[Member]:
+    members = [_open(path) for path in sorted(folder.glob("*")) if is_sae(path)]
+    if not members:
+        raise FileNotFoundError(f"{folder} holds no dictionaries: no SAE in it or in a folder right below.")
+    return members
+
+
+def _open(path: Path) -> Member:
+    return Saved.open(path) if (path / "dictionary.json").is_file() else open_sae(path)
 
 
 def bundled_table() -> pd.DataFrame:

@@ -61,7 +61,7 @@ def _check(config: dict[str, Any], file: Path) -> None:
 
 def _info(config: dict[str, Any], file: Path) -> dict[str, Any]:
     """What settings or the folders' names say: layer, site, average L0."""
-    where = file.resolve().parent.as_posix()
+    where = file.absolute().parent.as_posix()  # not of a link into a cache
     info: dict[str, Any] = {}
     if layer := re.search(r"layer_(\d+)", where):
         site = re.search(r"gemma-scope-[^/]*-(res|mlp|att)(?:/|$)", where)
