@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saekit.folding import Unfolded
-from saekit.formats.common import Format, TensorFile, choice, read_config, read_entries
+from saekit.formats.common import Format, TensorFile, choice, read_config, read_entries, setting
 
 KINDS = {
     "AutoEncoder": "relu",
@@ -37,7 +37,8 @@ def _recognises(path: Path) -> bool:
 
 def _read(path: Path) -> Unfolded:
     weights, config_file = _files(path)
-    trainer = read_config(config_file).get("trainer")
+    config = read_config(config_file)
+    trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise ValueError(f"{config_file} must hold the trainer's settings as trainer, found {trainer!r}.")
     name = choice(trainer.get("dict_class"), config_file, "trainer.dict_class", KINDS)
@@ -56,7 +57,8 @@ def _read(path: Path) -> Unfolded:
         parameters = _layout(file, name)
         if name in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
             parameters |= _competition(file, name, trainer, config_file)
-    return Unfolded(**parameters, info={key: value for key, value in info.items() if value is not None})
+    known = {key: value for key, value in info.items() if value is not None}
+    return Unfolded(**parameters, info=known | setting(config, config_file, "saekit", dict, {}))  # save_sae's
 
 
 def _layout(file: TensorFile, name: str) -> dict[str, Any]:

@@ -43,6 +43,15 @@ TRAINING = {
     "use_sparse_activations",
 }  # fmt: skip
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+METADATA = {  # entries of Dictionary.info, by their names in SAELens
+    "model": "model_name",
+    "hook_point": "hook_name",
+    "neuronpedia_id": "neuronpedia_id",
+    "context_length": "context_size",
+    "prepend_bos": "prepend_bos",
+    "dataset": "dataset_path",
+    "trained_as": "training_architecture",
+}
 BATCH_KINDS = ("batchtopk", "matryoshka_batchtopk")
 
 
@@ -81,7 +90,7 @@ def _read(path: Path) -> Unfolded:
             parameters["pre_bias"] = parameters["b_dec"]
         parameters["normalization"] = NORMALIZATIONS[mode]
         parameters |= _scaling(path, mode)
-        info = _info(metadata, KINDS[architecture], mode)
+        info = _info(metadata, file, KINDS[architecture], mode)
     return Unfolded(**parameters, info=info)
 
 
@@ -157,21 +166,16 @@ def _scaling(path: Path, mode: str) -> dict[str, Any]:
     return {}
 
 
-def _info(metadata: Mapping[str, Any], kind: str, mode: str) -> dict[str, Any]:
+def _info(metadata: Mapping[str, Any], file: Path, kind: str, mode: str) -> dict[str, Any]:
     options = metadata.get("model_from_pretrained_kwargs") or {}
     info = {
         "kind": kind,
-        "model": metadata.get("model_name"),
-        "hook_point": metadata.get("hook_name"),
-        "neuronpedia_id": metadata.get("neuronpedia_id"),
-        "context_length": metadata.get("context_size"),
-        "prepend_bos": metadata.get("prepend_bos"),
-        "dataset": metadata.get("dataset_path"),
+        **{ours: metadata.get(theirs) for ours, theirs in METADATA.items()},
         "model_processing": {flag: True for flag in PROCESSING if options.get(flag)},
-        "trained_as": metadata.get("training_architecture"),
         "input_normalization": None if mode == "none" else mode,
     }
-    return {name: value for name, value in info.items() if value not in (None, {})}
+    known = {name: value for name, value in info.items() if value not in (None, {})}
+    return known | setting(metadata, file, "saekit", dict, {})  # what save_sae put there
 
 
 FORMAT = Format(
