@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "saekit.models": ("load_model",),
     "saekit.formats": ("load_sae", "open_sae"),
+    "saekit.formats.writing": ("save_sae",),
     "saekit.releases": ("releases_table",),
     "saekit.corpora": ("pack", "split"),
     "saekit.activations": ("ActivationStore", "harvest"),
