@@ -106,7 +106,7 @@ class Dictionary:
                     f"found {list(found)}."
                 )
         for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
+            if not _is_finite(tensor):
                 raise ValueError(f"{name} holds values that are not finite.")
         if (self.threshold < 0).any():
             raise ValueError("Thresholds must be at least 0: a latent is never negative.")
@@ -367,6 +367,11 @@ class Dictionary:
         if dictionary.content_hash != header["hash"]:
             raise ValueError(f"{folder} is damaged: its content does not match the hash in dictionary.json.")
         return dictionary
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, without a copy of the tensor, which may be large."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
 
 
 def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

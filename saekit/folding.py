@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saekit.dictionary import Dictionary
 
-BLOCK_ELEMENTS = 1 << 22  # of a matrix, held in float64 at once: 32 MB
+BLOCK_ELEMENTS = 1 << 18  # of a matrix, held in float64 at once: 2 MB
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ class Family:
     """Dictionaries of one kind over several widths, with second seeds where there are any.
 
     A member that is not a `Dictionary` yet is read when it is asked for, and kept only as long as
-    somebody holds it: `for dictionary in family` has one at a time in memory. `Family(family)`
+    somebody holds it: a loop over the family holds one while it reads the next. `Family(family)`
     reads and holds all of them.
 
     Parameters
