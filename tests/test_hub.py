@@ -1,8 +1,10 @@
 import hashlib
+import io
 import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from dictionaries import make
@@ -10,6 +12,7 @@ from fake_hub import commit_of, running
 from huggingface_hub import constants
 from safetensors.torch import save
 
+from saekit.families import load_family
 from saekit.formats import load_sae, open_sae
 from saekit.hub import fetch
 
@@ -118,6 +121,32 @@ def test_a_single_file_comes_with_the_settings_beside_and_above_it(hub):
     assert sorted(fetched.checksums) == ["run/checkpoints/ae_10.pt", "run/config.json"]
     assert fetched.path.read_bytes() == b"ten"
     assert (fetched.path.parent.parent / "config.json").is_file()
+
+
+def test_gemma_scope_knows_its_hook_point_by_the_folders_of_the_repository(hub):
+    tensors = make(d_in=12, width=30).tensors()
+    stream = io.BytesIO()
+    np.savez(stream, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    folder = "layer_12/width_16k/average_l0_41"
+    hub.add("google/gemma-scope-2b-pt-res", {f"{folder}/params.npz": stream.getvalue()})
+    sae = load_sae(f"google/gemma-scope-2b-pt-res/{folder}", revision="main")  # not the release: width 30
+    assert (sae.hook_point, sae.info["expected_l0"]) == ("blocks.12.hook_resid_post", 41)
+
+
+def test_a_file_with_its_settings_beside_it_at_the_root(hub):
+    tensors, stream = make(d_in=12, width=30).tensors(), io.BytesIO()
+    torch.save({name: tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, stream)
+    config = {"act_size": 12, "dict_size": 30, "act_name": "blocks.5.attn.hook_z"}
+    files = {"L5.pt": stream.getvalue(), "L5_cfg.json": json.dumps(config).encode(), "L6.pt": b"another"}
+    hub.add("org/attention", files)
+    sae = open_sae("org/attention/L5.pt")
+    assert (sae.width, sae.hook_point) == (30, "blocks.5.attn.hook_z")
+    assert sorted(Path(path).name for path in hub.downloads) == ["L5.pt", "L5_cfg.json"]
+
+
+def test_a_family_of_places_on_the_hub(hub):
+    hub.add("org/narrow", files_of(make(d_in=12, width=20), "x"))
+    assert load_family([f"{REPO}/layer_8/wide", "org/narrow/x"]).widths == [20, 30]
 
 
 # ------------------------------------------------------------------------------ one sentence each
