@@ -56,7 +56,8 @@ class LatentExplorer(Explorer):
         n_contexts: int = 8,
     ) -> None:
         Evidence.require(evidence, family.widths)
-        self.family, self.evidence, self.n_contexts = family, evidence, n_contexts
+        # Held, all of it: a click should not have to read a dictionary.
+        self.family, self.evidence, self.n_contexts = Family(family), evidence, n_contexts
         width = family.widths[0] if width is None else width
         if latent is None:
             latent = next(iter(evidence[width].alive), 0) if width in evidence else 0
