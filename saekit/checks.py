@@ -103,8 +103,8 @@ def check_sae(
                 rows.append((what, recorded, found, recorded == found))
     if not rows:
         raise ValueError(
-            f"Nothing is recorded of {dictionary.name} that it could be checked against: expected expected_l0 "
-            f"or expected_explained_variance in its info, found {', '.join(sorted(info)) or 'nothing'}."
+            f"Nothing is recorded of {dictionary.name} that it could be checked against: expected "
+            f"expected_l0 or expected_explained_variance in its info, found {', '.join(sorted(info)) or 'nothing'}."
         )
     for what, recorded, found, agrees in rows:
         if not agrees:
