@@ -70,7 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="folder to write (default: report-FAMILY)")
     report.add_argument("--theta", type=float, default=0.7, help="cosine from which latents are the same")
 
-    commands.add_parser("reproduce", help="run the notebook series, write figures/")
+    reproduce = commands.add_parser("reproduce", help="run the notebook series, write figures/")
+    reproduce.add_argument(
+        "--profile", help="run it on another model and families: gpt2, or a JSON file of your own"
+    )
+    reproduce.add_argument(
+        "--out", type=Path, help="with --profile: folder to write (default: reproduce-PROFILE)"
+    )
     return parser
 
 
@@ -198,6 +204,18 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from saekit.reproduce import reproduce
+    from saekit.profiles import Profile
+    from saekit.reproduce import reproduce, reproduce_profile
 
-    print(reproduce(progress=not options.quiet))
+    if options.profile is None:
+        if options.out is not None:
+            raise ValueError("--out needs --profile: without one the series runs in place.")
+        print(reproduce(progress=not options.quiet))
+        return
+    profile = Profile.load(options.profile)
+    folder = options.out or Path(f"reproduce-{profile.name}")
+    checks = reproduce_profile(profile, folder, progress=not options.quiet)
+    print(checks.drop(columns="source").to_string(index=False))
+    print(
+        f"{int(checks['holds'].sum())} of {len(checks)} checks hold; notebooks and figures are in {folder}."
+    )
