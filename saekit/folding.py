@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class Unfolded:
         decoder row.
     info : mapping
         Kept with the dictionary.
+    origin : Path, optional
+        The file or folder that it was read from, to be named where it cannot be folded.
     """
 
     W_enc: Tensor
@@ -73,6 +76,7 @@ class Unfolded:
     batch_k: int | None = None
     rescaled: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
+    origin: Path | None = None
 
     @property
     def d_in(self) -> int:
@@ -116,6 +120,14 @@ class Unfolded:
             If a decoder row is zero, if `scale` is not positive, if only some latents are asked
             for of a TopK SAE, or if this is a BatchTopK SAE without a threshold.
         """
+        try:
+            return self._fold(latents)
+        except ValueError as error:
+            if self.origin is None:
+                raise
+            raise ValueError(f"{self.origin}: {error}") from error
+
+    def _fold(self, latents: Sequence[int] | slice | Tensor | None) -> Dictionary:
         if self.batch_k is not None:
             raise ValueError(
                 f"This BatchTopK SAE (k={self.batch_k}) was saved without an inference threshold, so what a "

@@ -66,6 +66,7 @@ def as_jumprelu(
     dictionary: Dictionary | Unfolded,
     activations: ActivationStore | Tensor,
     *,
+    constant_scale: bool = True,
     batch_size: int = 4096,
 ) -> Conversion:
     """Replace competition between latents, and normalisation of single rows, by constants.
@@ -86,6 +87,9 @@ def as_jumprelu(
         (`saekit.open_sae`).
     activations : ActivationStore or Tensor
         A store (its excluded positions are left out) or raw activations `[n, d_in]`.
+    constant_scale : bool
+        Replace the normalisation of rows. Without this a dictionary that normalises rows goes on
+        doing so: its latents no longer compete, but still cannot be moved.
     batch_size : int
         Tokens at a time.
 
@@ -99,7 +103,7 @@ def as_jumprelu(
         # Ranks are kept for TopK SAEs only, so this one is read as a TopK SAE that keeps every latent.
         every = dictionary.k if batch_k is None else dictionary.width
         dictionary = replace(dictionary, batch_k=None, k=every).fold()
-    if dictionary.k is None and dictionary.normalization is None:
+    if dictionary.k is None and (dictionary.normalization is None or not constant_scale):
         raise ValueError(f"{dictionary.name} needs no conversion: its latents do not depend on each other.")
 
     def compete(x: Tensor) -> SparseLatents:
@@ -112,7 +116,9 @@ def as_jumprelu(
     threshold = None
     if dictionary.k is not None:
         threshold = _least_kept(dictionary, compete, batches, whole_batch=batch_k is not None)
-    converted = _with_constant_scale(_with_threshold(dictionary, threshold), batches)
+    converted = _with_threshold(dictionary, threshold)
+    if constant_scale:
+        converted = _with_constant_scale(converted, batches)
 
     moments = Moments(dictionary.d_in)
     errors, active, common = [0.0, 0.0], [0, 0], 0

@@ -88,7 +88,7 @@ def _read(path: Path) -> Unfolded:
             + "."
         )
     sae = format.read(path)
-    return replace(sae, info={**sae.info, "format": format.name})
+    return replace(sae, info={**sae.info, "format": format.name}, origin=path)
 
 
 def _recognise(path: Path) -> Format | None:
@@ -131,14 +131,10 @@ def load_sae(
     FileNotFoundError, PermissionError, ConnectionError
         As `open_sae`.
     ValueError
-        As `open_sae` and `Unfolded.fold`, with the source in front.
+        As `open_sae` and `Unfolded.fold`.
     """
     path = Path(source)
     if (path / "dictionary.json").is_file():
         dictionary = Dictionary.load(path)
         return dictionary if latents is None else dictionary.gather(torch.arange(dictionary.width)[latents])
-    sae = open_sae(source, revision=revision)
-    try:
-        return sae.fold(latents)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    return open_sae(source, revision=revision).fold(latents)

@@ -10,8 +10,16 @@ import torch
 from saekit.folding import Unfolded
 from saekit.formats.common import Format, TensorFile, choice, is_pickled, read_config, setting
 
-KINDS = {"vanilla": "relu", "topk": "topk", "batchtopk": "batchtopk", "jumprelu": "jumprelu"}
-MATRYOSHKA = "global-matryoshka-topk"
+KINDS = {
+    "vanilla": "relu",
+    "topk": "topk",
+    "batchtopk": "batchtopk",
+    "batch-topk": "batchtopk",
+    "jumprelu": "jumprelu",
+    "global-matryoshka-topk": "matryoshka",
+}
+# Of older versions of this code, which changed the function by settings that are gone.
+GONE = {"use_encoder_bias": False, "tied_weights": False, "activation": "relu"}
 
 
 def _config(path: Path) -> Path | None:
@@ -36,10 +44,12 @@ def _read(path: Path) -> Unfolded:
     config_file = _config(weights)
     assert config_file is not None, "read is called on what was recognised"
     config = read_config(config_file)
-    name = choice(config.get("sae_type"), config_file, "sae_type", (*KINDS, MATRYOSHKA))
+    kind = KINDS[choice(config.get("sae_type"), config_file, "sae_type", KINDS)]
+    for name, value in GONE.items():
+        choice(config.get(name, value), config_file, name, (value,))
     unit = setting(config, config_file, "input_unit_norm", bool)
     info = {
-        "kind": KINDS.get(name, "matryoshka"),
+        "kind": kind,
         "model": config.get("model_name"),
         "hook_point": config.get("hook_point"),
         "seed": config.get("seed"),
@@ -51,12 +61,13 @@ def _read(path: Path) -> Unfolded:
         parameters: dict[str, Any] = {
             "W_enc": file.take("W_enc", "d_in", "d_sae"),
             # TopK kinds of this code have an encoder bias that they never add.
-            "b_enc": torch.zeros_like(b_enc) if name in ("topk", "batchtopk", MATRYOSHKA) else b_enc,
+            "b_enc": b_enc if kind in ("relu", "jumprelu") else torch.zeros_like(b_enc),
             "W_dec": file.take("W_dec", "d_sae", "d_in"),
             "b_dec": b_dec,
-            "pre_bias": b_dec,
         }
-        parameters |= _competition(file, name, config, config_file)
+        if kind != "jumprelu":
+            parameters["pre_bias"] = b_dec
+        parameters |= _competition(file, kind, config, config_file)
     return Unfolded(
         **parameters,
         normalization="layer_norm" if unit else None,
@@ -64,15 +75,15 @@ def _read(path: Path) -> Unfolded:
     )
 
 
-def _competition(file: TensorFile, name: str, config: dict[str, Any], config_file: Path) -> dict[str, Any]:
-    if name == "jumprelu":
+def _competition(file: TensorFile, kind: str, config: dict[str, Any], config_file: Path) -> dict[str, Any]:
+    if kind == "jumprelu":
         return {"threshold": file.take("jumprelu.log_threshold", "d_sae").double().exp()}
-    if name == MATRYOSHKA:
+    if kind == "matryoshka":
         return {"threshold": torch.tensor(file.number("threshold")).expand(file.sizes["d_sae"])}
-    if name == "vanilla":
+    if kind == "relu":
         return {}
     k = setting(config, config_file, "top_k", int)
-    return {"k": k} if name == "topk" else {"batch_k": k}
+    return {"k": k} if kind == "topk" else {"batch_k": k}
 
 
 FORMAT = Format(

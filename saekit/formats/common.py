@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -105,6 +106,8 @@ class TensorFile:
                 name if size is None else f"{name}={size}" for name, size in zip(shape, expected, strict=True)
             )
             raise ValueError(f"{self.path}: {name} must have shape [{sizes}], found {list(tensor.shape)}.")
+        if tensor.ndim == 1 and not torch.isfinite(tensor).all():  # matrices when they are folded
+            raise ValueError(f"{self.path}: {name} holds values that are not finite.")
         self.sizes |= dict(zip(shape, tensor.shape, strict=True))
         return tensor
 
@@ -132,7 +135,7 @@ class TensorFile:
         value = self.value(name)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{self.path}: {name} must be one number, found {_say(value)}.")
         return value
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saekit.folding import Unfolded
-from saekit.formats.common import Format, TensorFile, choice, is_pickled, read_entries
+from saekit.formats.common import Format, TensorFile, choice, is_pickled, read_entries, setting
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
@@ -17,11 +17,10 @@ def _recognises(path: Path) -> bool:
 
 def _read(path: Path) -> Unfolded:
     with TensorFile(path) as file:
+        settings = file.value("activation_state_dict") if "activation_state_dict" in file else None
         # Files of the first version name no activation: they are ReLU.
-        activation = choice(
-            file.value("activation") if "activation" in file else "ReLU", path, "activation", ("ReLU", "TopK")
-        )
-        settings = file.value("activation_state_dict") if "activation_state_dict" in file else {}
+        named = file.value("activation") if settings is not None or "activation" in file else "ReLU"
+        activation = choice(named, path, "activation", ("ReLU", "TopK"))
         b_dec = file.take("pre_bias", "d_in")
         parameters: dict[str, Any] = {
             "W_enc": file.take("encoder.weight", "d_sae", "d_in").T,
@@ -33,10 +32,9 @@ def _read(path: Path) -> Unfolded:
         file.drop(*STATISTICS)
     if activation == "ReLU":
         return Unfolded(**parameters, info={"kind": "relu"})
-    k = settings.get("k")
-    if not isinstance(k, int):
-        raise ValueError(f"{path}: activation_state_dict must hold k as an integer, found {k!r}.")
-    choice(settings.get("postact_fn", "ReLU"), path, "activation_state_dict.postact_fn", ("ReLU",))
+    settings = settings or {}
+    k = setting(settings, path, "k", int)
+    choice(settings.get("postact_fn", "ReLU"), path, "postact_fn", ("ReLU",))
     # The authors normalise the input of exactly these, and say so nowhere in the file.
     return Unfolded(**parameters, k=k, normalization="layer_norm", info={"kind": "topk"})
 
