@@ -22,8 +22,10 @@ FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "formats" / "fixtures
 README = """\
 # Recorded fixtures
 
-Written by `python benchmarks/fixtures.py`, with {versions}. All tensors are random numbers: nothing of
-any library or published SAE is in them, and they may be used under this project's licence.
+Written by `python benchmarks/fixtures.py`, with {versions}
+(`openai`, `batchtopk` and `connor_rob_hook_z` have no package; `gemma_scope` runs in SAELens' class).
+All tensors are random numbers: nothing of any library or published SAE is in them, and they may be used
+under this project's licence.
 
 A case is a folder with files exactly as the library writes them, and `expected.safetensors`, in float32:
 
@@ -33,7 +35,8 @@ A case is a folder with files exactly as the library writes them, and `expected.
 - `decoder_norm` `[d_sae]`, the norm of what a unit of each latent adds to `x_hat` (to the normalised
   `x_hat`, where each token is normalised on its own): times this, latents are those of unit decoder rows.
 
-What is refused has no such file. `cases.json` names what to load of each case.
+`dictionary_learning/batchtopk_unset` also has `latents_default`. What is to be refused has no such file.
+`cases.json` names what to load of each case, and what a refusal must name.
 
 | case | loads | shows |
 |---|---|---|
