@@ -45,6 +45,8 @@ def _read(path: Path) -> Unfolded:
     assert config_file is not None, "read is called on what was recognised"
     config = read_config(config_file)
     kind = KINDS[choice(config.get("sae_type"), config_file, "sae_type", KINDS)]
+    if "epochs" in config:  # their meta-SAEs are BatchTopK, whatever sae_type was left at
+        kind = "batchtopk"
     for name, value in GONE.items():
         choice(config.get(name, value), config_file, name, (value,))
     unit = setting(config, config_file, "input_unit_norm", bool)
@@ -78,7 +80,7 @@ def _read(path: Path) -> Unfolded:
 def _competition(file: TensorFile, kind: str, config: dict[str, Any], config_file: Path) -> dict[str, Any]:
     if kind == "jumprelu":
         return {"threshold": file.take("jumprelu.log_threshold", "d_sae").double().exp()}
-    if kind == "matryoshka":
+    if "group_sizes" in config:  # the Matryoshka code keeps a threshold, for its BatchTopK too
         return {"threshold": torch.tensor(file.number("threshold")).expand(file.sizes["d_sae"])}
     if kind == "relu":
         return {}

@@ -42,13 +42,10 @@ def _read(path: Path) -> Unfolded:
     if not isinstance(trainer, dict):
         raise ValueError(f"{config_file} must hold the trainer's settings as trainer, found {trainer!r}.")
     name = choice(trainer.get("dict_class"), config_file, "trainer.dict_class", KINDS)
-    entries = read_entries(weights)
+    entries, scale = read_entries(weights), 1.0
     if "ae" in entries and set(entries) <= BACKUP:  # written while training goes on
-        if entries.get("norm_factor", 1) != 1:
-            raise ValueError(
-                f"{weights} is a backup of a run on activations divided by {entries['norm_factor']}, and its "
-                "biases are about those: only the file that the run ends with has them rescaled."
-            )
+        # Its biases are about activations divided by the factor; a finished file has them rescaled.
+        scale = 1 / entries.get("norm_factor", 1.0)
         entries = entries["ae"]
     info = {"kind": KINDS[name], "seed": trainer.get("seed"), "model": trainer.get("lm_name")}
     info |= {"dict_class": name, "layer": trainer.get("layer"), "submodule": trainer.get("submodule_name")}
@@ -57,8 +54,9 @@ def _read(path: Path) -> Unfolded:
         parameters = _layout(file, name)
         if name in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
             parameters |= _competition(file, name, trainer, config_file)
-    known = {key: value for key, value in info.items() if value is not None}
-    return Unfolded(**parameters, info=known | setting(config, config_file, "saekit", dict, {}))  # save_sae's
+    info = {key: value for key, value in info.items() if value is not None}
+    info |= setting(config, config_file, "saekit", dict, {})  # what save_sae has added
+    return Unfolded(**parameters, scale=scale, info=info)
 
 
 def _layout(file: TensorFile, name: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def _read(path: Path) -> Unfolded:
             "b_dec": b_dec,
             "pre_bias": b_dec,
         }
-        file.drop(*STATISTICS)
+        # State dictionaries of torch hold the activation's settings a second time.
+        file.drop(*STATISTICS, "activation.k", "activation.postact_fn")
     if activation == "ReLU":
         return Unfolded(**parameters, info={"kind": "relu"})
     settings = settings or {}

@@ -12,6 +12,15 @@ from saekit.dictionary import Dictionary
 from saekit.formats import load_sae, open_sae
 
 FIXTURES = Path(__file__).parent / "fixtures"
+WEIGHTS = (
+    "sae_weights.safetensors",
+    "ae.pt",
+    "sae.safetensors",
+    "params.npz",
+    "params.safetensors",
+    "sae.pt",
+    "SAE.pt",
+)
 
 
 @dataclass(frozen=True)
@@ -19,11 +28,8 @@ class Case:
     """Files of one SAE, and what its library computed with them."""
 
     name: str
-    library: str
-    refused: str | None
-    _source: str
-    _weights: str
-    _config: str | None
+    load: str
+    refused: bool
     root: Path = FIXTURES
 
     def __str__(self) -> str:
@@ -32,37 +38,42 @@ class Case:
     @property
     def folder(self) -> Path:
         """The files as the library saved them."""
-        return self.root / self.name / "sae"
+        return self.root / self.name
 
     @property
     def source(self) -> Path:
         """What a reader is given."""
-        return self.folder / self._source
+        return self.folder / self.load
 
     @property
     def weights(self) -> Path:
         """The file of tensors."""
-        return self.folder / self._weights
+        if self.source.is_file():
+            return self.source
+        return next(path for name in WEIGHTS if (path := self.source / name).is_file())
 
     @property
     def config(self) -> Path | None:
         """The file of settings, if the format has one."""
-        return None if self._config is None else self.folder / self._config
+        folders = (self.weights.parent, self.weights.parent.parent)
+        names = ("cfg.json", "config.json", "Config.json", f"{self.weights.stem}_cfg.json")
+        found = (path for folder in folders for name in names if (path := folder / name).is_file())
+        return next(found, None)
 
     def expected(self) -> dict:
         """`x`, and the library's own `latents`, `x_hat` and `decoder_norm`."""
-        return load_file(self.root / self.name / "expected.safetensors")
+        return load_file(self.folder / "expected.safetensors")
 
     def copy(self, folder: Path) -> "Case":
         """The same case elsewhere."""
-        shutil.copytree(self.root / self.name, folder / self.name)
+        shutil.copytree(self.folder, folder / self.name)
         return replace(self, root=folder)
 
 
-INDEX = json.loads((FIXTURES / "index.json").read_text())
-ALL = [Case(e["case"], e["library"], e["refused"], e["source"], e["weights"], e["config"]) for e in INDEX]
-CASES = [case for case in ALL if case.refused is None]
-REFUSED = [case for case in ALL if case.refused is not None]
+LISTED = json.loads((FIXTURES / "cases.json").read_text())
+ALL = [Case(name, entry["load"], entry["refused"]) for name, entry in LISTED.items()]
+CASES = [case for case in ALL if not case.refused]
+REFUSED = [case for case in ALL if case.refused]
 
 
 def named(name: str) -> Case:

@@ -11,6 +11,7 @@ from saekit.formats import load_sae
 
 # Not part of the function; a ReLU has no settings of its own.
 OPTIONAL = {"stats_last_nonzero", "latents_activation_frequency", "latents_mean_square", "scaling_factor"}
+OPTIONAL |= {"activation.k", "activation.postact_fn"}  # there a second time
 OF_A_RELU = {"activation_state_dict"}
 
 
