@@ -98,10 +98,9 @@ def metadata(hook: str = RESIDUAL) -> SAEMetadata:
 
 def make(kind: str, generator: Generator, hook: str = RESIDUAL, **settings: Any) -> SAE[Any]:
     """An SAE of a class by the first part of its name, with random parameters."""
-    config = getattr(saes, f"{kind}SAEConfig" if "ranscoder" not in kind else f"{kind}Config")
-    sae = getattr(saes, f"{kind}SAE" if "ranscoder" not in kind else kind)(
-        config(d_in=D_IN, d_sae=WIDTH, metadata=metadata(hook), **settings)
-    )
+    name = kind if kind.endswith("ranscoder") else f"{kind}SAE"
+    config = getattr(saes, f"{name}Config")(d_in=D_IN, d_sae=WIDTH, metadata=metadata(hook), **settings)
+    sae = getattr(saes, name)(config)
     fill(sae, generator, topk_threshold=THRESHOLD)
     return sae
 
@@ -316,7 +315,9 @@ def older() -> Iterator[Case]:
         save_file(tensors, folder / "sae_weights.safetensors")
         return running(TrainingSAE.load_from_disk(folder))
 
-    yield Case("saelens/checkpoint_log_threshold", "a JumpReLU checkpoint of before 6.40", log_threshold)
+    yield Case(
+        "saelens/checkpoint_log_threshold", "an older JumpReLU checkpoint: exp(log_threshold)", log_threshold
+    )
 
 
 def no_saes() -> Iterator[Case]:
