@@ -104,8 +104,8 @@ def check_sae(
     if not rows:
         known = ", ".join(sorted(info)) or "nothing"
         raise ValueError(
-            f"Nothing is recorded of {dictionary.name} that it could be checked against: expected expected_l0 "
-            f"or expected_explained_variance in its info, found {known}."
+            f"Nothing is recorded of {dictionary.name} that it could be checked against: expected "
+            f"expected_l0 or expected_explained_variance in its info, found {known}."
         )
     for what, recorded, found, agrees in rows:
         if not agrees:
