@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from dictionaries import make
 from safetensors.torch import load_file, save_file
 
 from saekit.dictionary import Dictionary
+from saekit.metrics import evaluate
 
 
 def test_encode_of_a_row_does_not_depend_on_the_batch():
@@ -97,3 +100,48 @@ def test_bad_parameters_are_named(change, message):
 def test_wrong_width_of_activations_is_named():
     with pytest.raises(ValueError, match=r"\[batch, 12\], found \[3, 13\]"):
         make().encode(torch.zeros(3, 13))
+
+
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm"])
+def test_rows_normalised_one_by_one_are_evaluated_as_they_are(normalization):
+    """Latents are those of the normalised row; the reconstruction is back in the row's own scale."""
+    plain = make()
+    dictionary = replace(plain, normalization=normalization)
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    if normalization == "layer_norm":
+        centre, factor = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        z = (x - centre) / (factor + 1e-5)
+    else:
+        centre, factor = torch.zeros(200, 1), x.norm(dim=1, keepdim=True) / 12**0.5
+        z = x / factor
+    latents, x_hat = plain.encode(z), plain.reconstruct(z) * factor + centre
+    torch.testing.assert_close(dictionary.encode(x), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dictionary.reconstruct(x), x_hat, rtol=1e-5, atol=1e-4)
+    decoded = dictionary.decode(dictionary.encode(x), dictionary.row_scale(x))
+    torch.testing.assert_close(decoded, x_hat, rtol=1e-5, atol=1e-4)
+    expected = (x - x_hat).double().square().sum() / (x - x.mean(0)).double().square().sum()
+    assert evaluate(dictionary, x).fvu == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_normalised_row_is_not_decoded_without_its_scale():
+    dictionary = replace(make(), normalization="layer_norm")
+    with pytest.raises(ValueError, match=r"normalises every row \(layer_norm\).*row_scale"):
+        dictionary.decode(torch.zeros(3, 40))
+    with pytest.raises(ValueError, match=r"unit of its own.*as_jumprelu"):
+        dictionary.gather([0])
+    with pytest.raises(ValueError, match="normalization must be None or one of layer_norm"):
+        replace(make(), normalization="batch_norm")
+
+
+def test_topk_latents_compete_by_their_ranks():
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.rand(40, generator=generator) + 0.1
+    dictionary = replace(make(), k=3, rank_scale=scale)
+    x = torch.randn(100, 12, generator=generator) * 3
+    h = dictionary.pre_activations(x)
+    active = h > dictionary.threshold
+    for row in range(100):
+        kept = sorted(active[row].nonzero()[:, 0].tolist(), key=lambda i: -float(h[row, i] * scale[i]))[:3]
+        assert set(dictionary.encode(x[row : row + 1])[0].nonzero()[:, 0].tolist()) == set(kept)
+    with pytest.raises(ValueError, match=r"rank_scale must have shape \[40\]"):
+        replace(make(), k=3, rank_scale=scale[:5])
