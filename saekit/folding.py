@@ -50,6 +50,8 @@ class Unfolded:
         A normalisation of every token on its own, one of `saekit.dictionary.NORMALIZATIONS`.
     k : int, optional
         Of a TopK SAE: how many latents of a token are active at most.
+    rank_scale : Tensor, optional
+        `[d_sae]`: TopK latents compete by `h` times this.
     batch_k : int, optional
         Of a BatchTopK SAE that was saved without the threshold it should be used with.
     rescaled : bool
@@ -73,6 +75,7 @@ class Unfolded:
     whitening: tuple[Tensor, Tensor] | None = None
     normalization: str | None = None
     k: int | None = None
+    rank_scale: Tensor | None = None
     batch_k: int | None = None
     rescaled: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -162,6 +165,8 @@ class Unfolded:
             b_enc[here] = bias * norm
             W_dec[here] = decoder / norm[:, None]
             rank_scale[here] = own / norm
+            if self.rank_scale is not None:
+                rank_scale[here] *= self.rank_scale[block]
             if self.threshold is None:
                 threshold[here] = 0
             else:
@@ -205,3 +210,25 @@ class Unfolded:
             bias = bias @ self.whitening[1].double()
         bias = bias / self.scale
         return bias if self.mean is None else bias + self.mean.double()
+
+
+def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dictionary:
+    """A dictionary with other decoder rows, of any norm, its encoder as it was.
+
+    The rows' norms are folded, so the same latents are active, with activations rescaled.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Whose latents these are.
+    W_dec : Tensor
+        `[width, d_in]`.
+    kind : str
+        Of the result.
+    """
+    return Unfolded(
+        **{**dictionary.tensors(), "W_dec": W_dec},
+        k=dictionary.k,
+        normalization=dictionary.normalization,
+        info={**dictionary.info, "kind": kind},
+    ).fold()

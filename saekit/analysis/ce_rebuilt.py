@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore, random_stream
 from saekit.analysis.meta import MetaSAE
-from saekit.folding import Unfolded
+from saekit.folding import with_directions
 from saekit.metrics import CEDegradation, ce_degradation, evaluate
 
 if TYPE_CHECKING:
@@ -92,14 +92,9 @@ def ce_rebuilt(
     dictionaries = {
         "own": source,
         "rebuilt": meta.rebuilt(place),
-        "turned at random": Unfolded(
-            W_enc=source.W_enc,
-            b_enc=source.b_enc,
-            W_dec=_turned(source.W_dec, rebuilt, seed),
-            b_dec=source.b_dec,
-            threshold=source.threshold,
-            info={**source.info, "kind": f"turned {source.kind}"},
-        ).fold(),
+        "turned at random": with_directions(
+            source, _turned(source.W_dec, rebuilt, seed), kind=f"turned {source.kind}"
+        ),
     }
     ce = ce_degradation(model, list(dictionaries.values()), store, max_rows=max_rows, progress=progress)
     columns = ["ce", "ce_degradation", "loss_recovered_zero", "loss_recovered_mean"]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from saekit.dictionary import Dictionary
 from saekit.families import Family
 from saekit.files import hash_json, hash_tensors, write_tensors
-from saekit.folding import Unfolded
+from saekit.folding import with_directions
 from saekit.sparse import SparseLatents
 from saekit.training import TrainingConfig, train
 from saekit.variants import BatchTopK
@@ -206,20 +206,11 @@ class MetaSAE:
         ------
         IndexError
             If there is no such base.
-        ValueError
-            If the base is a TopK dictionary.
         """
         place = self._place(base)
         source = self.sources[place]
-        return Unfolded(
-            W_enc=source.W_enc,
-            b_enc=source.b_enc,
-            W_dec=self.reconstruct()[self.base == place],
-            b_dec=source.b_dec,
-            threshold=source.threshold,
-            k=source.k,
-            info={**source.info, "kind": f"rebuilt {source.kind}"},
-        ).fold()
+        rows = self.reconstruct()[self.base == place]
+        return with_directions(source, rows, kind=f"rebuilt {source.kind}")
 
     # ------------------------------------------------------------------ numbers
 

@@ -10,7 +10,6 @@ import torch
 from dictionaries import make
 
 from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
-from saekit.dictionary import Dictionary
 from saekit.families import Family
 from saekit.folding import Unfolded
 
@@ -283,9 +282,10 @@ def test_settings_out_of_range_are_refused(base, meta):
         meta.members(48)
 
 
-def test_a_topk_base_is_decomposed_but_not_rebuilt():
+def test_a_topk_base_is_rebuilt_with_the_same_latents_active():
+    """Rebuilt rows have other norms, but latents go on competing as they did."""
     base = replace(planted(100)[0], k=5)
     meta = meta_sae(base, width=8, k=2, recipe=replace(QUICK, steps=20))
-    assert isinstance(meta.dictionary, Dictionary)
-    with pytest.raises(ValueError, match="TopK SAE's decoder norms cannot be folded"):
-        meta.rebuilt()
+    x = torch.randn(200, base.d_in, generator=torch.Generator().manual_seed(0)) * 3
+    norms = meta.reconstruct().norm(dim=1)
+    torch.testing.assert_close(meta.rebuilt().encode(x), base.encode(x) * norms, rtol=1e-4, atol=1e-5)
