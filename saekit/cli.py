@@ -215,7 +215,16 @@ def _reproduce(options: argparse.Namespace) -> None:
     profile = Profile.load(options.profile)
     folder = options.out or Path(f"reproduce-{profile.name}")
     checks = reproduce_profile(profile, folder, progress=not options.quiet)
-    print(checks.drop(columns="source").to_string(index=False))
+    shown = checks.drop(columns="source")
+    print(shown.astype(object).where(shown.notna(), "").map(_rounded).to_string(index=False))
     print(
         f"{int(checks['holds'].sum())} of {len(checks)} checks hold; notebooks and figures are in {folder}."
     )
+
+
+def _rounded(value: object) -> object:
+    """A number, also in words, with three digits; anything else as it is."""
+    try:
+        return f"{float(str(value)):.3g}"
+    except ValueError:
+        return value

@@ -212,17 +212,32 @@ def prepared_notebook(name: str, profile: Profile) -> Any:
                 id="injected-parameters",
                 metadata={"tags": ["injected-parameters"]},
             ),
-            new_markdown_cell(
-                f"*Run with the profile* `{profile.name}`. *The text speaks of the embedded default; what is "
-                "claimed of it is printed below as true or false of this run.*",
-                id="profile",
-            ),
+            new_markdown_cell(_note(profile), id="profile"),
         ]
         notebook.cells = [cell for cell in notebook.cells if EMBEDDED not in _tags(cell)]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     return notebook
+
+
+def _note(profile: Profile) -> str:
+    """What a reader should know of a notebook that is not about the embedded default."""
+    trained = [
+        f"{kind} {settings['width']} (seed {settings.get('seed', 0)})"
+        for kind, plan in profile.families.items()
+        for settings in plan.train
+    ]
+    note = (
+        f"Run with the profile `{profile.name}`. The text speaks of the embedded default; what is claimed of "
+        "it is printed below as true or false of this run."
+    )
+    if trained:
+        note += (
+            f" Trained here, since nobody published them: {', '.join(trained)}. Beside a published SAE such "
+            "a second seed is a null that includes the trainer and the text, not the seed alone."
+        )
+    return note
 
 
 def _assigned(source: str) -> list[str]:

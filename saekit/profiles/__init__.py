@@ -86,7 +86,9 @@ class Plan:
         What `load_family` takes; folders and globs may be relative to the profile.
     train : sequence of mapping
         Dictionaries that nobody published: parameters of `TrainingConfig`, with that of the
-        variant's sparsity (`target_l0` or `k`). They are trained once, on the profile's own text.
+        variant's sparsity (`target_l0` or `k`). They are trained once, on the profile's own text. As
+        the second seed of a published SAE such a dictionary is a null that includes the trainer
+        and the text, not the seed alone.
     """
 
     sources: Sequence[str] = ()
@@ -160,10 +162,10 @@ class Profile:
         for name, part in (("model", Model), ("text", Text)):
             if name in values:
                 values[name] = build(part, values[name], f"{file}, {name}")
-        families = _mapping(values.get("families", {}), f"{file}, families")
-        values["families"] = {
-            kind: build(Plan, plan, f"{file}, families, {kind}") for kind, plan in families.items()
-        }
+        if "families" in values:
+            where = f"{file}, families"
+            plans = _mapping(values["families"], where)
+            values["families"] = {kind: build(Plan, plan, f"{where}, {kind}") for kind, plan in plans.items()}
         return build(cls, values, str(file))
 
 

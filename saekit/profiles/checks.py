@@ -173,8 +173,14 @@ class Expected:
     what: str
     paper: float | str
     source: str
-    low: float = -math.inf
-    high: float = math.inf
+    low: float | None = None
+    high: float | None = None
+
+    def agrees(self, found: float) -> bool:
+        """Whether it is a number between the bounds."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return low <= found <= high
 
 
 def expectations(profile: Profile) -> tuple[Subject, list[Expected]] | None:
@@ -222,8 +228,8 @@ def recorded(series: Series) -> pd.DataFrame:
                 bounds = [paper - slack, paper + slack]
             else:
                 bounds = [None, None]
-            name = f"{member.name}: {what}"
-            rows.append([name, paper, *bounds, row["found"], row["agrees"], "recorded with the SAE"])
+            values = [f"{member.name}: {what}", _say(paper), *bounds, _say(row["found"]), row["agrees"]]
+            rows.append([*values, "recorded with the SAE"])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -246,6 +252,11 @@ def measured(series: Series) -> pd.DataFrame:
         findings = Findings(series, subject)
         for entry in tqdm(expected, unit="check", disable=not series.progress):
             found = float(MEASURES[entry.measure](findings))
-            holds = entry.low <= found <= entry.high
-            rows.append([entry.what, entry.paper, entry.low, entry.high, found, holds, entry.source])
+            bounds = [entry.low, entry.high]
+            rows.append([entry.what, entry.paper, *bounds, found, entry.agrees(found), entry.source])
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _say(value: Any) -> Any:
+    """Weight processing by what is on; anything else as it is."""
+    return ", ".join(name for name in value if value[name]) or "none" if isinstance(value, dict) else value
