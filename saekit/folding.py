@@ -226,8 +226,9 @@ def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dict
     kind : str
         Of the result.
     """
+    tensors: dict[str, Any] = {**dictionary.tensors(), "W_dec": W_dec}
     return Unfolded(
-        **{**dictionary.tensors(), "W_dec": W_dec},
+        **tensors,
         k=dictionary.k,
         normalization=dictionary.normalization,
         info={**dictionary.info, "kind": kind},
