@@ -77,7 +77,7 @@ _EXPORTS = {
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("plots", "figures")
+_MODULES = ("figures", "neuronpedia", "plots")
 
 __all__ = ["__version__", *sorted(_HOMES), *_MODULES]
 
