@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from saekit.embedded import embedded_store, figures_folder, project_root
 from saekit.figures import source_hash, write_index
 from saekit.files import hash_json, read_json, write_bytes, write_json
+from saekit.formats import open_sae
 from saekit.profiles import DEFAULT, Profile, Series
 
 CELL_TIMEOUT = 900  # seconds
@@ -138,21 +139,26 @@ def reproduce_profile(profile: Profile, folder: str | Path, *, progress: bool = 
     FileNotFoundError
         If the series lacks a notebook of the profile, or there is no such model or SAE.
     ValueError
-        If a notebook lacks a parameter of the profile, or the profile's checks are wrong.
+        If a notebook lacks a parameter of the profile, the profile's checks are wrong, or the folder
+        is the project's own.
     nbclient.exceptions.CellExecutionError
         If a cell raises; what was done before is kept.
     """
     from saekit.profiles.checks import expectations, measured, recorded
 
-    expectations(profile)  # so that a slip is found now, and not after the notebooks
+    asked = expectations(profile)  # now, so that a slip is not found after the notebooks
     prepared = {name: prepared_notebook(name, profile) for name in profile.notebooks}
     folder, series = Path(folder).resolve(), Series(profile, progress=progress)
+    if folder == project_root().resolve():
+        raise ValueError(f"{folder} holds the series itself: executed notebooks need a folder of their own.")
     environment = {"SAEKIT_PROFILE": str(profile.file), "SAEKIT_FIGURES": str(folder / "figures")}
 
     def check_recorded(file: Path) -> None:
         write_bytes(file, recorded(series).to_csv(index=False).encode())
         for kind in profile.families:
             series.family(kind)
+        if asked is not None:
+            open_sae(profile.local(asked[0].released))  # what must be downloaded is, before the notebooks run
 
     def check(file: Path) -> None:
         write_index(folder / "figures")
@@ -206,14 +212,12 @@ def prepared_notebook(name: str, profile: Profile) -> Any:
             f"{profile.file}: {name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}."
         )
     if profile.file != DEFAULT:
-        notebook.cells[place + 1 : place + 1] = [
-            new_code_cell(
-                "\n".join(f"{parameter} = {value!r}" for parameter, value in values.items()),
-                id="injected-parameters",
-                metadata={"tags": ["injected-parameters"]},
-            ),
-            new_markdown_cell(_note(profile), id="profile"),
-        ]
+        injected = [new_markdown_cell(_note(profile), id="profile")]
+        if values:
+            source = "\n".join(f"{parameter} = {value!r}" for parameter, value in values.items())
+            tags = {"tags": ["injected-parameters"]}
+            injected.insert(0, new_code_cell(source, id="injected-parameters", metadata=tags))
+        notebook.cells[place + 1 : place + 1] = injected
         notebook.cells = [cell for cell in notebook.cells if EMBEDDED not in _tags(cell)]
     for cell in notebook.cells:
         if cell.cell_type == "code":

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from saekit.profiles import DEFAULT, SHIPPED, Profile, Series, series
 from saekit.profiles.checks import expectations
-from saekit.reproduce import notebooks, prepared_notebook
+from saekit.reproduce import notebooks, prepared_notebook, reproduce_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = {
@@ -102,8 +102,8 @@ def test_slips_in_checks_are_one_sentence(tmp_path, checks, message):
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path):
-    own = Series(Profile.load(written(tmp_path)))
-    with pytest.raises(FileNotFoundError, match=r"no model 'model'"):
+    own = Series(Profile.load(written(tmp_path, model={"name": "no/such/model"})))
+    with pytest.raises(FileNotFoundError, match=r"no model 'no/such/model'"):
         own.model  # noqa: B018
     with pytest.raises(FileNotFoundError, match=r"no family 'saes'"):
         own.family("relu")
@@ -152,6 +152,12 @@ def test_parameters_are_injected_after_those_of_the_notebook(tmp_path, monkeypat
         prepared_notebook("04_stitching", profile)
     with pytest.raises(FileNotFoundError, match=r"there is no notebook 99_nothing; there are 01_"):
         prepared_notebook("99_nothing", Profile.load(written(tmp_path, notebooks={"99_nothing": {}})))
+
+
+def test_the_committed_notebooks_and_figures_are_not_written_over(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match="need a folder of their own"):
+        reproduce_profile(Profile.load("gpt2"), ".", progress=False)
 
 
 def test_cells_about_the_embedded_default_are_left_out(tmp_path, monkeypatch):
@@ -351,7 +357,8 @@ def test_one_command_runs_the_series_on_local_saes_and_checks_them(world):
     for path in (out / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, as_version=4).cells
         assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
-        assert any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells)
+        injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
+        assert len(injected) == bool(TINY["notebooks"][path.stem])
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     embedded = {"01_convergence", "01_kinds_frontier", "01_active_latents"}
     assert figures == {path.stem for path in (ROOT / "figures").glob("*.png")} - embedded
