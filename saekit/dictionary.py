@@ -26,6 +26,27 @@ LAYER_NORM_EPS = 1e-5
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
 
+class Described:
+    """What `info` says of a dictionary, whether it has been read yet or not."""
+
+    info: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The training variant, such as `"relu"`, or `"unknown"`."""
+        return self.info.get("kind", "unknown")
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the training run, if known."""
+        return self.info.get("seed")
+
+    @property
+    def hook_point(self) -> str | None:
+        """Where the activations come from, if known."""
+        return self.info.get("hook_point")
+
+
 class RowScale(NamedTuple):
     """How each row was normalised: what decoding needs of the input.
 
@@ -41,7 +62,7 @@ class RowScale(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class Dictionary(Described):
     """A sparse dictionary on raw activations.
 
     With pre-activations `h = x @ W_enc + b_enc`, latent `i` is `h[i]` where
@@ -127,21 +148,6 @@ class Dictionary:
     def width(self) -> int:
         """Number of latents (dictionary size, d_sae)."""
         return self.W_enc.shape[1]
-
-    @property
-    def kind(self) -> str:
-        """The training variant, such as `"relu"`, or `"unknown"`."""
-        return self.info.get("kind", "unknown")
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the training run, if known."""
-        return self.info.get("seed")
-
-    @property
-    def hook_point(self) -> str | None:
-        """Where the activations come from, if known."""
-        return self.info.get("hook_point")
 
     @property
     def name(self) -> str:

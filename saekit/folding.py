@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Described, Dictionary
 
 BLOCK_ELEMENTS = 1 << 18  # of a matrix, held in float64 at once: 2 MB
 
 
 @dataclass(frozen=True, eq=False)
-class Unfolded:
+class Unfolded(Described):
     """An SAE as it was trained or published.
 
     It computes, of raw activations `x`,
@@ -90,21 +90,6 @@ class Unfolded:
     def width(self) -> int:
         """Number of latents."""
         return self.W_enc.shape[1]
-
-    @property
-    def kind(self) -> str:
-        """The training variant, such as `"relu"`, or `"unknown"`."""
-        return self.info.get("kind", "unknown")
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the training run, if known."""
-        return self.info.get("seed")
-
-    @property
-    def hook_point(self) -> str | None:
-        """Where the activations come from, if known."""
-        return self.info.get("hook_point")
 
     def fold(self, latents: Sequence[int] | slice | Tensor | None = None) -> Dictionary:
         """The same function as a `Dictionary`, computed in float64 and kept in float32.

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import pandas as pd
 
 from saekit import releases
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Described, Dictionary
 from saekit.files import read_json
 from saekit.formats import is_sae, open_sae
 
@@ -43,7 +43,7 @@ class Member(Protocol):
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(Described):
     """A folder that `Dictionary.save` wrote, of which only the JSON has been read."""
 
     folder: Path
@@ -59,21 +59,6 @@ class Saved:
             return cls(folder, header["d_in"], header["width"], header["info"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'dictionary.json'} does not describe a dictionary.") from error
-
-    @property
-    def kind(self) -> str:
-        """The training variant."""
-        return self.info.get("kind", "unknown")
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the training run, if known."""
-        return self.info.get("seed")
-
-    @property
-    def hook_point(self) -> str | None:
-        """Where the activations come from, if known."""
-        return self.info.get("hook_point")
 
     def fold(self) -> Dictionary:
         """Read the dictionary."""
