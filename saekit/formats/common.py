@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import TracebackType, UnionType
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class TensorFile:
     def __init__(self, path: Path, entries: Mapping[str, Any] | None = None, **sizes: int | None) -> None:
         self.path = path
         self.sizes = {name: size for name, size in sizes.items() if size is not None}
-        self._entries = dict(read_entries(path) if entries is None else entries)
+        self._entries = dict(read_entries(path) if entries is None else _by_name(path, entries))
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -165,7 +165,10 @@ def read_entries(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     readers = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pickled, ".pth": _pickled}
-    entries = readers[path.suffix](path)
+    return _by_name(path, readers[path.suffix](path))
+
+
+def _by_name(path: Path, entries: Any) -> Mapping[str, Any]:
     if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
         raise ValueError(f"{path} must hold tensors by name, found {type(entries).__name__}.")
     return entries
@@ -249,7 +252,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def setting(config: Mapping[str, Any], path: Path, name: str, kind: type, default: Any = None) -> Any:
+def setting(
+    config: Mapping[str, Any], path: Path, name: str, kind: type | UnionType, default: Any = None
+) -> Any:
     """A setting of the type it must have; `default` where it is not there.
 
     Raises
@@ -260,7 +265,9 @@ def setting(config: Mapping[str, Any], path: Path, name: str, kind: type, defaul
     value = config.get(name)
     value = default if value is None else value
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{path}: {name} must be of type {kind.__name__}, found {value!r}.")
+        raise ValueError(
+            f"{path}: {name} must be of type {getattr(kind, '__name__', kind)}, found {value!r}."
+        )
     return value
 
 

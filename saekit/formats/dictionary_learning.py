@@ -45,7 +45,10 @@ def _read(path: Path) -> Unfolded:
     entries, scale = read_entries(weights), 1.0
     if "ae" in entries and set(entries) <= BACKUP:  # written while training goes on
         # Its biases are about activations divided by the factor; a finished file has them rescaled.
-        scale = 1 / entries.get("norm_factor", 1.0)
+        factor = setting(entries, weights, "norm_factor", int | float, 1.0)
+        if not factor > 0:
+            raise ValueError(f"{weights}: norm_factor must be positive, found {factor}.")
+        scale = 1 / factor
         entries = entries["ae"]
     info = {"kind": KINDS[name], "seed": trainer.get("seed"), "model": trainer.get("lm_name")}
     info |= {"dict_class": name, "layer": trainer.get("layer"), "submodule": trainer.get("submodule_name")}

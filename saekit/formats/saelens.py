@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ def _recognises(path: Path) -> bool:
 def _read(path: Path) -> Unfolded:
     file = path / CONFIG
     config = read_config(file)
-    metadata = config.get("metadata") or {}
-    version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "")
-    legacy = not version or int(version.split(".")[0]) < 6
+    metadata = setting(config, file, "metadata", dict, {})
+    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
+    legacy = version is None or re.match(r"[0-5]\.", str(version)) is not None
     if legacy:
         config, metadata = _from_legacy(config, file)
     architecture = str(config.get("architecture"))

@@ -89,3 +89,35 @@ def test_nothing_that_is_known_is_said(tmp_path):
         load_sae(tmp_path)
     with pytest.raises(FileNotFoundError, match="There is no"):
         load_sae(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("saelens/standard", {"metadata": [1]}),
+        ("saelens/standard", {"metadata": {"sae_lens_version": "new"}, "sparsity_of": 3}),
+        ("saelens/standard", {"normalize_activations": "batch"}),
+        ("dictionary_learning/gated", {"trainer": ["GatedAutoEncoder"]}),
+        ("dictionary_learning/topk", {"trainer": {"dict_class": "AutoEncoderTopK", "k": 7}}),
+        ("dictionary_learning/topk", {"trainer": {"dict_class": "AutoEncoderTopK", "dict_size": "40"}}),
+        ("sparsify/topk", {"k": "6"}),
+        ("sparsify/topk", {"num_latents": 41}),
+        ("batchtopk/topk", {"top_k": 0}),
+        ("batchtopk/topk", {"tied_weights": True}),
+        ("batchtopk/topk", {"dict_size": 41}),
+        ("gemma_scope_2/resid_post", {"architecture": "topk"}),
+        ("gemma_scope_2/resid_post", {"width": 41}),
+    ],
+)
+def test_settings_that_do_not_fit_are_errors(tmp_path, name, change):
+    case = named(name).copy(tmp_path)
+    settings = json.loads(case.config.read_text())
+    case.config.write_text(json.dumps(settings | change))
+    refused(case, change)
+
+
+@pytest.mark.parametrize("change", [{"norm_factor": 0.0}, {"norm_factor": "2"}, {"ae": [1]}, {"ae": None}])
+def test_a_backup_that_does_not_fit_is_an_error(tmp_path, change):
+    case = named("dictionary_learning/backup_scaled").copy(tmp_path)
+    damage.write(case.weights, damage.read(case.weights) | change)
+    refused(case, change)
