@@ -27,7 +27,7 @@ _EXPORTS = {
         "load_family",
     ),
     "saekit.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
-    "saekit.profiles": ("series",),
+    "saekit.profiles": ("series", "store_for"),
     "saekit.streaming": ("StreamedActivations",),
     "saekit.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
     "saekit.training": ("TrainingConfig", "train"),

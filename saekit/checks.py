@@ -100,7 +100,10 @@ def check_sae(
             if isinstance(recorded, dict):  # flags that are not named are off
                 recorded = dict.fromkeys(found, False) | recorded
             if recorded is not None:
-                rows.append((what, recorded, found, recorded == found))
+                # A local folder of a model is called by its own name, without the organisation.
+                own = (str(name).rpartition("/")[2] for name in (recorded, found))
+                same = recorded == found or (what == "model" and next(own) == next(own))
+                rows.append((what, recorded, found, same))
     if not rows:
         known = ", ".join(sorted(info)) or "nothing"
         raise ValueError(

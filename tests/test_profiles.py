@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -12,9 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import save_random, sentences
+from dictionaries import make
 from safetensors.torch import save_file
 
-from saekit.profiles import DEFAULT, SHIPPED, Profile, Series, series
+from saekit.checks import check_sae
+from saekit.corpora import Document
+from saekit.families import Family
+from saekit.profiles import DEFAULT, SHIPPED, Profile, Series, series, store_for
 from saekit.profiles.checks import expectations
 from saekit.reproduce import notebooks, prepared_notebook, reproduce_profile
 
@@ -120,6 +125,43 @@ def test_names_of_what_lies_beside_the_profile_are_paths(tmp_path):
     assert profile.local("saes") == str(tmp_path / "saes")
     assert profile.local("sa*s") == str(tmp_path / "sa*s")
     assert profile.local("gpt2") == "gpt2"
+
+
+def family_for(**info):
+    """Two random dictionaries that say what they are for."""
+    return Family(replace(member, info={**member.info, **info}) for member in (make(16, 24), make(16, 48)))
+
+
+def test_a_family_gets_activations_of_the_model_it_is_for(tmp_path, monkeypatch):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=320, n_embd=16, n_layer=2, n_head=4, n_positions=128)
+    folder = save_random(GPT2LMHeadModel(config), tmp_path / "tiny")
+    documents = [Document(text * 4, "Sentences", f"sentence {i}") for i, text in enumerate(sentences(200))]
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("saekit.profiles.embedded_corpus", lambda: documents)
+    processing = {"center_writing_weights": True}
+    family = family_for(
+        model=str(folder), hook_point="blocks.1.hook_resid_pre", model_processing=processing, prepend_bos=True
+    )
+    store = store_for(family, n_tokens=512, progress=False)
+    assert store.hook_point == "blocks.1.hook_resid_pre"
+    assert store.manifest["model"]["processing"]["center_writing_weights"]
+    assert store.n_tokens >= 512 - 128
+    x = store.read(store.positions)
+    assert x.mean(dim=1).abs().max() <= 1e-4 * x.norm(dim=1).max()  # what writes into the stream is centred
+    assert check_sae(family[24], store).summary["agrees"]
+    again = store_for(family, n_tokens=512, progress=False)
+    assert (again.path, again.content_hash) == (store.path, store.content_hash)
+
+
+def test_a_family_of_the_embedded_model_gets_the_embedded_store(monkeypatch):
+    asked = []
+    monkeypatch.setattr("saekit.profiles.embedded_store", lambda *parts, **options: asked.append(parts))
+    store_for(family_for(model="smollm2-135m-instruct", hook_point="blocks.12.hook_resid_post"))
+    assert asked == [("held-out",)]
+    with pytest.raises(ValueError, match="must name its model and hook point, found None and None"):
+        store_for(family_for())
 
 
 # ------------------------------------------------------------------------------ claims and parameters
@@ -361,7 +403,8 @@ def test_one_command_runs_the_series_on_local_saes_and_checks_them(world):
         assert len(injected) == bool(TINY["notebooks"][path.stem])
     figures = {path.stem for path in (out / "figures").glob("*.png")}
     embedded = {"01_convergence", "01_kinds_frontier", "01_active_latents"}
-    assert figures == {path.stem for path in (ROOT / "figures").glob("*.png")} - embedded
+    of_the_series = {path.stem for path in (ROOT / "figures").glob("*.png")}
+    assert figures == {name for name in of_the_series - embedded if not name.startswith("07")}
     assert "05_meta_baselines" in (out / "figures" / "README.md").read_text()
 
     # Every SAE was read as it was saved, on the model with the processing that it names.

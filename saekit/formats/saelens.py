@@ -53,6 +53,12 @@ METADATA = {  # entries of Dictionary.info, by their names in SAELens
     "dataset": "dataset_path",
     "trained_as": "training_architecture",
 }
+# Models that public SAEs are named after by TransformerLens, as the hub and `load_model` call them.
+MODELS = {
+    "gpt2-small": "gpt2",
+    "gemma-2-2b": "google/gemma-2-2b",
+    "pythia-70m-deduped": "EleutherAI/pythia-70m-deduped",
+}
 BATCH_KINDS = ("batchtopk", "matryoshka_batchtopk")
 
 
@@ -172,6 +178,7 @@ def _info(metadata: Mapping[str, Any], file: Path, kind: str, mode: str) -> dict
     info = {
         "kind": kind,
         **{ours: metadata.get(theirs) for ours, theirs in METADATA.items()},
+        "model": MODELS.get(str(name := metadata.get("model_name")), name),
         "model_processing": {flag: True for flag in PROCESSING if options.get(flag)},
         "input_normalization": None if mode == "none" else mode,
     }

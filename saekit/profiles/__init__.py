@@ -18,10 +18,10 @@ import torch
 
 from saekit.activations import ActivationStore, harvest
 from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack, split, text_files
-from saekit.embedded import embedded_store
+from saekit.embedded import HOOK_POINT, embedded_store
 from saekit.families import Family, load_family
 from saekit.files import hash_file, hash_json, home, read_json
-from saekit.models import load_model
+from saekit.models import EMBEDDED_MODEL, load_model
 from saekit.runs import train_side_by_side
 from saekit.training import TrainingConfig
 from saekit.variants import VARIANTS
@@ -198,7 +198,49 @@ def build(part: type, value: Any, where: str) -> Any:
 
 def series() -> Series:
     """What the notebook series runs on: the profile `SAEKIT_PROFILE`, else the embedded default."""
-    return Series(Profile.load(os.environ.get("SAEKIT_PROFILE") or DEFAULT))
+    profile = Profile.load(os.environ.get("SAEKIT_PROFILE") or DEFAULT)
+    return Series(profile, progress="TQDM_DISABLE" not in os.environ)  # bars would stay in the notebooks
+
+
+def store_for(family: Family, *, n_tokens: int = 100_000, progress: bool = True) -> ActivationStore:
+    """Held-out activations for a family: of the model, processing and hook point that it names.
+
+    The model reads the embedded corpus; its activations are harvested on the first call and kept.
+
+    Parameters
+    ----------
+    family : Family
+        Its smallest dictionary is read; what its `info` has as `model` is a name for `load_model`.
+    n_tokens : int
+        Positions.
+    progress : bool
+        Show progress in tokens.
+
+    Raises
+    ------
+    ValueError
+        If the family does not say what it is for.
+    FileNotFoundError
+        If its model cannot be reached.
+    """
+    info = family[family.widths[0]].info
+    model, hook_point = info.get("model"), info.get("hook_point")
+    if model is None or hook_point is None:
+        raise ValueError(
+            f"The {family.kind} family must name its model and hook point, found {model!r} and "
+            f"{hook_point!r}: harvest its activations with saekit.harvest."
+        )
+    if (model, hook_point) == (EMBEDDED_MODEL, HOOK_POINT):
+        return embedded_store("held-out", n_tokens=n_tokens, progress=progress)
+    profile = Profile(
+        file=Path(f"{Path(model).name}.json"),
+        model=Model(model, processing=info.get("model_processing", {})),
+        hook_point=hook_point,
+        text=Text(prepend_bos=bool(info.get("prepend_bos")), held_out_tokens=n_tokens),
+        families={},
+        notebooks={},
+    )
+    return Series(profile, progress=progress).held_out
 
 
 class Series:

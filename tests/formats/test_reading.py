@@ -73,7 +73,7 @@ def test_what_cannot_be_the_same_function_is_refused_with_a_reason(case):
             "saelens/standard",
             {
                 "kind": "relu",
-                "model": "gpt2-small",
+                "model": "gpt2",
                 "hook_point": "blocks.8.hook_resid_pre",
                 "model_processing": {"center_writing_weights": True},
                 "neuronpedia_id": "gpt2-small/8-toy",
