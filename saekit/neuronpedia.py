@@ -11,10 +11,13 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import operator
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -98,7 +101,7 @@ class Embed:
 
     def _repr_html_(self) -> str:
         address = html.escape(self.url, quote=True)
-        return f'<iframe src="{address}" width="100%" height="{self.height}" style="border:0"></iframe>'
+        return f'<iframe src="{address}" width="100%" height="{int(self.height)}" style="border:0"></iframe>'
 
 
 def embed(source: Dictionary | str, latent: int, *, without: Sequence[str] = (), height: int = 400) -> Embed:
@@ -141,10 +144,11 @@ def _place(source: Dictionary | str) -> tuple[str, str]:
 
 
 def _checked(source: Dictionary | str, latent: int) -> int:
+    latent = operator.index(latent)
     width = source.width if isinstance(source, Dictionary) else None
     if latent < 0 or (width is not None and latent >= width):
         raise IndexError(f"There is no latent {latent}" + (f" among {width}." if width else "."))
-    return int(latent)
+    return latent
 
 
 # ------------------------------------------------------------------------------ pages
@@ -253,7 +257,7 @@ def fetch_feature(source: Dictionary | str, latent: int, *, timeout: float = 10.
         if error.code == 404:
             raise FileNotFoundError(f"Neuronpedia has no {address}.") from None
         raise ConnectionError(f"Neuronpedia does not give {address}: {error}.") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise ConnectionError(f"Neuronpedia cannot be reached at {address}: {error}.") from None
     except ValueError as error:
         raise ValueError(f"{address} gave no JSON: {error}.") from error
@@ -338,5 +342,5 @@ def _lines(file: Path) -> Iterator[tuple[int, str, str | None, str | None]]:
                         entry.get("explanationModelName"),
                         entry.get("typeName"),
                     )
-    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{file}, line {number}, is not an explanation: {error!r}.") from error

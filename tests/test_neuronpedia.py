@@ -41,6 +41,8 @@ def test_a_latents_page(dictionary):
         neuronpedia.latent_url(SOURCE, -1)
     with pytest.raises(ValueError, match=r"relu 40 \(seed 0\) has no neuronpedia_id"):
         neuronpedia.latent_url(make(), 0)
+    with pytest.raises(TypeError):
+        neuronpedia.latent_url(SOURCE, 1.7)
     with pytest.raises(ValueError, match='A Neuronpedia id is "model/source", found'):
         neuronpedia.latent_url("gpt2-small", 0)
 
@@ -158,6 +160,10 @@ def test_explanations_come_from_bulk_files(tmp_path):
         neuronpedia.explanations(folder)
     (folder / "batch-0.jsonl.gz").write_bytes(b"not compressed")
     with pytest.raises(ValueError, match=r"batch-0\.jsonl\.gz, line 0"):
+        neuronpedia.explanations(folder)
+    whole = gzip.compress(lines.encode() * 50)
+    (folder / "batch-0.jsonl.gz").write_bytes(whole[:20] + b"\xff" * 10 + whole[30:])
+    with pytest.raises(ValueError, match=r"batch-0\.jsonl\.gz, line"):
         neuronpedia.explanations(folder)
     with pytest.raises(FileNotFoundError, match="holds no explanations"):
         neuronpedia.explanations(tmp_path)
