@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -41,11 +41,15 @@ KEPT_FOR_PROBING = (
     "159_code_Python",
     "160_code_HTML",
 )
-LEFT_OUT = {
+# Their labels leak, so they are no probing sets; their text is sound, and `further_prompts` reads it.
+LEAKY = {
     "100_news_fake": "one class is marked by its news agency",
     "161_agnews_0": "one class is made of other sets",
     "162_agnews_1": "one class is made of other sets",
     "163_agnews_2": "one class is made of other sets",
+}
+LEFT_OUT = {
+    **LEAKY,
     "95_toxic_is": "insults",
     "106_hate_hate": "insults",
     "107_hate_offensive": "insults",
@@ -137,19 +141,38 @@ def probe_prompts() -> list[Document]:
     and prompts whose first 100 characters repeat another one's: several sets ask many questions
     about one passage, which would otherwise stand both in training and in held-out text.
     """
-    folder = _package_folder("sae_probes") / "data" / "cleaned_data"
-    files = {file.name.removesuffix(".csv.zst"): file for file in sorted(folder.glob("*.csv.zst"))}
-    seen = {_opening(text) for name in KEPT_FOR_PROBING for text in _prompts(files[name])}
+    return _distinct_prompts(LEFT_OUT)[0]
+
+
+def further_prompts() -> list[Document]:
+    """Passages of the `LEAKY` sets' prompts that `probe_prompts` does not hold, by the same rules."""
+    _, seen = _distinct_prompts(LEFT_OUT)
+    prompts, _ = _distinct_prompts(_probing_files().keys() - LEAKY.keys(), seen)
+    return interleave({"further prompts": passages(prompts)}, {"further prompts": 1.0})
+
+
+def _distinct_prompts(
+    left_out: Collection[str], seen: set[str] | None = None
+) -> tuple[list[Document], set[str]]:
+    """Prompts of all sets but those left out or kept for probing, and the openings seen until the end."""
+    files = _probing_files()
+    if seen is None:
+        seen = {_opening(text) for name in KEPT_FOR_PROBING for text in _prompts(files[name])}
     documents = []
     for name, file in files.items():
-        if name in KEPT_FOR_PROBING or name in LEFT_OUT:
+        if name in KEPT_FOR_PROBING or name in left_out:
             continue
         for text in _prompts(file):
             opening = _opening(text)
             if len(text) >= OPENING and opening not in seen:
                 seen.add(opening)
                 documents.append(Document(text, "Probing prompt", name))
-    return documents
+    return documents, seen
+
+
+def _probing_files() -> dict[str, Path]:
+    folder = _package_folder("sae_probes") / "data" / "cleaned_data"
+    return {file.name.removesuffix(".csv.zst"): file for file in sorted(folder.glob("*.csv.zst"))}
 
 
 def _opening(prompt: str) -> str:

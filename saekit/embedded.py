@@ -6,6 +6,7 @@ Stores are made once, under `saekit.files.home()`, and found again by the settin
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import torch
 
 from saekit import corpora
 from saekit.activations import ActivationStore, harvest
-from saekit.corpora import TokenRows, embedded_corpus, pack, split
+from saekit.corpora import Document, TokenRows, embedded_corpus, further_prompts, pack, split
 from saekit.files import hash_file, home, read_json
 from saekit.models import load_model
 
@@ -59,15 +60,19 @@ def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> Toke
     """
     if part not in ("train", "held-out"):
         raise ValueError(f'part must be "train" or "held-out", found {part!r}.')
-    train_documents, held_out_documents = split(embedded_corpus())
-    documents = train_documents if part == "train" else held_out_documents
     return pack(
-        documents,
+        _training_documents() if part == "train" else split(embedded_corpus())[1],
         model.tokenizer,
         context_length=CONTEXT_LENGTH,
         n_tokens=n_tokens,
         name=f"embedded corpus, {part} documents",
     )
+
+
+def _training_documents() -> Iterator[Document]:
+    """The training side of the embedded mix (13 million tokens), then what else there is to train on."""
+    yield from split(embedded_corpus())[0]
+    yield from further_prompts()
 
 
 def embedded_store(
