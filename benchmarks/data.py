@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore
 from saekit.files import home, read_json
-from saekit.training import _as_source, normalisation
+from saekit.training.trainer import _as_source, normalisation
 
 N_SYNTHETIC = 65_536
 HELD_OUT = 0.1  # share at the end

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import saekit
 from saekit.activations import harvest
-from saekit.embedded import HOOK_POINT, embedded_rows
 from saekit.models import resolve_hook_point
+from saekit.series.embedded import HOOK_POINT, embedded_rows
 
 BATCH_ROWS = 32
 

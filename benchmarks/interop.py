@@ -36,7 +36,7 @@ from torch import Tensor
 import saekit
 from saekit.files import write_json
 from saekit.folding import Unfolded
-from saekit.formats.writing import WRITERS
+from saekit.loading.formats.writing import WRITERS
 
 BAND = 1e-5
 SMALL, LARGE = 576, 1152
@@ -87,7 +87,7 @@ def dictionaries(x: Tensor) -> Iterator[tuple[str, saekit.Dictionary, Tensor]]:
     yield "batchtopk", batchtopk[LARGE], x
     stitching = saekit.stitch(small, large, x)
     yield "stitched", stitching.dictionary(stitching.n_steps // 2), x
-    yield "frankenstein", saekit.frankenstein(batchtopk, x[:2048]).dictionaries[-1], x
+    yield "frankenstein", saekit.build_frankenstein(batchtopk, x[:2048]).dictionaries[-1], x
     # Its input is decoder directions: here those of a seed it has not seen.
     yield "meta-SAE", saekit.meta_sae(large).dictionary, relu.get(LARGE, 1).W_dec
     plain = random_sae(x)

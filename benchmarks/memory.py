@@ -28,7 +28,7 @@ from peers import PEERS
 from trainers import Saekit, Task, Trainer
 
 from saekit.files import write_json
-from saekit.training import _as_source
+from saekit.training.trainer import _as_source
 
 SAEKIT = {"saekit": False, "saekit-bf16": True}  # whether with candidates in bfloat16
 

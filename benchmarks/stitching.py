@@ -26,7 +26,7 @@ import torch
 
 import saekit
 from saekit.activations import batches_of
-from saekit.analysis.stitching import ORDERS, Stitching, stitch
+from saekit.analysis.stitching.path import ORDERS, Stitching, stitch
 from saekit.metrics import evaluate
 
 BOUND = 1e-5

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekit.training import TrainingConfig, _Run
-from saekit.variants import VARIANTS, Variant
+from saekit.training.trainer import TrainingConfig, _Run
+from saekit.training.variants import VARIANTS, Variant
 
 FIXED_SPARSITY = ("topk", "batchtopk")  # kinds whose weights are the same four tensors everywhere
 
@@ -47,7 +47,7 @@ class Task:
     Parameters
     ----------
     kind : str
-        A name in `saekit.variants.VARIANTS`.
+        A name in `saekit.training.variants.VARIANTS`.
     d_in, width, k : int
         Sizes; `k` is the target L0 of kinds that do not fix it.
     batch_size, steps : int
@@ -122,7 +122,7 @@ class Trainer(ABC):
 
 
 class Saekit(Trainer):
-    """saekit's own run, step by step as `saekit.training.train` makes it."""
+    """saekit's own run, step by step as `saekit.training.trainer.train` makes it."""
 
     kinds = tuple(VARIANTS)
 

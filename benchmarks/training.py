@@ -45,8 +45,8 @@ from trainers import FIXED_SPARSITY, Dense, Saekit, Task, Trainer, Weights, fixe
 
 from saekit.files import write_json
 from saekit.sparse import affine
-from saekit.training import _as_source
-from saekit.variants import VARIANTS
+from saekit.training.trainer import _as_source
+from saekit.training.variants import VARIANTS
 
 UNTIMED = 3  # steps of every trainer before the rounds
 MARGIN = 0.5  # by which silenced latents stay out; pre-activations are about standard normal

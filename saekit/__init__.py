@@ -11,63 +11,57 @@ __version__ = "0.1.0"
 # TransformerLens nor the widgets are loaded before they are needed.
 _EXPORTS = {
     "saekit.models": ("load_model",),
-    "saekit.formats": ("load_sae", "open_sae"),
-    "saekit.formats.writing": ("save_sae",),
-    "saekit.releases": ("releases_table",),
+    "saekit.loading.names": ("load_family", "load_sae", "open_sae"),
+    "saekit.loading.formats.writing": ("save_sae",),
+    "saekit.loading.releases": ("releases_table",),
     "saekit.corpora": ("pack", "split"),
     "saekit.activations": ("ActivationStore", "harvest"),
-    "saekit.checks": ("check_sae",),
+    "saekit.loading.check_sae": ("check_sae",),
     "saekit.dictionary": ("Dictionary",),
-    "saekit.families": (
-        "Family",
-        "bundled_table",
-        "convergence_table",
-        "kinds_l0_table",
-        "kinds_table",
-        "load_family",
-    ),
-    "saekit.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
-    "saekit.profiles": ("series", "store_for"),
+    "saekit.family": ("Family",),
+    "saekit.series.tables": ("bundled_table", "convergence_table", "kinds_l0_table", "kinds_table"),
+    "saekit.series.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
+    "saekit.series.profiles": ("load_series", "store_for"),
     "saekit.streaming": ("StreamedActivations",),
-    "saekit.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
-    "saekit.training": ("TrainingConfig", "train"),
+    "saekit.training.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
+    "saekit.training.trainer": ("TrainingConfig", "train"),
     "saekit.metrics": ("ce_degradation", "evaluate"),
+    "saekit.convert": ("as_jumprelu",),
     "saekit.analysis": (
         "adjacency_overlap",
-        "as_jumprelu",
         "best_matches",
         "ce_curve",
         "ce_insertion",
-        "ce_rebuilt",
+        "measure_rebuilt_ce",
         "collect",
         "compare",
         "cosine_distributions",
         "decomposition",
         "family_uniqueness",
-        "frankenstein",
+        "build_frankenstein",
         "group_insertion",
         "insertion",
-        "labels",
+        "label_latents",
         "logit_table",
         "matched_curve",
         "meta_baselines",
-        "meta_labels",
+        "label_meta_latents",
         "meta_sae",
         "meta_sweep",
-        "multiple_choice",
-        "overshoot",
+        "multiple_choice_test",
+        "measure_overshoot",
         "pair_statistics",
         "random_orders",
         "related_latents",
         "side_by_side",
-        "splitting",
+        "measure_splitting",
         "splitting_through_meta",
         "splitting_tree",
         "stitch",
         "stitch_chain",
-        "uniqueness",
+        "measure_uniqueness",
     ),
-    "saekit.record": ("provenance",),
+    "saekit.provenance": ("provenance_of",),
     "saekit.widgets": (
         "LatentExplorer",
         "MetaExplorer",
@@ -77,16 +71,21 @@ _EXPORTS = {
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("figures", "neuronpedia", "plots")
+_MODULES = ("figures", "plots")
+_SHORT = {"neuronpedia": "saekit.loading.neuronpedia"}  # modules that people call by a shorter name
 
-__all__ = ["__version__", *sorted(_HOMES), *_MODULES]
+__all__ = ["__version__", *sorted(_HOMES), *_MODULES, *_SHORT]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"saekit.{name}")
+    home = _SHORT.get(name, f"saekit.{name}")
+    try:
+        return importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        if error.name != home:
+            raise
     raise AttributeError(f"module 'saekit' has no attribute {name!r}")
 
 

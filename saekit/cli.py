@@ -141,8 +141,8 @@ def _harvest(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
     from saekit.distributed import distributed, is_main
-    from saekit.training import TrainingConfig, train
-    from saekit.variants import VARIANTS
+    from saekit.training.trainer import TrainingConfig, train
+    from saekit.training.variants import VARIANTS
 
     variant = VARIANTS[options.kind]
     rate = {} if options.learning_rate is None else {"lr": options.learning_rate}
@@ -170,7 +170,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _families(options: argparse.Namespace) -> None:
-    from saekit.bundled import bundle, train_families
+    from saekit.series.bundling import bundle, train_families
 
     if options.bundle:
         print(bundle(progress=not options.quiet).to_string(index=False))
@@ -180,17 +180,17 @@ def _families(options: argparse.Namespace) -> None:
 
 
 def _kinds(options: argparse.Namespace) -> None:
-    from saekit.kinds import write_tables
+    from saekit.series.kinds_grid import write_tables
 
     print(write_tables(progress=not options.quiet).to_string(index=False))
 
 
 def _report(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
-    from saekit.embedded import embedded_store
-    from saekit.families import load_family
+    from saekit.loading.names import load_family
     from saekit.models import load_model
-    from saekit.report import report
+    from saekit.report.report import write_report
+    from saekit.series.embedded import embedded_store
 
     family = load_family(options.family)
     if options.store is None:
@@ -200,12 +200,12 @@ def _report(options: argparse.Namespace) -> None:
         model, store = None, ActivationStore.open(options.store)
     folder = options.out or Path(f"report-{Path(options.family).name}")
     progress = not options.quiet
-    print(report(family, store, folder=folder, model=model, theta=options.theta, progress=progress))
+    print(write_report(family, store, folder=folder, model=model, theta=options.theta, progress=progress))
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from saekit.profiles import Profile
-    from saekit.reproduce import reproduce, reproduce_profile
+    from saekit.series.profiles import Profile
+    from saekit.series.reproduce import reproduce, reproduce_profile
 
     if options.profile is None:
         if options.out is not None:

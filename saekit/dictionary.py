@@ -7,8 +7,9 @@ rows (`saekit.analysis`). `saekit.folding` makes it of an SAE as it was trained 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saekit.files import hash_json, hash_tensors, read_json, write_json, write_tensors
+from saekit.identity import Identity, fingerprint
+from saekit.selection import Latents, select_latents
 from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
@@ -156,8 +159,23 @@ class Dictionary(Described):
         return f"{self.kind} {self.width}{seed}"
 
     @property
+    def identity(self) -> Identity:
+        """What results say of this dictionary; compared by content."""
+        return Identity(self.name, self.kind, self.width, self.seed, self.hook_point, self.content_hash)
+
+    @property
     def content_hash(self) -> str:
-        """SHA-256 of the tensors and of what the dictionary says of itself."""
+        """SHA-256 of the tensors and of what the dictionary records of itself, computed when they change."""
+        key = fingerprint(self.tensors().values())
+        if self._hashed.get("key") != key:
+            self._hashed.update(key=key, hash=self._hash())
+        return self._hashed["hash"]
+
+    @cached_property
+    def _hashed(self) -> dict[str, Any]:
+        return {}
+
+    def _hash(self) -> str:
         normalized = {} if self.normalization is None else {"normalization": self.normalization}
         parts = {"tensors": hash_tensors(self.tensors()), "k": self.k, "info": dict(self.info)}
         return hash_json(parts | normalized)
@@ -283,18 +301,23 @@ class Dictionary(Described):
             "convert it with saekit.as_jumprelu(dictionary, activations)."
         )
 
-    def gather(self, latents: Sequence[int] | Tensor) -> Dictionary:
+    def gather(self, latents: Latents) -> Dictionary:
         """The dictionary that holds only these latents, in this order, with the same `b_dec`.
+
+        Parameters
+        ----------
+        latents : tensor, array, Series, list or slice
+            Indices or a Boolean mask, see `saekit.selection.select_latents`.
 
         Raises
         ------
         ValueError
             As `require_independent`.
-        IndexError
-            If a latent is out of range.
+        TypeError, IndexError, ValueError
+            As `select_latents`.
         """
         self.require_independent("Moving latents between dictionaries")
-        index = torch.as_tensor(latents, dtype=torch.long, device=self.W_enc.device)
+        index = select_latents(latents, self.width).to(self.W_enc.device)
         return replace(
             self,
             W_enc=self.W_enc[:, index],

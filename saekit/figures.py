@@ -225,7 +225,7 @@ def save_figure(
     caption, alt : str
         Plain text. The first sentence of the caption is the title.
     inputs : mapping
-        What the figure was made from (names and hashes; see `saekit.provenance`), as JSON values.
+        What the figure was made from (names and hashes; see `saekit.provenance_of`), as JSON values.
     settings : mapping
         Parameters that decide the numbers (theta, tokens, seeds), as JSON values.
     folder : str or Path

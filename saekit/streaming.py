@@ -32,7 +32,7 @@ SAMPLE_TOKENS = 1 << 15  # of the rows whose positions stand for all
 
 
 class StreamedActivations:
-    """What `saekit.training.train` needs of an activation store, with nothing on disk.
+    """What `saekit.training.trainer.train` needs of an activation store, with nothing on disk.
 
     Each epoch permutes the token rows and cuts them into buffers of equal size. A buffer is
     harvested, its used positions are shuffled, and whole batches are drawn from it; then the next

@@ -11,9 +11,10 @@ import torch
 from conftest import HOOK_POINT
 from safetensors.torch import load_file
 
-from saekit import activations, files, metrics
+from saekit import activations, convert, files, metrics
 from saekit.activations import ActivationStore, batches_of, harvest
-from saekit.analysis import as_jumprelu, collect, convert, group_insertion, insertion, latents, novelty
+from saekit.analysis import collect, group_insertion, insertion, latents, novelty
+from saekit.convert import as_jumprelu
 from saekit.corpora import TokenRows
 from saekit.models import capture
 

@@ -6,7 +6,7 @@ from dictionaries import make
 from saekit.activations import ActivationStore
 from saekit.cli import main
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 from saekit.metrics import evaluate
 
 
@@ -44,7 +44,7 @@ def test_report_takes_folders_and_says_where_the_page_is(store, tmp_path, monkey
         asked.update(options, widths=family.widths, tokens=store.n_tokens, folder=folder)
         return folder / "index.html"
 
-    monkeypatch.setattr("saekit.report.report", report)
+    monkeypatch.setattr("saekit.report.report.write_report", report)
     monkeypatch.chdir(tmp_path)
     Family([make(d_in=16, width=width) for width in (8, 16)]).save(tmp_path / "toy")
     assert main(["--quiet", "report", "toy", "--store", str(store.path), "--theta", "0.5"]) == 0

@@ -12,7 +12,7 @@ import torch
 from conftest import HOOK_POINT, sentences
 from safetensors.torch import load_file
 
-from saekit import cli, training
+from saekit import cli
 from saekit.corpora import TokenRows
 from saekit.distributed import (
     all_gather,
@@ -27,7 +27,8 @@ from saekit.distributed import (
 )
 from saekit.files import write_tensors
 from saekit.streaming import StreamedActivations
-from saekit.variants import TopK
+from saekit.training import trainer
+from saekit.training.variants import TopK
 
 
 def torchrun(*arguments, processes=2, **environment):
@@ -200,8 +201,8 @@ from safetensors.torch import load_file
 
 from saekit.distributed import distributed, rank
 from saekit.files import write_tensors
-from saekit.training import TrainingConfig, train
-from saekit.variants import VARIANTS
+from saekit.training.trainer import TrainingConfig, train
+from saekit.training.variants import VARIANTS
 
 folder, bf16 = sys.argv[1], sys.argv[2] == "bf16"
 x = load_file(f"{folder}/x.safetensors")["x"]
@@ -243,7 +244,7 @@ def test_two_processes_train_what_one_trains(tmp_path, mode):
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
-    monkeypatch.setattr(training, "world_size", lambda: 3)
-    config = training.TrainingConfig(TopK(k=2), 8, batch_size=64)
+    monkeypatch.setattr(trainer, "world_size", lambda: 3)
+    config = trainer.TrainingConfig(TopK(k=2), 8, batch_size=64)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, found 64"):
-        training.train(config, torch.randn(200, 4))
+        trainer.train(config, torch.randn(200, 4))

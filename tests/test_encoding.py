@@ -7,7 +7,7 @@ import torch
 
 import saekit.sparse
 from saekit.sparse import affine, encode_above
-from saekit.variants.batchtopk import nth_largest
+from saekit.training.variants.batchtopk import nth_largest
 
 BATCH, D_IN, WIDTH, K = 128, 64, 700, 8
 

@@ -13,8 +13,8 @@ from saekit import activations, streaming
 from saekit.activations import harvest
 from saekit.models import capture, load_model
 from saekit.streaming import StreamedActivations
-from saekit.training import TrainingConfig, train
-from saekit.variants import BatchTopK
+from saekit.training.trainer import TrainingConfig, train
+from saekit.training.variants import BatchTopK
 
 CTX = 16
 SETTINGS = {"dtype": torch.float32, "batch_rows": 2}

@@ -6,7 +6,7 @@ import torch
 
 from saekit.analysis import collect, insertion, logit_table, splitting_tree
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 from saekit.widgets import Evidence
 
 WORDS = [

@@ -1,10 +1,6 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
-from saekit.analysis.adjacency import AdjacencyOverlap, adjacency_overlap
-from saekit.analysis.ce_rebuilt import CERebuilt, ce_rebuilt
-from saekit.analysis.convert import Conversion, as_jumprelu
-from saekit.analysis.frankenstein import Frankenstein, frankenstein
-from saekit.analysis.labels import Labels, labels, meta_labels
+from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import (
     Context,
     Interval,
@@ -16,9 +12,10 @@ from saekit.analysis.latents import (
     top_contexts,
     top_tokens,
 )
-from saekit.analysis.meta import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
-from saekit.analysis.meta_baselines import MetaBaselines, matching_pursuit, meta_baselines
-from saekit.analysis.meta_latents import (
+from saekit.analysis.meta.adjacency import AdjacencyOverlap, adjacency_overlap
+from saekit.analysis.meta.baselines import MetaBaselines, matching_pursuit, meta_baselines
+from saekit.analysis.meta.ce_rebuilt import CERebuilt, measure_rebuilt_ce
+from saekit.analysis.meta.latents import (
     CosineDistributions,
     Decomposition,
     Members,
@@ -32,8 +29,8 @@ from saekit.analysis.meta_latents import (
     side_by_side,
     splitting_through_meta,
 )
-from saekit.analysis.mixtures import PairStatistics, pair_statistics
-from saekit.analysis.multiple_choice import MultipleChoice, multiple_choice
+from saekit.analysis.meta.multiple_choice import MultipleChoice, multiple_choice_test
+from saekit.analysis.meta.sae import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
@@ -43,7 +40,7 @@ from saekit.analysis.novelty import (
     group_insertion,
     insertion,
 )
-from saekit.analysis.overshoot import overshoot
+from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import (
     BestMatches,
     FamilySimilarity,
@@ -51,8 +48,11 @@ from saekit.analysis.similarity import (
     family_similarity,
     nearest,
 )
-from saekit.analysis.splitting import Splitting, SplittingTree, splitting, splitting_tree
-from saekit.analysis.stitching import (
+from saekit.analysis.splitting import Splitting, SplittingTree, measure_splitting, splitting_tree
+from saekit.analysis.stitching.frankenstein import Frankenstein, build_frankenstein
+from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
+from saekit.analysis.stitching.overshoot import measure_overshoot
+from saekit.analysis.stitching.path import (
     Move,
     Stitching,
     StitchingChain,
@@ -63,13 +63,7 @@ from saekit.analysis.stitching import (
     stitch,
     stitch_chain,
 )
-from saekit.analysis.uniqueness import (
-    FamilyUniqueness,
-    Uniqueness,
-    family_uniqueness,
-    null_dictionary,
-    uniqueness,
-)
+from saekit.analysis.uniqueness import FamilyUniqueness, Uniqueness, family_uniqueness, measure_uniqueness
 
 __all__ = [
     "RECIPES",
@@ -78,7 +72,6 @@ __all__ = [
     "CEInsertion",
     "CERebuilt",
     "Context",
-    "Conversion",
     "CosineDistributions",
     "Decomposition",
     "FamilySimilarity",
@@ -106,11 +99,10 @@ __all__ = [
     "StitchingChain",
     "Uniqueness",
     "adjacency_overlap",
-    "as_jumprelu",
     "best_matches",
+    "build_frankenstein",
     "ce_curve",
     "ce_insertion",
-    "ce_rebuilt",
     "collect",
     "compare",
     "contexts",
@@ -119,33 +111,33 @@ __all__ = [
     "explained_variance",
     "family_similarity",
     "family_uniqueness",
-    "frankenstein",
     "group_insertion",
     "insertion",
-    "labels",
+    "label_latents",
+    "label_meta_latents",
     "logit_table",
     "matched_curve",
     "matched_l0",
     "matching_pursuit",
+    "measure_overshoot",
+    "measure_rebuilt_ce",
+    "measure_splitting",
+    "measure_uniqueness",
     "members",
     "meta_baselines",
-    "meta_labels",
     "meta_sae",
     "meta_sweep",
-    "multiple_choice",
+    "multiple_choice_test",
     "nearest",
     "null_dictionary",
-    "overshoot",
     "pair_statistics",
     "random_orders",
     "related_latents",
     "side_by_side",
-    "splitting",
     "splitting_through_meta",
     "splitting_tree",
     "stitch",
     "stitch_chain",
     "top_contexts",
     "top_tokens",
-    "uniqueness",
 ]

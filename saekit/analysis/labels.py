@@ -12,7 +12,7 @@ from scipy.sparse import csr_array, vstack
 
 from saekit.activations import ActivationStore
 from saekit.analysis.latents import LatentActivations, LogitTable, display_strings
-from saekit.analysis.meta import MetaSAE
+from saekit.analysis.meta.sae import MetaSAE
 from saekit.dictionary import Dictionary
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Labels:
         The dictionary's name.
     frame : DataFrame
         One row a latent: `latent`; `label` (its three first words, or `"dead"`); `dead`;
-        `top_tokens` (a tuple, see `labels` and `meta_labels`) and `lift` (of these taken
+        `top_tokens` (a tuple, see `label_latents` and `label_meta_latents`) and `lift` (of these taken
         together, NaN without any). With a logit table also `top_logits` and `bottom_logits`
         (tuples of the tokens most promoted and suppressed) and `agrees` (whether one of the top
         tokens is among those promoted, surrounding space aside).
@@ -87,7 +87,7 @@ class Labels:
 # ---------------------------------------------------------------------- latents
 
 
-def labels(
+def label_latents(
     dictionary: Dictionary,
     activations: LatentActivations,
     store: ActivationStore,
@@ -185,7 +185,7 @@ def _top_tokens(
 # ---------------------------------------------------------------------- meta-latents
 
 
-def meta_labels(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTable | None = None) -> Labels:
+def label_meta_latents(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTable | None = None) -> Labels:
     """Describe every meta-latent by the tokens of its latents and those its own direction promotes.
 
     Words and top tokens are those with the greatest share in the evidence of the 10 latents that

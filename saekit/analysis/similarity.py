@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 CHUNK_ELEMENTS = 1 << 25  # cosines held at once: 128 MB
 

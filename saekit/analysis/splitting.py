@@ -13,7 +13,7 @@ import torch
 
 from saekit.analysis.similarity import best_matches
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 IDENTICAL = 0.9  # cosine from which an only child that is a mutual best match counts as the same latent
 STATUSES = ("split", "identical", "refined", "lost")
@@ -90,7 +90,7 @@ class Splitting:
         }
 
 
-def splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.7) -> Splitting:
+def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.7) -> Splitting:
     """Match every latent of the large dictionary to a parent in the small one.
 
     A large latent's parent is its best small latent if their cosine is at least theta; without
@@ -409,11 +409,11 @@ def splitting_tree(family: Family, *, theta: float = 0.7) -> SplittingTree:
     return SplittingTree(
         widths=tuple(widths),
         theta=theta,
-        pairs={small.width: splitting(small, large, theta=theta) for small, large in family.pairs()},
+        pairs={small.width: measure_splitting(small, large, theta=theta) for small, large in family.pairs()},
         nulls={
             width: None
             if (other := family.second_seed(width)) is None
-            else splitting(family[width], other, theta=theta)
+            else measure_splitting(family[width], other, theta=theta)
             for width in widths
         },
     )

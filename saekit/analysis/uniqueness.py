@@ -16,19 +16,18 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from saekit.activations import ActivationStore, random_stream
+from saekit.activations import ActivationStore
 from saekit.analysis.latents import LatentActivations, collect
-from saekit.analysis.meta_baselines import null_rows
+from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
 CHUNK_ELEMENTS = 1 << 25  # cosines held at once where only candidates are kept: 128 MB
 TIE = 1e-9  # by how much going without a match is worth less than the last candidate
 STATUSES = ("shared", "crowded", "alone")
-NULLS = ("columns permuted", "random directions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ class Uniqueness:
         return pd.DataFrame(rows)
 
 
-def uniqueness(
+def measure_uniqueness(
     a: Dictionary,
     b: Dictionary,
     *,
@@ -402,47 +401,6 @@ def _correlation(own: LatentActivations, other: LatentActivations, match: np.nda
 # ---------------------------------------------------------------------- nulls and families
 
 
-def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dictionary:
-    """A dictionary without structure, of the same width and dimension, to compare directions with.
-
-    Parameters
-    ----------
-    dictionary : Dictionary
-        What to imitate.
-    null : {"columns permuted", "random directions"}
-        Either the values of each dimension are shuffled among the latents (which keeps every
-        dimension's distribution and with it the mean direction; encoder and decoder alike), or
-        directions are drawn evenly from the sphere.
-    seed : int
-        Of the shuffle or draw.
-
-    Returns
-    -------
-    Dictionary
-        With decoder rows of unit norm. Only its directions mean something: it reconstructs
-        nothing.
-
-    Raises
-    ------
-    ValueError
-        If there is no such null.
-    """
-    if null not in NULLS:
-        raise ValueError(f"The nulls are {' and '.join(map(repr, NULLS))}, found {null!r}.")
-    decoder, encoder = dictionary.W_dec.cpu(), dictionary.W_enc.T.cpu()
-    if null == "columns permuted":
-        decoder, encoder = (null_rows(rows, null, seed=seed) for rows in (decoder, encoder))
-    else:
-        random = random_stream(seed, dictionary.width)
-        decoder, encoder = (torch.randn(rows.shape, generator=random) for rows in (decoder, encoder))
-    return replace(
-        dictionary,
-        W_dec=F.normalize(decoder, dim=1).to(dictionary.W_dec),
-        W_enc=encoder.T.contiguous().to(dictionary.W_enc),
-        info={**dictionary.info, "kind": f"{dictionary.kind}-{null.replace(' ', '-')}"},
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class FamilyUniqueness:
     """Matchings between seeds and between neighbouring widths, each beside its nulls.
@@ -556,7 +514,7 @@ def family_uniqueness(
 
     Notes
     -----
-    See `uniqueness`.
+    See `measure_uniqueness`.
     """
     # Not a list: a family's members may be read one by one, and be more than fit into memory.
     comparisons = chain(
@@ -578,9 +536,9 @@ def family_uniqueness(
     results = {}
     for name, a, b in comparisons:
         both = None if activations is None else (of(a, activations), of(b, activations))
-        results[name, ""] = uniqueness(a, b, theta=theta, activations=both)
+        results[name, ""] = measure_uniqueness(a, b, theta=theta, activations=both)
         for null in NULLS:
-            results[name, null] = uniqueness(a, null_dictionary(b, null, seed=seed), theta=theta)
+            results[name, null] = measure_uniqueness(a, null_dictionary(b, null, seed=seed), theta=theta)
     missing = tuple(width for width in family.widths if len(family.seeds(width)) < 2)
     return FamilyUniqueness(family.kind, theta, results, missing)
 

@@ -29,9 +29,9 @@ from saekit.plots.common import (
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
-    from saekit.analysis.meta import MetaSAE
-    from saekit.analysis.meta_baselines import MetaBaselines
-    from saekit.analysis.meta_latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
+    from saekit.analysis.meta.baselines import MetaBaselines
+    from saekit.analysis.meta.latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
+    from saekit.analysis.meta.sae import MetaSAE
     from saekit.analysis.splitting import SplittingTree
 
 META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"

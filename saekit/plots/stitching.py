@@ -35,8 +35,8 @@ from saekit.plots.common import (
 )
 
 if TYPE_CHECKING:
-    from saekit.analysis.frankenstein import Frankenstein
-    from saekit.analysis.stitching import Stitching, StitchingChain
+    from saekit.analysis.stitching.frankenstein import Frankenstein
+    from saekit.analysis.stitching.path import Stitching, StitchingChain
 
 PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": "#777777", "bias": INK}
 PHASE_NAMES = {

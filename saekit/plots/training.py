@@ -228,7 +228,7 @@ def kinds_frontier(table: pd.DataFrame) -> Plot:
     ----------
     table : DataFrame
         `kind`, `width`, `target_l0`, `l0`, `fvu` and `ce_degradation` of each dictionary, such as
-        `saekit.families.kinds_table()`.
+        `saekit.family.kinds_table()`.
 
     Raises
     ------
@@ -291,7 +291,7 @@ def active_histogram(table: pd.DataFrame) -> Plot:
     ----------
     table : DataFrame
         `kind`, `width`, `active` (latents) and `tokens` that have exactly so many, such as
-        `saekit.families.kinds_l0_table()`.
+        `saekit.family.kinds_l0_table()`.
 
     Raises
     ------
@@ -352,7 +352,7 @@ def convergence(table: pd.DataFrame) -> Plot:
     ----------
     table : DataFrame
         `kind`, `width`, `step`, `tokens`, `fvu`, `median_cosine` and `share_under_0.7`, such as
-        `saekit.families.convergence_table()`.
+        `saekit.family.convergence_table()`.
 
     Raises
     ------

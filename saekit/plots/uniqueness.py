@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
-from saekit.analysis.uniqueness import NULLS, STATUSES
+from saekit.analysis.nulls import NULLS
+from saekit.analysis.uniqueness import STATUSES
 from saekit.figures import (
     FULL,
     INK,

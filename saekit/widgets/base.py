@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import traitlets
 from ipywidgets import widgets
 
-from saekit.widgets import html
+from saekit import html
 
 
 def guard(method: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from saekit import html
 from saekit.activations import ActivationStore
 from saekit.analysis.labels import WORDS_FROM, words
 from saekit.analysis.latents import (
@@ -26,8 +27,8 @@ from saekit.analysis.latents import (
     logit_table,
     top_contexts,
 )
-from saekit.families import Family
-from saekit.widgets import html, svg
+from saekit.family import Family
+from saekit.widgets import svg
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from ipywidgets import widgets
 
+from saekit import html
 from saekit.analysis.similarity import largest
-from saekit.families import Family
-from saekit.widgets import html
+from saekit.family import Family
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence
 

@@ -15,10 +15,11 @@ import traitlets
 from ipywidgets import widgets
 from torch import Tensor
 
+from saekit import html
 from saekit.analysis.latents import LogitTable
-from saekit.analysis.meta import MetaSAE
+from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.similarity import largest
-from saekit.widgets import html, svg
+from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, effect_table
 
@@ -110,7 +111,7 @@ class MetaExplorer(Explorer):
     unembedding : Tensor
         `[d_model, vocab]`, such as `saekit.models.unembedding(model)`.
     labels : Labels, optional
-        What the meta-latents are about (`saekit.meta_labels`); if left out, a meta-latent is
+        What the meta-latents are about (`saekit.label_meta_latents`); if left out, a meta-latent is
         named by the words of the latents that it is most active on.
     width, latent : int, optional
         Where to start; the first latent of the widest base that is not dead and has as many

@@ -11,8 +11,9 @@ import numpy as np
 import traitlets
 from ipywidgets import widgets
 
+from saekit import html
 from saekit.analysis.novelty import Insertion
-from saekit.widgets import html, svg
+from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State
 from saekit.widgets.evidence import Evidence
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from ipywidgets import widgets
 
+from saekit import html
 from saekit.analysis.splitting import SplittingTree
-from saekit.widgets import html, svg
+from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence
 

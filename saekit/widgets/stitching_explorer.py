@@ -10,13 +10,14 @@ import pandas as pd
 import traitlets
 from ipywidgets import widgets
 
+from saekit import html
 from saekit.dictionary import Dictionary
-from saekit.widgets import html, svg
+from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State
 from saekit.widgets.evidence import Evidence
 
 if TYPE_CHECKING:
-    from saekit.analysis.stitching import Stitching
+    from saekit.analysis.stitching.path import Stitching
 
 N_MOVED = 8  # latents of each side in the tables of what was moved
 N_ABOUT = 2  # of these, shown with their contexts

@@ -8,8 +8,8 @@ import torch
 from toy_world import DEAD, WORDS, make_world
 
 from saekit.analysis import collect, logit_table, top_tokens
-from saekit.analysis.labels import labels, meta_labels
-from saekit.analysis.meta import MetaSAE
+from saekit.analysis.labels import label_latents, label_meta_latents
+from saekit.analysis.meta.sae import MetaSAE
 from saekit.dictionary import Dictionary
 from saekit.widgets import Evidence
 
@@ -25,7 +25,8 @@ def world():
     world.head = torch.linalg.qr(torch.randn(len(WORDS), world.x.shape[1], generator=generator)).Q.T
     world.logits = {w: logit_table(world.family[w], world.head, WORDS, n=6) for w in WIDTHS}
     world.labels = {
-        w: labels(world.family[w], world.activations[w], world.store, WORDS, world.logits[w]) for w in WIDTHS
+        w: label_latents(world.family[w], world.activations[w], world.store, WORDS, world.logits[w])
+        for w in WIDTHS
     }
     return world
 
@@ -111,9 +112,9 @@ def test_tokens_that_are_rare_are_no_top_tokens(world):
     once = (store.tokens == 1).nonzero()[:4]
     store.tokens[store.tokens == 1] = 2
     store.tokens[once[:, 0], once[:, 1]] = 1  # " king" occurs four times now
-    found = labels(world.family[24], world.activations[24], store, WORDS)
+    found = label_latents(world.family[24], world.activations[24], store, WORDS)
     assert not any(WORDS[1] in tokens for tokens in found.frame["top_tokens"])
-    with_rare = labels(world.family[24], world.activations[24], store, WORDS, min_count=4)
+    with_rare = label_latents(world.family[24], world.activations[24], store, WORDS, min_count=4)
     assert WORDS[1] in with_rare.frame["top_tokens"][1]
 
 
@@ -128,7 +129,7 @@ def test_promoted_tokens_and_whether_they_are_the_own_ones(world):
         assert row.agrees == bool(own & pushed)
     assert frame["agrees"].drop(DEAD).all()  # in the toy world a latent promotes what it reads
     away = logit_table(world.family[24], -world.head, WORDS, n=2)
-    opposed = labels(world.family[24], world.activations[24], world.store, WORDS, away)
+    opposed = label_latents(world.family[24], world.activations[24], world.store, WORDS, away)
     assert opposed.summary["share_agrees"] < 0.5
 
 
@@ -146,16 +147,16 @@ def test_a_dead_latent_is_labelled_as_such(world):
 
 
 def test_without_logits_there_are_no_logits(world):
-    found = labels(world.family[8], world.activations[8], world.store, WORDS)
+    found = label_latents(world.family[8], world.activations[8], world.store, WORDS)
     assert "top_logits" not in found.frame
     assert "share_agrees" not in found.summary
 
 
 def test_what_does_not_fit_is_refused(world):
     with pytest.raises(ValueError, match=r"activations must have the 24 latents.*found 8"):
-        labels(world.family[24], world.activations[8], world.store, WORDS)
+        label_latents(world.family[24], world.activations[8], world.store, WORDS)
     with pytest.raises(ValueError, match=r"logits must have the 24 latents.*found 8"):
-        labels(world.family[24], world.activations[24], world.store, WORDS, world.logits[8])
+        label_latents(world.family[24], world.activations[24], world.store, WORDS, world.logits[8])
     for latent in (-1, 24):
         with pytest.raises(IndexError, match="labels 0 to 23"):
             world.labels[24].of(latent)
@@ -167,7 +168,7 @@ def test_excluded_positions_are_not_counted(world):
     store = SimpleNamespace(**{**vars(world.store), "positions": kept})
     activations = collect(world.family[24], world.x[kept])
     activations = type(activations)(**{**vars(activations), "positions": kept[activations.positions]})
-    frame = labels(world.family[24], activations, store, WORDS).frame
+    frame = label_latents(world.family[24], activations, store, WORDS).frame
     fires, tokens = (world.family[24].encode(world.x) > 0)[kept].numpy(), world.store.tokens.flatten()[kept]
     for row in frame.itertuples():
         if row.latent == DEAD:
@@ -180,7 +181,7 @@ def test_excluded_positions_are_not_counted(world):
 
 
 def test_meta_latents_are_told_from_their_latents(world, meta):
-    found = meta_labels(
+    found = label_meta_latents(
         meta, [world.labels[w] for w in WIDTHS], logit_table(meta.dictionary, world.head, WORDS)
     )
     of_latents = np.concatenate([[shares(world, w, i) for i in range(w)] for w in WIDTHS])
@@ -207,6 +208,6 @@ def test_meta_latents_are_told_from_their_latents(world, meta):
 
 def test_labels_of_other_bases_are_refused(world, meta):
     with pytest.raises(ValueError, match=r"widths \[8, 24\], found \[24, 8\]"):
-        meta_labels(meta, [world.labels[24], world.labels[8]])
+        label_meta_latents(meta, [world.labels[24], world.labels[8]])
     with pytest.raises(ValueError, match=r"5 meta-latents.*found 24"):
-        meta_labels(meta, [world.labels[8], world.labels[24]], world.logits[24])
+        label_meta_latents(meta, [world.labels[8], world.labels[24]], world.logits[24])

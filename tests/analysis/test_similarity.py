@@ -4,7 +4,7 @@ import torch
 from saekit.analysis import best_matches, family_similarity, nearest
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 
 def dictionary(rows: torch.Tensor, *, seed: int = 0) -> Dictionary:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from saekit.analysis import splitting, splitting_tree
+from saekit.analysis import measure_splitting, splitting_tree
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 
 def dictionary(rows: torch.Tensor, *, seed: int = 0) -> Dictionary:
@@ -47,7 +47,7 @@ def reference(small: Dictionary, large: Dictionary, theta: float) -> tuple[list[
 
 
 def test_each_status_on_directions_in_the_plane() -> None:
-    result = splitting(directions(0, 90, 180, 270), directions(-10, 12, 95, 150))
+    result = measure_splitting(directions(0, 90, 180, 270), directions(-10, 12, 95, 150))
     assert result.frame["parent"].tolist() == [0, 0, 1, 2]
     assert result.frame_small["status"].tolist() == ["split", "identical", "refined", "lost"]
     assert result.frame_small["children"].tolist() == [2, 1, 1, 0]
@@ -57,22 +57,22 @@ def test_each_status_on_directions_in_the_plane() -> None:
 
 
 def test_only_child_under_the_identity_cosine_is_refined() -> None:
-    result = splitting(directions(0), directions(30))
+    result = measure_splitting(directions(0), directions(30))
     assert result.frame_small["status"].tolist() == ["refined"]
-    result = splitting(directions(0), directions(25))
+    result = measure_splitting(directions(0), directions(25))
     assert result.frame_small["status"].tolist() == ["identical"]
 
 
 def test_only_child_that_is_not_a_mutual_best_match_is_refined() -> None:
     # The only child of 20 is 44 (cosine 0.91), but 20's own best match is 13, a child of 11.
     small, large = directions(20, 11), directions(13, 44)
-    result = splitting(small, large)
+    result = measure_splitting(small, large)
     assert result.frame["parent"].tolist() == [1, 0]
     assert result.frame_small["status"].tolist() == ["refined", "identical"]
 
 
 def test_lost_and_novel() -> None:
-    result = splitting(directions(0, 120), directions(5, 230))
+    result = measure_splitting(directions(0, 120), directions(5, 230))
     assert result.frame_small["status"].tolist() == ["identical", "lost"]
     assert result.frame["status"].tolist() == ["identical", "novel"]
     assert result.frame["parent"].tolist() == [0, -1]
@@ -85,7 +85,7 @@ def test_agrees_with_the_definition_on_random_directions(theta: float) -> None:
     generator = torch.Generator().manual_seed(0)
     small = dictionary(torch.randn(40, 3, generator=generator))
     large = dictionary(torch.randn(70, 3, generator=generator))
-    result = splitting(small, large, theta=theta)
+    result = measure_splitting(small, large, theta=theta)
     parents, statuses = reference(small, large, theta)
     assert result.frame["parent"].tolist() == parents
     assert result.frame_small["status"].tolist() == statuses

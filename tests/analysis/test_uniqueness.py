@@ -6,10 +6,11 @@ import torch
 from dictionaries import make
 
 from saekit.analysis import collect
+from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import best_matches
-from saekit.analysis.uniqueness import family_uniqueness, null_dictionary, uniqueness
+from saekit.analysis.uniqueness import family_uniqueness, measure_uniqueness
 from saekit.dictionary import Dictionary
-from saekit.families import Family
+from saekit.family import Family
 
 
 def cosines(a: Dictionary, b: Dictionary) -> np.ndarray:
@@ -36,7 +37,7 @@ def test_the_matching_is_the_best_of_all(n: int, m: int) -> None:
     wide = values if n <= m else values.T
     best = max(sum(wide[i, j] for i, j in enumerate(order)) for order in permutations(range(long), short))
     for options in ({}, {"exact_cosines": 0, "candidates": 2}, {"exact_cosines": 0, "candidates": 7}):
-        result = uniqueness(a, b, **options)
+        result = measure_uniqueness(a, b, **options)
         pairs = result.pairs
         assert len(pairs) == len(set(pairs["match"])) == short == result.summary["n_matched"]
         found = values[pairs["latent"], pairs["match"]]
@@ -50,7 +51,7 @@ def test_the_matching_is_the_best_of_all(n: int, m: int) -> None:
 def test_sparse_and_exact_matching_agree_on_related_dictionaries() -> None:
     a = make(d_in=16, width=120)
     b, order = shuffled(a, noise=0.1)
-    exact, sparse = uniqueness(a, b), uniqueness(a, b, exact_cosines=0, candidates=4)
+    exact, sparse = measure_uniqueness(a, b), measure_uniqueness(a, b, exact_cosines=0, candidates=4)
     assert sparse.exact
     assert sparse.frame["match"].tolist() == exact.frame["match"].tolist()
     assert sparse.frame["best_match"].tolist() == exact.frame["best_match"].tolist()
@@ -61,9 +62,9 @@ def test_sparse_and_exact_matching_agree_on_related_dictionaries() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_gap_bounds_what_few_candidates_cost(seed: int) -> None:
     a, b = make(d_in=4, width=60, seed=seed), make(d_in=4, width=70, seed=seed + 10)
-    exact = uniqueness(a, b)
+    exact = measure_uniqueness(a, b)
     assert exact.exact
-    sparse = uniqueness(a, b, exact_cosines=100, candidates=2)
+    sparse = measure_uniqueness(a, b, exact_cosines=100, candidates=2)
     assert not sparse.exact
     lacks = exact.summary["mean_matched_cosine"] - sparse.summary["mean_matched_cosine"]
     assert -1e-7 <= lacks <= sparse.gap + 1e-7
@@ -72,7 +73,7 @@ def test_the_gap_bounds_what_few_candidates_cost(seed: int) -> None:
 
 def test_equal_rows_leave_nobody_alone() -> None:
     a = make(d_in=3, width=1).gather([0] * 12)
-    result = uniqueness(a, a, exact_cosines=0, candidates=3)
+    result = measure_uniqueness(a, a, exact_cosines=0, candidates=3)
     assert sorted(result.frame["match"]) == list(range(12))
     assert result.summary["mean_matched_cosine"] == pytest.approx(1)
 
@@ -81,7 +82,7 @@ def test_a_shuffled_copy_is_found_again_and_has_the_same_activations() -> None:
     a = make(d_in=16, width=50)
     b, order = shuffled(a)
     x = torch.randn(400, 16, generator=torch.Generator().manual_seed(2))
-    result = uniqueness(a, b, activations=x)
+    result = measure_uniqueness(a, b, activations=x)
     assert result.frame["match"].tolist() == order.argsort().tolist()
     assert result.frame_b["match"].tolist() == order.tolist()
     assert set(result.frame["status"]) == {"shared"}
@@ -94,7 +95,7 @@ def test_a_shuffled_copy_is_found_again_and_has_the_same_activations() -> None:
 
 def test_best_matches_and_mutual_best_are_those_of_the_similarity() -> None:
     a, b = make(width=40), make(width=30, seed=1)
-    result = uniqueness(a, b)
+    result = measure_uniqueness(a, b)
     up, down = best_matches(a, b), best_matches(b, a)
     assert result.frame["best_match"].tolist() == up.index.tolist()
     assert result.frame_b["best_match"].tolist() == down.index.tolist()
@@ -114,7 +115,7 @@ def test_status_says_why_a_latent_has_no_counterpart() -> None:
     a, b = (
         Dictionary(r.T.contiguous(), torch.zeros(3), r, torch.zeros(6), torch.zeros(3)) for r in rows.values()
     )
-    result = uniqueness(a, b, theta=0.7)
+    result = measure_uniqueness(a, b, theta=0.7)
     assert result.frame["status"].tolist() == ["shared", "crowded", "alone"]
     assert result.summary["share_shared"] == pytest.approx(1 / 3)
     assert result.summary["share_best"] == pytest.approx(2 / 3)
@@ -126,7 +127,7 @@ def test_status_says_why_a_latent_has_no_counterpart() -> None:
 def test_correlation_is_that_of_the_dense_activations() -> None:
     a, b = make(width=30), make(width=24, seed=1)
     x = torch.randn(500, 12, generator=torch.Generator().manual_seed(3))
-    result = uniqueness(a, b, activations=x)
+    result = measure_uniqueness(a, b, activations=x)
     dense = [d.encode(x).double().numpy() for d in (a, b)]
     for row in result.frame.itertuples():
         left = dense[0][:, row.latent]
@@ -139,17 +140,17 @@ def test_correlation_is_that_of_the_dense_activations() -> None:
     back = result.frame_b.set_index("latent")["correlation"]
     pairs = result.pairs
     np.testing.assert_allclose(back.loc[pairs["match"]].to_numpy(), pairs["correlation"], atol=1e-12)
-    collected = uniqueness(a, b, activations=(collect(a, x), collect(b, x)))
+    collected = measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x)))
     assert collected.frame.equals(result.frame)
     with pytest.raises(ValueError, match="same tokens, found 500 and 400"):
-        uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])))
+        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])))
     with pytest.raises(ValueError, match="were expected"):
-        uniqueness(a, b, activations=(collect(b, x), collect(a, x)))
+        measure_uniqueness(a, b, activations=(collect(b, x), collect(a, x)))
 
 
 def test_dimensions_must_agree() -> None:
     with pytest.raises(ValueError, match=r"dimension 12, but .* of 8"):
-        uniqueness(make(d_in=12), make(d_in=8))
+        measure_uniqueness(make(d_in=12), make(d_in=8))
 
 
 def test_nulls_keep_what_they_say_and_nothing_else() -> None:
@@ -161,7 +162,7 @@ def test_nulls_keep_what_they_say_and_nothing_else() -> None:
     for null in (permuted, random):
         assert null.width == a.width
         torch.testing.assert_close(null.W_dec.norm(dim=1), torch.ones(200))
-        assert uniqueness(a, null).summary["mean_matched_cosine"] < 0.9
+        assert measure_uniqueness(a, null).summary["mean_matched_cosine"] < 0.9
         assert null.name != a.name
     again = null_dictionary(a, "random directions")
     assert torch.equal(again.W_dec, random.W_dec)
@@ -183,7 +184,7 @@ def test_a_family_has_seeds_widths_and_nulls_side_by_side() -> None:
     assert table.index.tolist() == [*expected, ("40, other seed", "")]
     assert table.loc[("40, other seed", ""), "note"] == "no second seed"
     assert result.missing == (40,)
-    alone = uniqueness(first, second, theta=0.6, activations=x)
+    alone = measure_uniqueness(first, second, theta=0.6, activations=x)
     assert result.results["20, other seed", ""].frame.equals(alone.frame)
     assert table.loc[("20, other seed", ""), "share_shared"] == alone.summary["share_shared"] == 1
     assert table.loc[("20, other seed", "random directions"), "share_shared"] < 1

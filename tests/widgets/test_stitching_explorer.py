@@ -9,8 +9,9 @@ import pytest
 import traitlets
 from widget_checks import live_widgets, shown
 
-from saekit.analysis.stitching import stitch
-from saekit.widgets import StitchingExplorer, html
+from saekit import html
+from saekit.analysis.stitching.path import stitch
+from saekit.widgets import StitchingExplorer
 
 THETA = 0.95  # novel latents, groups and lost latents, gains and costs
 

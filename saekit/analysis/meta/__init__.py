@@ -1,0 +1,1 @@
+"""Meta-SAEs: what decoder directions are made of."""

@@ -1,0 +1,660 @@
+"""What meta-latents are: parts of latents, and how they compare with smaller dictionaries' latents.
+
+[LW] stands for the authors' post "Showing SAE latents are not atomic using meta-SAEs" (Bussmann,
+Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+
+from saekit.analysis.labels import Labels
+from saekit.analysis.meta.sae import MetaSAE
+from saekit.analysis.nulls import null_dictionary
+from saekit.analysis.similarity import best_matches, nearest
+from saekit.analysis.splitting import SplittingTree
+from saekit.dictionary import Dictionary
+
+# ---------------------------------------------------------------------- a latent and its meta-latents
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """What a latent is made of.
+
+    Attributes
+    ----------
+    dictionary : str
+        The base dictionary's name.
+    latent : int
+        Which latent.
+    frame : DataFrame
+        One row an active meta-latent, strongest first: `meta_latent`, `label` (empty without
+        labels), `activation`, `share` (of the sum of the activations), `n_latents` (of all bases,
+        that it is active on), `cosine` (of its direction with the latent's), `rebuilt_cosine`
+        (of the latent's direction with what this and the stronger ones rebuild).
+    """
+
+    dictionary: str
+    latent: int
+    frame: pd.DataFrame
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`dictionary`, `latent`, `n_meta_latents`, `rebuilt_cosine` (of all; NaN without any)."""
+        cosines = self.frame["rebuilt_cosine"]
+        return {
+            "dictionary": self.dictionary,
+            "latent": self.latent,
+            "n_meta_latents": len(self.frame),
+            "rebuilt_cosine": float(cosines.iat[-1]) if len(cosines) else float("nan"),
+        }
+
+
+def decomposition(
+    meta: MetaSAE, latent: int, *, base: int = -1, labels: Labels | None = None
+) -> Decomposition:
+    """Take a latent apart into meta-latents.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    latent, base : int
+        A latent of one of its bases.
+    labels : Labels, optional
+        Of the meta-latents.
+
+    Raises
+    ------
+    IndexError
+        If there is no such base or latent.
+
+    Notes
+    -----
+    The case studies of Leask et al. (ICLR 2025, figure 1) and [LW]; the columns after the
+    activation are ours.
+    """
+    own = meta.of(latent, base)
+    place, found = range(len(meta.bases))[base], own["meta_latent"].tolist()
+    direction, parts = meta.sources[place].W_dec[latent], meta.dictionary.W_dec[found]
+    rebuilt = (torch.tensor(own["activation"].tolist(), dtype=parts.dtype)[:, None] * parts).cumsum(0)
+    frame = own.assign(
+        label=_texts(labels, found),
+        share=own["activation"] / own["activation"].sum(),
+        n_latents=meta.frame["n_latents"].iloc[found].to_numpy(),
+        cosine=F.cosine_similarity(parts, direction[None]).numpy(),
+        rebuilt_cosine=F.cosine_similarity(rebuilt + meta.dictionary.b_dec, direction[None]).numpy(),
+    )
+    order = ["meta_latent", "label", "activation", "share", "n_latents", "cosine", "rebuilt_cosine"]
+    return Decomposition(meta.bases[place], latent, frame[order])
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The latents that a meta-latent is part of.
+
+    Attributes
+    ----------
+    meta_latent : int
+        Which meta-latent.
+    label : str
+        What it is about; empty without labels.
+    n_latents : int
+        Latents of all bases that it is active on.
+    frame : DataFrame
+        One row a latent, that with the greatest activation first: `base`, `width`, `latent`,
+        `label` (empty without labels), `activation`, `share` (of the sum of the activations of
+        the latent's meta-latents).
+    """
+
+    meta_latent: int
+    label: str
+    n_latents: int
+    frame: pd.DataFrame
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`meta_latent`, `label`, `n_latents`."""
+        return {"meta_latent": self.meta_latent, "label": self.label, "n_latents": self.n_latents}
+
+
+def members(
+    meta: MetaSAE,
+    meta_latent: int,
+    n: int = 10,
+    *,
+    base: int | None = None,
+    labels: Sequence[Labels] | None = None,
+    meta_labels: Labels | None = None,
+) -> Members:
+    """The latents that a meta-latent is most active on: the reverse of `decomposition`.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    meta_latent : int
+        The meta-latent.
+    n : int
+        At most so many.
+    base : int, optional
+        Place in `meta.bases` of the only dictionary to look in.
+    labels : sequence of Labels, optional
+        Of the latents of each base.
+    meta_labels : Labels, optional
+        Of the meta-latents.
+
+    Raises
+    ------
+    IndexError
+        If there is no such meta-latent or base.
+    """
+    frame = meta.members(meta_latent, n, base)
+    totals = decomposition_matrix(meta).sum(1)
+    rows = np.cumsum([0, *meta.widths])[frame["base"]] + frame["latent"]
+    frame = frame.assign(
+        label=[
+            labels[of].of(latent) if labels else ""
+            for of, latent in zip(frame["base"], frame["latent"], strict=True)
+        ],
+        share=frame["activation"] / totals[rows],
+    )
+    return Members(
+        meta_latent=meta_latent,
+        label=_texts(meta_labels, [meta_latent])[0],
+        n_latents=int(meta.frame["n_latents"].iat[meta_latent]),
+        frame=frame[["base", "width", "latent", "label", "activation", "share"]],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RelatedLatents:
+    """The graph of a latent, its meta-latents and the latents that these are most active on.
+
+    Attributes
+    ----------
+    nodes : DataFrame
+        One row a node: `node` (counted from 0, the latent itself), `role` (`"latent"`,
+        `"meta-latent"` or `"related"`), `base` and `width` (-1 and that of the meta-SAE for
+        meta-latents), `latent` (or meta-latent), `label`. A latent related in two ways is one node.
+    edges : DataFrame
+        One row an edge: `meta_node` and `latent_node` (places in `nodes`), `activation`.
+    """
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The edges."""
+        return self.edges
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`latent`, `n_meta_latents`, `n_related`, `n_edges`."""
+        roles = self.nodes["role"].value_counts()
+        return {
+            "latent": int(self.nodes["latent"].iat[0]),
+            "n_meta_latents": int(roles.get("meta-latent", 0)),
+            "n_related": int(roles.get("related", 0)),
+            "n_edges": len(self.edges),
+        }
+
+
+def related_latents(
+    meta: MetaSAE,
+    latent: int,
+    *,
+    base: int = -1,
+    n_meta: int = 5,
+    n_members: int = 5,
+    labels: Sequence[Labels] | None = None,
+    meta_labels: Labels | None = None,
+) -> RelatedLatents:
+    """The graph around a latent: its strongest meta-latents, and the strongest latents of each.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    latent, base : int
+        A latent of one of its bases.
+    n_meta, n_members : int
+        At most so many meta-latents, and other latents of each.
+    labels : sequence of Labels, optional
+        Of the latents of each base.
+    meta_labels : Labels, optional
+        Of the meta-latents.
+
+    Raises
+    ------
+    IndexError
+        If there is no such base or latent.
+
+    Notes
+    -----
+    The related-latents graph of [LW] and of the dashboard published with Leask et al. (ICLR 2025).
+    """
+    own = meta.of(latent, base).head(n_meta)
+    place = range(len(meta.bases))[base]
+    node = {(place, latent): 0}  # a meta-latent's base is -1
+    edges = []
+    for part in own.itertuples():
+        here = node.setdefault((-1, part.meta_latent), len(node))
+        edges.append((here, 0, part.activation))
+        found = meta.members(part.meta_latent, n_members + 1)
+        others = found[(found["base"] != place) | (found["latent"] != latent)].head(n_members)
+        for other in others.itertuples():
+            edges.append((here, node.setdefault((other.base, other.latent), len(node)), other.activation))
+    nodes = [
+        {
+            "node": number,
+            "role": "meta-latent" if of < 0 else "related" if number else "latent",
+            "base": of,
+            "width": meta.width if of < 0 else meta.widths[of],
+            "latent": which,
+            "label": _texts(meta_labels if of < 0 else labels[of] if labels else None, [which])[0],
+        }
+        for (of, which), number in node.items()
+    ]
+    return RelatedLatents(
+        pd.DataFrame(nodes), pd.DataFrame(edges, columns=["meta_node", "latent_node", "activation"])
+    )
+
+
+# ---------------------------------------------------------------------- beside nearest latents
+
+
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """A latent's meta-latents beside its nearest latents, in its own and in a smaller dictionary.
+
+    Attributes
+    ----------
+    dictionary, small : str
+        Names of the latent's dictionary and of the smaller one.
+    latent : int
+        Which latent.
+    frame : DataFrame
+        One row a rank: `rank`, then for each of the three lists a number, a label (empty without
+        labels) and a value: `meta_latent`, `meta_label`, `activation`; `same_latent`,
+        `same_label`, `same_cosine`; `small_latent`, `small_label`, `small_cosine`. Missing where
+        there are fewer meta-latents.
+    cosines : DataFrame
+        Cosine of each meta-latent's direction (rows) with that of each of the smaller
+        dictionary's latents (columns), as listed.
+    """
+
+    dictionary: str
+    small: str
+    latent: int
+    frame: pd.DataFrame
+    cosines: pd.DataFrame
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`dictionary`, `small`, `latent`, `n_meta_latents`, and `n_paired` of them at a cosine of 0.7."""
+        paired = (self.cosines >= 0.7).any(axis=1)
+        return {
+            "dictionary": self.dictionary,
+            "small": self.small,
+            "latent": self.latent,
+            "n_meta_latents": len(paired),
+            "n_paired": int(paired.sum()),
+        }
+
+
+def side_by_side(
+    meta: MetaSAE,
+    latent: int,
+    small: Dictionary,
+    *,
+    base: int = -1,
+    n: int = 6,
+    labels: Labels | None = None,
+    meta_labels: Labels | None = None,
+    small_labels: Labels | None = None,
+) -> SideBySide:
+    """Set a latent's meta-latents beside the latents nearest to it, and compare their directions.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    latent, base : int
+        A latent of one of its bases.
+    small : Dictionary
+        A smaller dictionary.
+    n : int
+        At most so many of each.
+    labels, meta_labels, small_labels : Labels, optional
+        Of the base, the meta-latents and the smaller dictionary.
+
+    Raises
+    ------
+    IndexError
+        If there is no such base or latent.
+    ValueError
+        If `small` is of another dimension or has fewer than `n` latents.
+
+    Notes
+    -----
+    The table and heat map of [LW].
+    """
+    own = meta.of(latent, base).head(n)
+    place = range(len(meta.bases))[base]
+    source = meta.sources[place]
+    parts = own["meta_latent"].tolist()
+    lists = {
+        "same": (labels, *nearest(source, source, n, latents=[latent])),
+        "small": (small_labels, *nearest(source, small, n, latents=[latent])),
+    }
+    columns = {
+        "meta_latent": pd.array(parts, dtype="Int64"),
+        "meta_label": _texts(meta_labels, parts),
+        "activation": own["activation"].to_numpy(),
+    }
+    frame = pd.DataFrame(columns).reindex(range(n))
+    frame.insert(0, "rank", range(1, n + 1))
+    for name, (of, cosines, latents) in lists.items():
+        found = latents[0].numpy()
+        frame = frame.assign(
+            **{
+                f"{name}_latent": found,
+                f"{name}_label": _texts(of, found),
+                f"{name}_cosine": cosines[0].numpy(),
+            }
+        )
+    near = frame["small_latent"].tolist()
+    cosines = F.normalize(meta.dictionary.W_dec[parts], dim=1) @ F.normalize(small.W_dec[near], dim=1).T
+    return SideBySide(
+        dictionary=source.name,
+        small=small.name,
+        latent=latent,
+        frame=frame,
+        cosines=pd.DataFrame(
+            cosines.numpy(),
+            index=pd.Index(parts, name="meta_latent"),
+            columns=pd.Index(near, name="small_latent"),
+        ),
+    )
+
+
+# ---------------------------------------------------------------------- distributions of cosines
+
+
+@dataclass(frozen=True, eq=False)
+class CosineDistributions:
+    """Greatest cosines between a meta-SAE, the dictionary it decomposes and smaller ones.
+
+    Attributes
+    ----------
+    theta : float
+        Cosine from which two directions count as the same.
+    frame : DataFrame
+        One row a direction and comparison: `panel` (`"within"` one dictionary; `"meta-latents"`
+        or `"latents"` looked up in others), `of`, `nearest_in` (names of dictionaries), `null`
+        (whether the directions looked up are random ones), `latent`, `cosine`.
+    """
+
+    theta: float
+    frame: pd.DataFrame
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a comparison.
+
+        `panel`, `of`, `nearest_in`, `median` and `share_above_theta`, and `null_median` and
+        `null_share_above_theta` of as many random directions.
+        """
+        keys = ["panel", "of", "nearest_in"]
+        grouped = self.frame.groupby([*keys, "null"], sort=False)["cosine"]
+        found = grouped.agg(
+            median="median", share_above_theta=lambda cosine: (cosine >= self.theta).mean()
+        ).reset_index()
+        null = found[found["null"]].drop(columns="null")
+        null = null.rename(columns={c: f"null_{c}" for c in ("median", "share_above_theta")})
+        return found[~found["null"]].drop(columns="null").merge(null, on=keys)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`theta`, and by comparison (`"<of> → <nearest in>"`) its `median` and `share_above_theta`."""
+        rows = {
+            f"{row.of} → {row.nearest_in}": {
+                "median": float(row.median),
+                "share_above_theta": float(row.share_above_theta),
+            }
+            for row in self.table.itertuples()
+        }
+        return {"theta": self.theta, **rows}
+
+
+def cosine_distributions(
+    meta: MetaSAE,
+    smaller: Dictionary | Sequence[Dictionary],
+    *,
+    base: int = -1,
+    theta: float = 0.7,
+    seed: int = 0,
+) -> CosineDistributions:
+    """How near meta-latents, latents and smaller dictionaries' latents are to each other.
+
+    Within each dictionary: every latent's nearest neighbour. Of every meta-latent: the nearest
+    latent, in the base and in smaller dictionaries. Of every latent of the base: the nearest
+    meta-latent, and the nearest latent of smaller dictionaries.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        The meta-SAE.
+    smaller : Dictionary or sequence of Dictionary
+        Dictionaries smaller than the base.
+    base : int
+        Place in `meta.bases` of the dictionary to compare with.
+    theta : float
+        Cosine from which two directions count as the same.
+    seed : int
+        Of the random directions that each comparison is repeated with: as many, drawn evenly from
+        the sphere, and looked up in the same dictionary (or within themselves).
+
+    Raises
+    ------
+    ValueError
+        If a dictionary is of another dimension.
+
+    Notes
+    -----
+    The three panels of [LW]; the null is ours. The more directions there are to choose from, the
+    greater the greatest cosine: compare with the null of the same row.
+    """
+    own, source = meta.dictionary, meta.sources[base]
+    others = [smaller] if isinstance(smaller, Dictionary) else list(smaller)
+    names = {id(own): meta.name} | {id(member): member.name for member in (source, *others)}
+    comparisons = [
+        *(("within", member, member) for member in (own, *others, source)),
+        *(("meta-latents", own, member) for member in (*others, source)),
+        *(("latents", source, member) for member in (own, *others)),
+    ]
+    frames = []
+    for panel, of, to in comparisons:
+        random = null_dictionary(of, "random directions", seed=seed)
+        for null, looked_up, place in ((False, of, to), (True, random, random if of is to else to)):
+            found = best_matches(looked_up, place).frame
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "panel": panel,
+                        "of": names[id(of)],
+                        "nearest_in": names[id(to)],
+                        "null": null,
+                        "latent": found["latent"],
+                        "cosine": found["best_cosine"],
+                    }
+                )
+            )
+    return CosineDistributions(theta, pd.concat(frames, ignore_index=True))
+
+
+# ---------------------------------------------------------------------- splitting
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSplitting:
+    """What children keep of their parent's meta-latents when latents split.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row a parent and child: `parent_width`, `parent`, `width`, `latent`, `cosine`,
+        `status` (the parent's: split, identical or refined), `n_parent`, `n_child` and `n_shared`
+        meta-latents, `kept` (share of the parent's that the child has; NaN if it has none),
+        `kept_chance` (what a latent of the child's width drawn at random keeps on average),
+        `inherited` (share of the child's activations that is on the parent's meta-latents).
+    split : DataFrame
+        One row a latent that splits: `width`, `latent`, `children`, `n_meta_latents`, `common`
+        (those that all children have too, a tuple), `n_common`.
+    counts : DataFrame
+        How many meta-latents latents have: `width`, `n_active`, `n_latents`, `share` (of the
+        width's latents).
+    """
+
+    frame: pd.DataFrame
+    split: pd.DataFrame
+    counts: pd.DataFrame
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Means by pair of widths and status.
+
+        `parent_width`, `width`, `status`, `n_edges`, `n_parent`, `n_child`, `kept`,
+        `kept_chance`, `inherited`.
+        """
+        return (
+            self.frame.groupby(["parent_width", "width", "status"])
+            .agg(
+                n_edges=("latent", "size"),
+                n_parent=("n_parent", "mean"),
+                n_child=("n_child", "mean"),
+                kept=("kept", "mean"),
+                kept_chance=("kept_chance", "mean"),
+                inherited=("inherited", "mean"),
+            )
+            .reset_index()
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`kept`, `kept_chance` and `inherited` of split latents; by width `mean_active` and `mode_active`.
+
+        `share_with_common`: of the latents that split, those with a meta-latent that all children have.
+        """
+        edges = self.frame[self.frame["status"] == "split"]
+        by_width = self.counts.groupby("width")
+        return {
+            "kept": float(edges["kept"].mean()),
+            "kept_chance": float(edges["kept_chance"].mean()),
+            "inherited": float(edges["inherited"].mean()),
+            "share_with_common": float((self.split["n_common"] > 0).mean()),
+            "mean_active": {
+                int(width): float((part["n_active"] * part["share"]).sum()) for width, part in by_width
+            },
+            "mode_active": {
+                int(width): int(part["n_active"].loc[part["share"].idxmax()]) for width, part in by_width
+            },
+        }
+
+
+def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
+    """Follow meta-latents from parents to children where the latents of a family split.
+
+    Parameters
+    ----------
+    meta : MetaSAE
+        Trained on all dictionaries of a family (`meta_sae(family)`).
+    tree : SplittingTree
+        Of the same family (`splitting_tree(family)`).
+
+    Raises
+    ------
+    ValueError
+        If the meta-SAE and the tree are not of the same widths.
+
+    Notes
+    -----
+    [LW] shows an example and the distribution of the number of active meta-latents by width;
+    counting what is kept, and chance, are ours. That a child is near its parent by definition makes
+    it keep more than chance. As the authors say, latents that recur at every width are
+    over-represented among the directions that such a meta-SAE is trained on.
+    """
+    if meta.widths != tree.widths:
+        raise ValueError(
+            f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
+        )
+    first = dict(zip(meta.widths, np.cumsum([0, *meta.widths]), strict=False))
+    activation = decomposition_matrix(meta)
+    active = activation.astype(bool)
+    n_active = np.diff(active.indptr)
+    shares = np.stack([active[first[w] : first[w] + w].sum(0) / w for w in meta.widths])
+
+    edges = tree.frame
+    parents = edges["parent_width"].map(first).to_numpy() + edges["parent"].to_numpy()
+    children = edges["width"].map(first).to_numpy() + edges["latent"].to_numpy()
+    n_shared = active[parents].multiply(active[children]).sum(1)
+    place = edges["width"].map(dict(zip(meta.widths, range(len(meta.widths)), strict=True))).to_numpy()
+    expected = (active @ shares.T)[parents, place]
+    with np.errstate(invalid="ignore"):  # 0 / 0 where a latent has no meta-latents
+        frame = edges.assign(
+            n_parent=n_active[parents],
+            n_child=n_active[children],
+            n_shared=n_shared,
+            kept=n_shared / n_active[parents],
+            kept_chance=expected / n_active[parents],
+            inherited=activation[children].multiply(active[parents]).sum(1) / activation[children].sum(1),
+        )
+
+    split = []
+    for (width, latent), family in frame[frame["status"] == "split"].groupby(["parent_width", "parent"]):
+        own = set(active[[first[width] + latent]].indices.tolist())
+        for child_width, child in zip(family["width"], family["latent"], strict=True):
+            own &= set(active[[first[child_width] + child]].indices.tolist())
+        split.append((width, latent, len(family), family["n_parent"].iat[0], tuple(sorted(own)), len(own)))
+    columns = ["width", "latent", "children", "n_meta_latents", "common", "n_common"]
+    most = int(n_active.max())
+    counts = [
+        {"width": width, "n_active": n, "n_latents": found, "share": found / width}
+        for width in meta.widths
+        for n, found in enumerate(
+            np.bincount(n_active[first[width] : first[width] + width], minlength=most + 1).tolist()
+        )
+    ]
+    return MetaSplitting(frame, pd.DataFrame(split, columns=columns), pd.DataFrame(counts))
+
+
+# ---------------------------------------------------------------------- helpers
+
+
+def decomposition_matrix(meta: MetaSAE, place: int | None = None) -> csr_array:
+    """Activations of meta-latents on the rows of all bases, or of that at a place in `meta.bases`.
+
+    Float64 `[rows, meta.width]`.
+    """
+    found = meta.decomposition
+    entries = (found.values.double().numpy(), found.indices.numpy(), found.offsets.numpy())
+    matrix = csr_array(entries, (len(found), found.width))
+    if place is None:
+        return matrix
+    start = sum(meta.widths[:place])
+    return matrix[start : start + meta.widths[place]]
+
+
+def _texts(labels: Labels | None, latents: Sequence[int] | np.ndarray) -> list[str]:
+    return [labels.of(int(latent)) if labels else "" for latent in latents]

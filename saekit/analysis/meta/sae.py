@@ -1,0 +1,565 @@
+"""Meta-SAEs: a BatchTopK dictionary on the decoder directions of other dictionaries.
+
+If a latent were atomic its direction would not be a sparse sum of fewer, more general ones; a
+meta-SAE looks for these (Leask et al., ICLR 2025, section on meta-SAEs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.folding import with_directions
+from saekit.sparse import SparseLatents
+from saekit.training.trainer import TrainingConfig, train
+from saekit.training.variants import BatchTopK
+
+# ---------------------------------------------------------------------- recipes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train a meta-SAE, in units that carry over to dictionaries of other widths.
+
+    Parameters
+    ----------
+    name : str
+        For tables.
+    lr : float
+        Adam's learning rate, constant throughout.
+    steps : int
+        Optimiser steps. Kept as published at any width: what counts is the number of updates.
+    batch : float
+        Rows a step: a share of the rows where below 1, else their number (or all, if fewer).
+    width : float
+        Meta-latents for each row, by default.
+    aux_coefficient : float
+        Weight of the auxiliary loss, see `saekit.training.variants.base.auxiliary_loss`.
+    aux_share : float
+        Dead meta-latents in it, as a share of the width.
+    dead_after : int
+        Batches that a meta-latent has been silent for when it counts as dead.
+    """
+
+    name: str
+    lr: float
+    steps: int
+    batch: float
+    width: float = 2304 / 49152
+    aux_coefficient: float = 1 / 16
+    aux_share: float = 512 / 2304
+    dead_after: int = 100
+
+    def config(self, n_rows: int, *, width: int, k: int, seed: int) -> TrainingConfig:
+        """The trainer's config for so many rows to train on."""
+        batch = max(1, round(self.batch * n_rows)) if self.batch < 1 else min(round(self.batch), n_rows)
+        variant = BatchTopK(
+            k=k,
+            aux_coefficient=self.aux_coefficient,
+            k_aux=max(1, round(self.aux_share * width)),
+            dead_after=self.dead_after * batch,
+        )
+        return TrainingConfig(
+            variant=variant,
+            width=width,
+            seed=seed,
+            steps=self.steps,
+            batch_size=batch,
+            lr=self.lr,
+            warmup=0,
+            decay=0.0,
+            log_every=self.steps,
+        )
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("iclr", lr=1e-4, steps=24_000, batch=4096 / 49152),
+        Recipe("lesswrong", lr=1e-3, steps=2000, batch=16384 / 49152),
+        Recipe("saebench", lr=5e-4, steps=1500, batch=1024, width=0.25),
+    )
+}
+"""The published recipes.
+
+`"iclr"`: the text of Leask et al. (ICLR 2025). `"lesswrong"`: the post that came before it and its
+released weights. `"saebench"`: the `meta_structure` evaluation of SAEBench; its width ratio is 1/4
+and not 1/21, so its numbers do not compare with theirs.
+
+Where the trainer or what is published leaves a gap, the nearest thing stands in. The auxiliary
+loss and the time to death are known for `"lesswrong"` alone, and taken from it. Adam averages with
+rates 0.9 and 0.99 (as `"lesswrong"`; SAEBench has 0.999). SAEBench draws batches with replacement,
+the trainer without, epoch by epoch.
+"""
+
+
+# ---------------------------------------------------------------------- result
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSAE:
+    """A meta-SAE with the dictionaries that it decomposes.
+
+    Attributes
+    ----------
+    dictionary : Dictionary
+        The meta-dictionary: decoder directions in, their reconstructions out. Its latents are the
+        meta-latents, with the threshold that training saved.
+    sources : tuple of Dictionary
+        The base dictionaries, whose latents it decomposes.
+    held_out : Tensor
+        Rows that were left out of training, Boolean `[n_rows]`.
+    """
+
+    dictionary: Dictionary
+    sources: tuple[Dictionary, ...]
+    held_out: Tensor
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def bases(self) -> tuple[str, ...]:
+        """Names of the base dictionaries."""
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the base dictionaries."""
+        return tuple(source.width for source in self.sources)
+
+    @property
+    def width(self) -> int:
+        """Number of meta-latents."""
+        return self.dictionary.width
+
+    @property
+    def k(self) -> int:
+        """Meta-latents a row in training, on average over a batch."""
+        return self.dictionary.info["training"]["variant"]["k"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the initialisation, the order of rows and the choice of held-out rows."""
+        return self.dictionary.info["seed"]
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return self.dictionary.info["meta"]["recipe"]["name"]
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and legends, such as `"meta 216 (k 4) of relu 4608 (seed 0)"`."""
+        of = self.bases[0] if len(self.bases) == 1 else f"{self.bases[0]} to {self.bases[-1]}"
+        return f"meta {self.width} (k {self.k}) of {of}"
+
+    def __repr__(self) -> str:
+        return f"MetaSAE({self.name}, recipe={self.recipe!r})"
+
+    # ------------------------------------------------------------------ rows
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Decoder directions of the bases, one after the other, unit norm, `[n_rows, d_in]`."""
+        return _rows(self.sources)
+
+    @cached_property
+    def base(self) -> Tensor:
+        """Place in `bases` of each row's dictionary, int64 `[n_rows]`."""
+        return torch.arange(len(self.widths)).repeat_interleave(torch.tensor(self.widths))
+
+    @cached_property
+    def latent(self) -> Tensor:
+        """Each row's latent in its dictionary, int64 `[n_rows]`."""
+        return torch.cat([torch.arange(width) for width in self.widths])
+
+    @cached_property
+    def decomposition(self) -> SparseLatents:
+        """Active meta-latents of every row, at the saved threshold: `[n_rows]` rows."""
+        return self.dictionary.encode_sparse(self.rows)
+
+    def reconstruct(self) -> Tensor:
+        """Every row rebuilt from its meta-latents, `[n_rows, d_in]`."""
+        return self.dictionary.decode(self.decomposition)
+
+    def rebuilt(self, base: int = -1) -> Dictionary:
+        """A base dictionary whose decoder rows are their reconstructions, its encoder as it was.
+
+        The reconstructions' norms are folded into encoder and threshold, as in every `Dictionary`:
+        the same latents are active, with activations rescaled.
+
+        Raises
+        ------
+        IndexError
+            If there is no such base.
+        """
+        place = self._place(base)
+        source = self.sources[place]
+        rows = self.reconstruct()[self.base == place]
+        return with_directions(source, rows, kind=f"rebuilt {source.kind}")
+
+    # ------------------------------------------------------------------ numbers
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a meta-latent.
+
+        `meta_latent`, `n_latents` (base latents that it is active on) and `share` of all rows,
+        `mean_activation` (over these) and `max_activation` (0 where it is dead), `dead`.
+        """
+        latents = self.decomposition
+        n_latents = torch.bincount(latents.indices, minlength=self.width)
+        total = torch.zeros(self.width, dtype=torch.float64).index_add_(
+            0, latents.indices, latents.values.double()
+        )
+        greatest = torch.zeros(self.width).scatter_reduce(0, latents.indices, latents.values, "amax")
+        return pd.DataFrame(
+            {
+                "meta_latent": range(self.width),
+                "n_latents": n_latents.numpy(),
+                "share": n_latents.numpy() / len(self.rows),
+                "mean_activation": (total / n_latents.clamp(min=1)).numpy(),
+                "max_activation": greatest.numpy(),
+                "dead": (n_latents == 0).numpy(),
+            }
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers.
+
+        `explained_variance` (about the mean row, over all rows, as published),
+        `explained_variance_uncentred`, `explained_variance_held_out` (about their own mean; NaN
+        if no rows were held out), `mse` (summed over dimensions, averaged over rows), `l0` (active
+        meta-latents a row at the saved threshold) and `l0_held_out`, `dead_fraction` (meta-latents
+        active on no row), `max_share` (of rows, for the most frequent meta-latent), with `name`,
+        `width`, `k`, `recipe`, `seed` and `n_rows`.
+        """
+        reconstruction, counts = self.reconstruct(), self.decomposition.counts.double()
+        held_out = self.held_out
+        n_latents = torch.bincount(self.decomposition.indices, minlength=self.width)
+        some = bool(held_out.any())
+        return {
+            "name": self.name,
+            "width": self.width,
+            "k": self.k,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "n_rows": len(self.rows),
+            "explained_variance": explained_variance(self.rows, reconstruction),
+            "explained_variance_uncentred": explained_variance(self.rows, reconstruction, centred=False),
+            "explained_variance_held_out": explained_variance(self.rows[held_out], reconstruction[held_out])
+            if some
+            else math.nan,
+            "mse": float((self.rows - reconstruction).double().square().sum(1).mean()),
+            "l0": float(counts.mean()),
+            "l0_held_out": float(counts[held_out].mean()) if some else math.nan,
+            "dead_fraction": float((n_latents == 0).double().mean()),
+            "max_share": float(n_latents.max()) / len(self.rows),
+        }
+
+    # ------------------------------------------------------------------ looking up
+
+    def of(self, latent: int, base: int = -1) -> pd.DataFrame:
+        """A base latent's decomposition: `meta_latent`, `activation`, greatest first.
+
+        Parameters
+        ----------
+        latent : int
+            Of the base dictionary.
+        base : int
+            Place of the dictionary in `bases`; the last by default.
+
+        Raises
+        ------
+        IndexError
+            If there is no such base or latent.
+        """
+        place = self._place(base)
+        if not 0 <= latent < self.widths[place]:
+            raise IndexError(f"{self.bases[place]} has no latent {latent}.")
+        row = sum(self.widths[:place]) + latent
+        start, end = self.decomposition.offsets[row : row + 2].tolist()
+        frame = pd.DataFrame(
+            {
+                "meta_latent": self.decomposition.indices[start:end].numpy(),
+                "activation": self.decomposition.values[start:end].numpy(),
+            }
+        )
+        return frame.sort_values("activation", ascending=False, kind="stable", ignore_index=True)
+
+    def members(self, meta_latent: int, n: int = 10, base: int | None = None) -> pd.DataFrame:
+        """The base latents that a meta-latent is most active on, greatest first.
+
+        Parameters
+        ----------
+        meta_latent : int
+            The meta-latent.
+        n : int
+            At most so many.
+        base : int, optional
+            Place in `bases` of the only dictionary to look in.
+
+        Returns
+        -------
+        DataFrame
+            `base` (place in `bases`), `width` (of that dictionary), `latent`, `activation`.
+
+        Raises
+        ------
+        IndexError
+            If there is no such meta-latent or base.
+        """
+        if not 0 <= meta_latent < self.width:
+            raise IndexError(f"{self.name} has no meta-latent {meta_latent}.")
+        by_meta_latent = self._by_meta_latent
+        start, end = by_meta_latent.offsets[meta_latent : meta_latent + 2].tolist()
+        rows = by_meta_latent.indices[start:end]
+        frame = pd.DataFrame(
+            {
+                "base": self.base[rows].numpy(),
+                "width": torch.tensor(self.widths)[self.base[rows]].numpy(),
+                "latent": self.latent[rows].numpy(),
+                "activation": by_meta_latent.values[start:end].numpy(),
+            }
+        )
+        if base is not None:
+            frame = frame[frame["base"] == self._place(base)]
+        return frame.sort_values("activation", ascending=False, kind="stable", ignore_index=True).head(n)
+
+    @cached_property
+    def _by_meta_latent(self) -> SparseLatents:
+        return self.decomposition.transpose()
+
+    def _place(self, base: int) -> int:
+        """A place in `bases` counted from 0."""
+        if not -len(self.bases) <= base < len(self.bases):
+            raise IndexError(f"{self.name} has no base {base}; it has {len(self.bases)}.")
+        return base % len(self.bases)
+
+    # ------------------------------------------------------------------ files
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the meta-dictionary and the choice of held-out rows; the bases are only named."""
+        folder = Path(folder)
+        write_tensors(folder / "held_out.safetensors", {"held_out": self.held_out})
+        return self.dictionary.save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, source: Dictionary | Family | Sequence[Dictionary]) -> MetaSAE:
+        """Read what `save` wrote, for the dictionaries that it was trained on.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder holds no meta-SAE.
+        ValueError
+            If a file is damaged, or the meta-SAE was trained on other dictionaries.
+        """
+        folder, sources = Path(folder), _sources(source)
+        dictionary, file = Dictionary.load(folder), folder / "held_out.safetensors"
+        if "meta" not in dictionary.info or not file.exists():
+            raise FileNotFoundError(f"{folder} holds no meta-SAE, but {dictionary.name}.")
+        try:
+            held_out = load_file(file)["held_out"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{file} is damaged: {error}.") from error
+        if hash_tensors({"held_out": held_out}) != dictionary.info["meta"]["held_out"]:
+            raise ValueError(f"{file} is damaged: it does not match the hash in dictionary.json.")
+        here, there = _hashes(sources), dictionary.info["meta"]["sources"]
+        if here != there:
+            raise ValueError(
+                f"{folder} holds a meta-SAE of other dictionaries than {', '.join(s.name for s in sources)}."
+            )
+        return cls(dictionary, sources, held_out)
+
+
+def explained_variance(rows: Tensor, reconstruction: Tensor, *, centred: bool = True) -> float:
+    """Share of the rows' variance that a reconstruction explains, in float64.
+
+    `1 - sum ||w - w_hat||^2 / sum ||w - m||^2`, where `m` is the mean of these rows, or 0 if
+    not `centred`.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the rows do not vary.
+    """
+    if rows.shape != reconstruction.shape:
+        raise ValueError(
+            f"The reconstruction must be {list(rows.shape)} as the rows, found {list(reconstruction.shape)}."
+        )
+    rows, reconstruction = rows.double(), reconstruction.double()
+    deviations = rows - rows.mean(0) if centred else rows
+    total = float(deviations.square().sum())
+    if not total > 0:
+        raise ValueError("Explained variance is not defined: the rows do not vary.")
+    return 1 - float((rows - reconstruction).square().sum()) / total
+
+
+# ---------------------------------------------------------------------- training
+
+
+def meta_sae(
+    source: Dictionary | Family | Sequence[Dictionary],
+    *,
+    width: int | None = None,
+    k: int = 4,
+    recipe: str | Recipe = "lesswrong",
+    seed: int = 0,
+    held_out_share: float = 0.0,
+    folder: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = False,
+) -> MetaSAE:
+    """Train a meta-SAE: a BatchTopK dictionary on decoder directions.
+
+    Parameters
+    ----------
+    source : Dictionary, Family or sequence of Dictionary
+        Whose decoder directions to decompose. Of a family, the lowest seed of each width.
+    width : int, optional
+        Number of meta-latents; by default the recipe's share of the rows (1/21 as published).
+    k : int
+        Meta-latents a row, on average over a batch.
+    recipe : str or Recipe
+        One of `RECIPES`, or a recipe of your own.
+    seed : int
+        Of the initialisation, the order of rows and the choice of held-out rows.
+    held_out_share : float
+        Share of rows to leave out of training, at random. Those of a family have near copies at
+        other widths, which are not left out with them.
+    folder : path, optional
+        Where meta-SAEs are kept, each in a folder of its own: one that was trained before on the
+        same dictionaries with the same settings is read instead of trained again.
+    device : str or torch.device
+        Where to train.
+    progress : bool
+        Show the trainer's progress bar (its tokens are rows here).
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of its range, the dictionaries differ in `d_in`, or there are none.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025), section on meta-SAEs; `RECIPES` for what is published. `Dictionary`
+    and trainer are those of any SAE. The trainer centres the rows and scales them by some factor
+    s, which the published recipes do not. Adam does not see the scale of a gradient, so weights
+    take the same steps; biases, which are in the units of the rows, take steps s times smaller
+    than they would, and do not need larger ones, as the mean that the decoder's bias would have
+    to learn is taken away. Unlike the published one the encoder has a bias.
+    """
+    sources, recipe = _sources(source), _recipe(recipe)
+    if not 0 <= held_out_share < 1:
+        raise ValueError(f"held_out_share must be at least 0 and below 1, found {held_out_share}.")
+    rows = _rows(sources)
+    held_out = _held_out(len(rows), held_out_share, seed)
+    width = math.ceil(recipe.width * len(rows)) if width is None else width
+    config = recipe.config(int((~held_out).sum()), width=width, k=k, seed=seed)
+    meta = {
+        "recipe": asdict(recipe),
+        "sources": _hashes(sources),
+        "held_out": hash_tensors({"held_out": held_out}),
+    }
+    kept = None
+    if folder is not None:
+        identity = hash_json([meta, config.describe()])[:12]
+        kept = Path(folder) / f"{recipe.name}-{width}-k{k}-seed{seed}-{identity}"
+        if (kept / "dictionary.json").exists():
+            return MetaSAE.load(kept, sources)
+    trained = train(config, rows[~held_out], device=device, progress=progress).dictionary
+    origin = {name: sources[0].info[name] for name in ("model", "hook_point") if name in sources[0].info}
+    dictionary = replace(trained, info={**trained.info, **origin, "kind": "meta", "meta": meta})
+    result = MetaSAE(dictionary, sources, held_out)
+    if kept is not None:
+        result.save(kept)
+    return result
+
+
+def meta_sweep(
+    source: Dictionary | Family | Sequence[Dictionary],
+    widths: Iterable[int],
+    ks: Iterable[int],
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Meta-SAEs of several widths and sparsities.
+
+    Parameters
+    ----------
+    source : Dictionary, Family or sequence of Dictionary
+        As for `meta_sae`.
+    widths, ks : iterable of int
+        Every width is trained with every k.
+    progress : bool
+        Show a progress bar in meta-SAEs.
+    **settings
+        Of `meta_sae`: recipe, seed, held_out_share, folder, device.
+
+    Returns
+    -------
+    DataFrame
+        The summary of each, widths in order and within a width the ks.
+    """
+    grid = [(width, k) for width in list(widths) for k in list(ks)]
+    return pd.DataFrame(
+        meta_sae(source, width=width, k=k, **settings).summary
+        for width, k in tqdm(grid, disable=not progress, unit="meta-SAE")
+    )
+
+
+def _recipe(recipe: str | Recipe) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"There is no recipe {recipe!r}; expected one of {', '.join(RECIPES)}.")
+    return RECIPES[recipe]
+
+
+def _sources(source: Dictionary | Family | Sequence[Dictionary]) -> tuple[Dictionary, ...]:
+    """The dictionaries to decompose: of a family, the lowest seed of each width."""
+    if isinstance(source, Dictionary):
+        return (source,)
+    sources = tuple(source[w] for w in source.widths) if isinstance(source, Family) else tuple(source)
+    if not sources:
+        raise ValueError("A meta-SAE needs at least one dictionary.")
+    for other in sources[1:]:
+        if other.d_in != sources[0].d_in:
+            raise ValueError(
+                f"The dictionaries must share one d_in: {sources[0].name} has {sources[0].d_in}, "
+                f"{other.name} has {other.d_in}."
+            )
+    return sources
+
+
+def _rows(sources: Iterable[Dictionary]) -> Tensor:
+    return torch.cat([source.W_dec.cpu() for source in sources])
+
+
+def _hashes(sources: Iterable[Dictionary]) -> list[str]:
+    return [source.content_hash for source in sources]
+
+
+def _held_out(n_rows: int, share: float, seed: int) -> Tensor:
+    """A random share of the rows, Boolean `[n_rows]`."""
+    order = torch.randperm(n_rows, generator=torch.Generator().manual_seed(seed))
+    held_out = torch.zeros(n_rows, dtype=torch.bool)
+    held_out[order[: round(share * n_rows)]] = True
+    return held_out

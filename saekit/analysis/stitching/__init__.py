@@ -1,0 +1,1 @@
+"""Stitching: one dictionary turned into another in steps."""

@@ -1,0 +1,219 @@
+"""A family: dictionaries of one kind at one hook point, over widths and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from saekit.dictionary import Dictionary
+
+
+class Member(Protocol):
+    """What a family knows of a dictionary before it is asked for, such as an `Unfolded`."""
+
+    @property
+    def d_in(self) -> int: ...  # noqa: D102
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def seed(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def hook_point(self) -> str | None: ...  # noqa: D102
+
+    def fold(self) -> Dictionary:
+        """Read it (and download it, where it is not here yet)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two members of a family to be compared: neighbouring widths, or two seeds of one width.
+
+    Attributes
+    ----------
+    family : Family
+        Whose members they are; each is read when it is asked for.
+    small_key, large_key : tuple of int
+        Width and seed of each.
+    """
+
+    family: Family
+    small_key: tuple[int, int]
+    large_key: tuple[int, int]
+
+    @property
+    def null(self) -> bool:
+        """Whether two seeds of one width are compared."""
+        return self.small_width == self.large_width
+
+    @property
+    def small_width(self) -> int:
+        """Width of the first."""
+        return self.small_key[0]
+
+    @property
+    def large_width(self) -> int:
+        """Width of the second."""
+        return self.large_key[0]
+
+    @property
+    def small(self) -> Dictionary:
+        """The narrower dictionary, or that of the lowest seed."""
+        return self.family.get(*self.small_key)
+
+    @property
+    def large(self) -> Dictionary:
+        """The wider dictionary, or that of the other seed."""
+        return self.family.get(*self.large_key)
+
+    @property
+    def label(self) -> str:
+        """Such as `"1152 → 2304"`, `"1152, other seed"`, or `"1152, seed 2"` where there are several."""
+        if not self.null:
+            return f"{self.small_width} → {self.large_width}"
+        several = len(self.family.seeds(self.small_width)) > 2
+        return f"{self.small_width}, " + (f"seed {self.large_key[1]}" if several else "other seed")
+
+
+class Family:
+    """Dictionaries of one kind over several widths, with second seeds where there are any.
+
+    A member that is not a `Dictionary` yet is read when it is asked for, and kept only as long as
+    somebody holds it: a loop over the family holds one while it reads the next. `Family(family)`
+    reads and holds all of them.
+
+    Parameters
+    ----------
+    members : iterable of Dictionary or Member
+        At most one for each width and seed. The lowest seed of a width is the one that
+        `family[width]` gives; the others are its nulls.
+
+    Raises
+    ------
+    ValueError
+        If there are no members, two have the same width and seed, or they do not share
+        `d_in`, kind and hook point.
+    """
+
+    def __init__(self, members: Iterable[Dictionary | Member]) -> None:
+        ordered = sorted(members, key=lambda member: (member.width, member.seed or 0))
+        if not ordered:
+            raise ValueError("A family needs at least one dictionary.")
+        self._first = ordered[0]
+        self._members: dict[tuple[int, int], Dictionary | Member] = {}
+        self._read: WeakValueDictionary[tuple[int, int], Dictionary] = WeakValueDictionary()
+        for member in ordered:
+            for what in ("d_in", "kind", "hook_point"):
+                here, there = getattr(member, what), getattr(self._first, what)
+                if here != there:
+                    raise ValueError(
+                        f"A family shares one {what}: the member of width {self._first.width} has {there!r}, "
+                        f"that of width {member.width} has {here!r}."
+                    )
+            key = member.width, member.seed or 0
+            if key in self._members:
+                seed = "no known seed" if member.seed is None else f"seed {member.seed}"
+                raise ValueError(f"The family holds two dictionaries of width {member.width} and {seed}.")
+            self._members[key] = member
+
+    @property
+    def kind(self) -> str:
+        """The training variant that all members share."""
+        return self._first.kind
+
+    @property
+    def hook_point(self) -> str | None:
+        """The hook point that all members share."""
+        return self._first.hook_point
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths, ascending."""
+        return sorted({width for width, _ in self._members})
+
+    def seeds(self, width: int) -> list[int]:
+        """The seeds trained at this width, ascending."""
+        return sorted(seed for w, seed in self._members if w == width)
+
+    def get(self, width: int, seed: int | None = None) -> Dictionary:
+        """The dictionary of this width and seed (the lowest seed if none is named).
+
+        Raises
+        ------
+        KeyError
+            If the family does not hold it.
+        ValueError
+            If it is read now, and what is read is no such dictionary.
+        """
+        seeds = self.seeds(width)
+        if not seeds:
+            raise KeyError(f"The {self.kind} family has no width {width}; it has {self.widths}.")
+        if seed is None:
+            seed = seeds[0]
+        if seed not in seeds:
+            raise KeyError(f"The {self.kind} family has no seed {seed} at width {width}; it has {seeds}.")
+        member = self._members[width, seed]
+        if isinstance(member, Dictionary):
+            return member
+        dictionary = self._read.get((width, seed))
+        if dictionary is None:
+            try:
+                dictionary = self._read[width, seed] = member.fold()
+            except ValueError as error:
+                raise ValueError(f"The family's member of width {width}: {error}") from error
+        return dictionary
+
+    def __getitem__(self, width: int) -> Dictionary:
+        return self.get(width)
+
+    def __iter__(self) -> Iterator[Dictionary]:
+        return (self.get(*key) for key in self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"Family({self.kind}, widths={self.widths}, {len(self)} dictionaries at {self.hook_point})"
+
+    def comparisons(self, *, null: bool | None = None) -> list[Comparison]:
+        """Neighbouring widths, smallest first, then each width's lowest seed with its other seeds.
+
+        Parameters
+        ----------
+        null : bool, optional
+            Only comparisons between seeds (True) or between widths (False); both if left out.
+        """
+        first = {width: (width, self.seeds(width)[0]) for width in self.widths}
+        widths = [Comparison(self, first[a], first[b]) for a, b in pairwise(self.widths)]
+        seeds = [Comparison(self, first[w], (w, seed)) for w in self.widths for seed in self.seeds(w)[1:]]
+        return {None: [*widths, *seeds], True: seeds, False: widths}[null]
+
+    @property
+    def without_null(self) -> list[int]:
+        """Widths of which there is one seed only, so that their numbers have no null beside them."""
+        return [width for width in self.widths if len(self.seeds(width)) == 1]
+
+    def pairs(self) -> Iterator[tuple[Dictionary, Dictionary]]:
+        """Neighbouring widths as (small, large), smallest first, each width read once."""
+        return pairwise(self[width] for width in self.widths)
+
+    def second_seed(self, width: int) -> Dictionary | None:
+        """The null of this width: a dictionary of another seed, or None if there is none."""
+        seeds = self.seeds(width)
+        return self.get(width, seeds[1]) if len(seeds) > 1 else None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write each member to `folder/<width>-seed<seed>`."""
+        folder = Path(folder)
+        for member in self:
+            member.save(folder / f"{member.width}-seed{member.seed or 0}")
+        return folder

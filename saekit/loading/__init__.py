@@ -1,0 +1,1 @@
+"""Published and saved SAEs: names, formats, downloads, checks."""

@@ -1,0 +1,84 @@
+"""Gemma Scope: `params.npz` (the first release), `params.safetensors` with `config.json` (the second)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from saekit.folding import Unfolded
+from saekit.loading.formats.tensor_file import Format, TensorFile, choice, read_config
+
+FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
+SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+
+
+def _file(path: Path) -> Path | None:
+    candidates = [path / FIRST, path / SECOND] if path.is_dir() else [path]
+    return next((p for p in candidates if p.name in (FIRST, SECOND) and p.is_file()), None)
+
+
+def _recognises(path: Path) -> bool:
+    return _file(path) is not None
+
+
+def _read(path: Path) -> Unfolded:
+    file = _file(path)
+    assert file is not None, "read is called on what was recognised"
+    config_file = file.with_name(CONFIG)
+    config = read_config(config_file) if config_file.is_file() else {}
+    if config:
+        _check(config, config_file)
+    # The second release writes the matrices in small letters.
+    enc, dec = ("W_enc", "W_dec") if file.name == FIRST else ("w_enc", "w_dec")
+    with TensorFile(file, d_sae=config.get("width")) as t:
+        if "affine_skip_connection" in t:
+            raise ValueError(
+                f"{file} holds affine_skip_connection, so it is a transcoder, which predicts one hook point "
+                "from another: saekit reads SAEs."
+            )
+        W_enc = t.take(enc, "d_in", "d_sae")
+        return Unfolded(
+            W_enc=W_enc,
+            b_enc=t.take("b_enc", "d_sae"),
+            W_dec=t.take(dec, "d_sae", "d_in"),
+            b_dec=t.take("b_dec", "d_in"),
+            threshold=t.take("threshold", "d_sae"),
+            info={"kind": "jumprelu"} | _info(config, file),
+        )
+
+
+def _check(config: dict[str, Any], file: Path) -> None:
+    """The settings of the second release that say what the function is."""
+    choice(config.get("architecture", "jump_relu"), file, "architecture", ("jump_relu",))
+    reads, writes = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
+    if config.get("affine_connection") or reads != writes:
+        raise ValueError(
+            f"{file} describes a transcoder, from {reads} to {writes}: saekit reads SAEs, which reconstruct "
+            "what they read."
+        )
+
+
+def _info(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What settings or the folders' names say: layer, site, average L0."""
+    where = file.absolute().parent.as_posix()  # not of a link into a cache
+    info: dict[str, Any] = {}
+    if layer := re.search(r"layer_(\d+)", where):
+        site = re.search(r"gemma-scope-[^/]*-(res|mlp|att)(?:/|$)", where)
+        if site:
+            info["hook_point"] = f"blocks.{layer[1]}.{SITES[site[1]]}"
+    if l0 := re.search(r"average_l0_(\d+)", where):
+        info["expected_l0"] = int(l0[1])
+    if "model_name" in config:
+        info["model"] = config["model_name"]
+    if "hf_hook_point_in" in config:
+        info["hf_hook_point"] = config["hf_hook_point_in"]
+    return info
+
+
+FORMAT = Format(
+    name="Gemma Scope",
+    files=f"{FIRST}, or {SECOND}, or the folder of one",
+    recognises=_recognises,
+    read=_read,
+)

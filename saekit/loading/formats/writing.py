@@ -1,0 +1,176 @@
+"""Dictionaries given back to other libraries, in the layouts that those load as their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saekit.dictionary import Dictionary
+from saekit.files import atomic_path, write_json, write_tensors
+from saekit.loading.formats import saelens
+
+SAELENS_VERSION = "6.54.12"  # whose layout is written
+MODES = {None: "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
+ENCODER_COLUMNS = 4096  # in float64 at once
+
+
+def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saelens") -> Path:
+    """Write a dictionary as another library would, for its own tools to load.
+
+    The function is the same to the last bits of float32. A TopK dictionary whose latents compete by
+    `h * rank_scale` is the exception: libraries have no such factors, so its latents are written in
+    the units they compete in, with decoder rows of norm `1 / rank_scale`, and a library shows
+    `latents * rank_scale`. `load_sae` undoes that. What `dictionary.info` says goes along as `saekit`.
+
+    Each file is written to a temporary name and renamed; the JSON, which makes the folder an SAE,
+    comes last.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Trained, loaded, stitched, Frankenstein or `meta_sae(...).dictionary`.
+    folder : str or Path
+        Made if needed.
+    format : str
+        `"saelens"` (version 6: `cfg.json`, `sae_weights.safetensors`) or `"dictionary_learning"`
+        (`config.json`, `ae.pt`).
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If there is no such format, or it has no place for a part of the function: thresholds beside
+        `k` in either, a normalisation of every row in dictionary_learning.
+    """
+    if format not in WRITERS:
+        raise ValueError(f"format must be one of {', '.join(WRITERS)}, found {format!r}.")
+    if dictionary.k is not None and dictionary.threshold.any():
+        raise ValueError(
+            f"{dictionary.name} has thresholds beside k={dictionary.k}, but the TopK SAEs of {format} have "
+            "none: saekit.as_jumprelu(dictionary, activations) makes it one of thresholds alone."
+        )
+    WRITERS[format](dictionary, folder := Path(folder))
+    return folder
+
+
+def _write_saelens(dictionary: Dictionary, folder: Path) -> None:
+    tensors = _tensors(dictionary)
+    if dictionary.k is not None:
+        architecture = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    elif tensors["threshold"].any():
+        architecture = {"architecture": "jumprelu"}
+    else:
+        architecture = {"architecture": "standard"}
+    if architecture["architecture"] != "jumprelu":
+        del tensors["threshold"]
+    info = dictionary.info
+    processing = {flag: True for flag, on in info.get("model_processing", {}).items() if on}
+    metadata = {
+        "sae_lens_version": SAELENS_VERSION,
+        "sae_lens_training_version": None,  # SAELens puts its own version where this is left out
+        **{theirs: info[ours] for ours, theirs in saelens.METADATA.items() if ours in info},
+        "model_from_pretrained_kwargs": processing,
+        "saekit": dict(info),
+    }
+    config = {
+        **architecture,
+        "d_in": dictionary.d_in,
+        "d_sae": dictionary.width,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": MODES[dictionary.normalization],
+        # SAELens then takes activations as the hook point has them, [..., n_heads, d_head].
+        "reshape_activations": "hook_z" if (dictionary.hook_point or "").endswith("hook_z") else "none",
+        "metadata": metadata,
+    }
+    (folder / saelens.CONFIG).unlink(missing_ok=True)  # an old one would describe the new weights
+    write_tensors(folder / saelens.WEIGHTS, tensors)
+    write_json(folder / saelens.CONFIG, config)
+
+
+def _write_dictionary_learning(dictionary: Dictionary, folder: Path) -> None:
+    if dictionary.normalization is not None:
+        raise ValueError(
+            f"{dictionary.name} normalises every row ({dictionary.normalization}), which no class of "
+            'dictionary_learning does: format="saelens" has a place for it.'
+        )
+    tensors = _tensors(dictionary)
+    if dictionary.k is not None:
+        names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
+        tensors = _topk(tensors, dictionary.k)
+        sparsity = {"k": dictionary.k}
+    else:
+        # ReLU too, as thresholds of zero: AutoEncoder subtracts b_dec before it encodes, so its
+        # bias would have to be rounded anew, and neither SAEBench nor SAELens reads AutoEncoderNew.
+        names = {"dict_class": "JumpReluAutoEncoder", "trainer_class": "JumpReluTrainer"}
+        sparsity = {}
+    info = dictionary.info
+    training = info.get("training", {})
+    trainer = {
+        **names,  # SAEBench chooses its class by trainer_class
+        "activation_dim": dictionary.d_in,
+        "dict_size": dictionary.width,
+        **sparsity,
+        "lr": training.get("lr"),
+        "steps": training.get("steps"),
+        "seed": dictionary.seed,
+        "device": "cpu",
+        **_place(dictionary.hook_point),
+        "lm_name": info.get("model"),
+    }
+    config = {"trainer": trainer, "buffer": {"ctx_len": info.get("context_length")}, "saekit": dict(info)}
+    (folder / "config.json").unlink(missing_ok=True)  # an old one would describe the new weights
+    with atomic_path(folder / "ae.pt") as temporary:
+        # torch saves the whole storage of a view.
+        torch.save(
+            {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, temporary
+        )
+    write_json(folder / "config.json", config)
+
+
+def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
+    """The five tensors in float32, of latents in the units in which they compete."""
+    tensors = {name: tensor.detach().cpu().float() for name, tensor in dictionary.tensors().items()}
+    rank = tensors.pop("rank_scale", None)
+    if rank is not None:
+        tensors["W_enc"] = tensors["W_enc"] * rank
+        tensors["b_enc"] = tensors["b_enc"] * rank
+        tensors["W_dec"] = tensors["W_dec"] / rank[:, None]
+    return tensors
+
+
+def _topk(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """The tensors of `AutoEncoderTopK`, which encodes `x - b_dec`."""
+    b_dec = tensors["b_dec"].double()
+    shift = torch.cat(
+        [b_dec @ columns.double() for columns in tensors["W_enc"].split(ENCODER_COLUMNS, dim=1)]
+    )
+    return {
+        "encoder.weight": tensors["W_enc"].T,
+        "encoder.bias": (tensors["b_enc"].double() + shift).float(),
+        "decoder.weight": tensors["W_dec"].T,
+        "b_dec": tensors["b_dec"],
+        "k": torch.tensor(k, dtype=torch.int),
+        "threshold": torch.tensor(-1.0),  # none was measured
+    }
+
+
+def _place(hook_point: str | None) -> dict[str, Any]:
+    """`blocks.8.hook_resid_post` in the library's words."""
+    found = re.fullmatch(r"blocks\.(\d+)\.(?:\w+\.)?hook_(\w+)", hook_point or "")
+    if found is None:
+        return {"layer": None, "submodule_name": hook_point}
+    return {"layer": int(found[1]), "submodule_name": f"{found[2]}_layer_{found[1]}"}
+
+
+WRITERS = {"saelens": _write_saelens, "dictionary_learning": _write_dictionary_learning}

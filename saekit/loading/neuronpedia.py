@@ -1,0 +1,346 @@
+"""Neuronpedia: links to pages, lists and embeds of them, and what pages and bulk files say.
+
+A dictionary knows its place there by `info["neuronpedia_id"]`, such as
+`"gpt2-small/8-res_fs49152-jb"`: a model and a source. Neuronpedia folds decoder norms when it loads an
+SAE, so its activations are in the units of a saekit `Dictionary`. Nothing here uses the network but
+`fetch_feature` and a browser that shows an `embed`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import json
+import operator
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pandas as pd
+
+from saekit.dictionary import Dictionary
+from saekit.files import read_json
+
+SITE = "https://www.neuronpedia.org"
+LIST_LIMIT = 150  # longer quick lists are not found
+PARTS = ("explanation", "plots", "test", "activations", "link", "steer")
+
+
+# ------------------------------------------------------------------------------ links
+
+
+def latent_url(source: Dictionary | str, latent: int) -> str:
+    """Address of a latent's page.
+
+    Parameters
+    ----------
+    source : Dictionary or str
+        A dictionary with a `neuronpedia_id`, or such an id, `"model/source"`.
+    latent : int
+        Its number.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary has no id, or the id is not one.
+    IndexError
+        If there is no such latent.
+    """
+    model, place = _place(source)
+    return f"{SITE}/{quote(model)}/{quote(place)}/{_checked(source, latent)}"
+
+
+def quick_list_url(source: Dictionary | str, latents: Sequence[int], *, name: str) -> str:
+    """Address of a page that lists several latents.
+
+    Parameters
+    ----------
+    source : Dictionary or str
+        As `latent_url`.
+    latents : sequence of int
+        At most 150.
+    name : str
+        Title of the list.
+
+    Raises
+    ------
+    ValueError, IndexError
+        As `latent_url`, and if there are more latents than Neuronpedia lists.
+    """
+    if not 0 < len(latents) <= LIST_LIMIT:
+        raise ValueError(f"Neuronpedia lists 1 to {LIST_LIMIT} latents, found {len(latents)}.")
+    model, place = _place(source)
+    # The index is text there; a number would not be found.
+    features = [
+        {"modelId": model, "layer": place, "index": str(_checked(source, latent))} for latent in latents
+    ]
+    query = urlencode({"name": name, "features": json.dumps(features)}, quote_via=quote)
+    return f"{SITE}/quick-list/?{query}"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """A page in a frame, which a notebook shows and a browser loads.
+
+    Attributes
+    ----------
+    url : str
+        The page's address.
+    height : int
+        Of the frame, in pixels.
+    """
+
+    url: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        address = html.escape(self.url, quote=True)
+        return f'<iframe src="{address}" width="100%" height="{int(self.height)}" style="border:0"></iframe>'
+
+
+def embed(source: Dictionary | str, latent: int, *, without: Sequence[str] = (), height: int = 400) -> Embed:
+    """A latent's page in a frame.
+
+    Parameters
+    ----------
+    source : Dictionary or str
+        As `latent_url`.
+    latent : int
+        Its number.
+    without : sequence of str
+        Parts to leave out: `explanation`, `plots`, `test`, `activations`, `link`, `steer`.
+    height : int
+        Of the frame, in pixels.
+
+    Raises
+    ------
+    ValueError, IndexError
+        As `latent_url`, and if there is no such part.
+    """
+    if unknown := sorted(set(without) - set(PARTS)):
+        raise ValueError(f"A page has the parts {', '.join(PARTS)}, found {', '.join(unknown)}.")
+    shown = {f"embed{part}": str(part not in without).lower() for part in PARTS}
+    return Embed(f"{latent_url(source, latent)}?{urlencode({'embed': 'true'} | shown)}", height)
+
+
+def _place(source: Dictionary | str) -> tuple[str, str]:
+    """Model and source of an id."""
+    identity = source if isinstance(source, str) else source.info.get("neuronpedia_id")
+    if identity is None:
+        raise ValueError(
+            f"{source.name if isinstance(source, Dictionary) else source} has no neuronpedia_id in its info: "
+            'give the id itself, such as "gpt2-small/8-res_fs49152-jb".'
+        )
+    parts = str(identity).split("/")
+    if len(parts) != 2 or not all(parts):
+        raise ValueError(f'A Neuronpedia id is "model/source", found {identity!r}.')
+    return parts[0], parts[1]
+
+
+def _checked(source: Dictionary | str, latent: int) -> int:
+    latent = operator.index(latent)
+    width = source.width if isinstance(source, Dictionary) else None
+    if latent < 0 or (width is not None and latent >= width):
+        raise IndexError(f"There is no latent {latent}" + (f" among {width}." if width else "."))
+    return latent
+
+
+# ------------------------------------------------------------------------------ pages
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What Neuronpedia says of a latent.
+
+    Attributes
+    ----------
+    source : str
+        Its id, `"model/source"`.
+    latent : int
+        Its number there.
+    descriptions : tuple of str
+        Explanations, as they come.
+    density : float or None
+        Share of tokens on which it is active.
+    max_activation : float or None
+        The greatest that was seen.
+    logits : DataFrame
+        `token`, `logit` and `promoted`: the tokens promoted most and suppressed most.
+    activations : tuple of DataFrame
+        One a context: `token`, `activation`.
+    """
+
+    source: str
+    latent: int
+    descriptions: tuple[str, ...] = ()
+    density: float | None = None
+    max_activation: float | None = None
+    logits: pd.DataFrame = field(default_factory=lambda: _logits({}))
+    activations: tuple[pd.DataFrame, ...] = ()
+
+
+def read_feature(source: str | Path | Mapping[str, Any]) -> Feature:
+    """A latent's page, from the JSON of Neuronpedia's interface.
+
+    Parameters
+    ----------
+    source : path or mapping
+        A saved answer, or its content.
+
+    Raises
+    ------
+    ValueError
+        If it does not say which latent it is about, or a part has another form.
+    """
+    if isinstance(source, Mapping):
+        answer, where = source, "The answer"
+    else:
+        answer, where = read_json(source), str(source)
+    if not isinstance(answer, Mapping):
+        raise ValueError(f"{where} must describe one latent, found {type(answer).__name__}.")
+    identity = [answer.get(name) for name in ("modelId", "layer", "index")]
+    if not all(isinstance(part, str | int) for part in identity) or not str(identity[2]).isdecimal():
+        raise ValueError(f"{where} must say modelId, layer and index, found {identity}.")
+    try:
+        return Feature(
+            source=f"{identity[0]}/{identity[1]}",
+            latent=int(str(identity[2])),
+            descriptions=tuple(
+                str(found["description"])
+                for found in answer.get("explanations") or ()
+                if found.get("description")
+            ),
+            density=_number(answer.get("frac_nonzero")),
+            max_activation=_number(answer.get("maxActApprox")),
+            logits=_logits(answer),
+            activations=tuple(
+                pd.DataFrame({"token": found["tokens"], "activation": found["values"]})
+                for found in answer.get("activations") or ()
+            ),
+        )
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where} is not a page of Neuronpedia as saekit knows it: {error!r}.") from error
+
+
+def fetch_feature(source: Dictionary | str, latent: int, *, timeout: float = 10.0) -> Feature:
+    """A latent's page, from Neuronpedia itself.
+
+    Parameters
+    ----------
+    source : Dictionary or str
+        As `latent_url`.
+    latent : int
+        Its number.
+    timeout : float
+        In seconds.
+
+    Raises
+    ------
+    ValueError, IndexError
+        As `latent_url`, and if the answer is not about this latent.
+    FileNotFoundError
+        If Neuronpedia has no such latent.
+    ConnectionError
+        If it cannot be reached.
+    """
+    address = latent_url(source, latent).replace(SITE, f"{SITE}/api/feature", 1)
+    try:
+        with urllib.request.urlopen(address, timeout=timeout) as answer:
+            content = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise FileNotFoundError(f"Neuronpedia has no {address}.") from None
+        raise ConnectionError(f"Neuronpedia does not give {address}: {error}.") from None
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        raise ConnectionError(f"Neuronpedia cannot be reached at {address}: {error}.") from None
+    except ValueError as error:
+        raise ValueError(f"{address} gave no JSON: {error}.") from error
+    feature = read_feature(content)
+    expected = "/".join(_place(source)), latent
+    if (feature.source, feature.latent) != expected:
+        raise ValueError(f"{address} gave {feature.source}/{feature.latent}.")
+    return feature
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _logits(answer: Mapping[str, Any]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(
+            {
+                "token": pd.Series(answer.get(f"{sign}_str") or [], dtype=object),
+                "logit": pd.Series(answer.get(f"{sign}_values") or [], dtype=float),
+                "promoted": sign == "pos",
+            }
+        )
+        for sign in ("pos", "neg")
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+# ------------------------------------------------------------------------------ bulk files
+
+
+def explanations(path: str | Path) -> pd.DataFrame:
+    """Explanations of a source's latents, from Neuronpedia's bulk files.
+
+    Parameters
+    ----------
+    path : str or Path
+        A source's folder (with `explanations/batch-*.jsonl.gz`), the folder of the batches, or one
+        file, compressed or not.
+
+    Returns
+    -------
+    DataFrame
+        `latent`, `description`, `model` (that wrote it) and `method`, sorted by latent; a latent may
+        have several. `frame.groupby("latent")["description"].first()` gives one to each, to stand
+        beside `saekit.label_latents`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are no such files.
+    ValueError
+        If a line is damaged; the message names file and line.
+    """
+    rows = [row for file in _batches(Path(path)) for row in _lines(file)]
+    frame = pd.DataFrame(rows, columns=["latent", "description", "model", "method"])
+    return frame.sort_values("latent", kind="stable", ignore_index=True)
+
+
+def _batches(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    inner = path / "explanations" if (path / "explanations").is_dir() else path
+    found = sorted(file for pattern in ("*.jsonl", "*.jsonl.gz") for file in inner.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"{path} holds no explanations: expected files batch-*.jsonl.gz.")
+    return found
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str, str | None, str | None]]:
+    opened = gzip.open if file.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                number += 1
+                if line.strip():
+                    entry = json.loads(line)
+                    yield (
+                        int(entry["index"]),
+                        str(entry["description"]),
+                        entry.get("explanationModelName"),
+                        entry.get("typeName"),
+                    )
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{file}, line {number}, is not an explanation: {error!r}.") from error

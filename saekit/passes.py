@@ -1,0 +1,138 @@
+"""One pass over activations: batches encoded once for all who ask, and the sums that everyone needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saekit.activations import ActivationStore, batches_of
+from saekit.agreement import check_agreement
+from saekit.dictionary import Dictionary
+from saekit.moments import Moments
+from saekit.sparse import SparseLatents
+
+
+@dataclass(eq=False)
+class Batch:
+    """Some tokens of a pass; what dictionaries make of them is computed once, when it is asked for.
+
+    Attributes
+    ----------
+    positions : Tensor
+        Positions in the store (or rows of the tensor), int64 `[n]`, on the CPU.
+    x : Tensor
+        Raw activations, float32 `[n, d_in]`, on the dictionaries' device.
+    """
+
+    positions: Tensor
+    x: Tensor
+    _latents: dict[int, SparseLatents] = field(default_factory=dict)
+    _residuals: dict[int, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def latents(self, dictionary: Dictionary) -> SparseLatents:
+        """Active latents of the tokens."""
+        if id(dictionary) not in self._latents:
+            self._latents[id(dictionary)] = dictionary.encode_sparse(self.x)
+        return self._latents[id(dictionary)]
+
+    def residual(self, dictionary: Dictionary) -> Tensor:
+        """What the dictionary leaves of the tokens: `x - x_hat`, `[n, d_in]`."""
+        if id(dictionary) not in self._residuals:
+            x_hat = dictionary.decode(self.latents(dictionary), dictionary.row_scale(self.x))
+            self._residuals[id(dictionary)] = self.x - x_hat
+        return self._residuals[id(dictionary)]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """What a pass went over.
+
+    Attributes
+    ----------
+    moments : Moments
+        Number, mean and total variance of the activations.
+    n_excluded : int
+        Positions of the store that were left out; 0 for a plain tensor.
+    """
+
+    moments: Moments
+    n_excluded: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens used."""
+        return self.moments.n
+
+    @property
+    def total_variance(self) -> float:
+        """Sum of squared deviations from the mean: the denominator of FVU."""
+        return self.moments.total_variance
+
+
+@torch.no_grad()
+def one_pass(
+    activations: ActivationStore | Tensor,
+    *additions: Callable[[Batch], None],
+    dictionaries: Sequence[Dictionary],
+    purpose: str,
+    batch_size: int = 4096,
+    progress: bool = False,
+    allow_mismatch: bool = False,
+) -> Tokens:
+    """Go over activations once and hand every batch to all who add something up.
+
+    Store and dictionaries are held against each other first (`check_agreement`).
+
+    Parameters
+    ----------
+    activations : ActivationStore or Tensor
+        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
+    *additions : callable
+        Each is called with every `Batch`, in order. A dictionary that several of them ask is
+        encoded once.
+    dictionaries : sequence of Dictionary
+        Those that will be asked; batches are put on the first one's device.
+    purpose : str
+        What the pass is for, as a noun for progress bar and errors, such as `"insertion"`.
+    batch_size : int
+        Tokens at a time.
+    progress : bool
+        Show a progress bar in tokens.
+    allow_mismatch : bool
+        Go on where store and dictionaries contradict each other.
+
+    Raises
+    ------
+    ValueError
+        If the inputs do not agree, an activation is not finite, or there are no tokens.
+    """
+    check_agreement(activations=activations, dictionaries=dictionaries, allow_mismatch=allow_mismatch)
+    first = dictionaries[0]
+    moments = Moments(first.d_in)
+    with tqdm(disable=not progress, unit="token", unit_scale=True, desc=purpose) as bar:
+        if not isinstance(activations, Tensor):
+            bar.total = len(activations.positions)
+        for positions, x in batches_of(activations, batch_size, device=first.W_enc.device):
+            finite = x.isfinite().all(dim=1)
+            if not finite.all():
+                position = int(positions[finite.logical_not().nonzero()[0, 0].cpu()])
+                raise ValueError(
+                    f"The activations of position {position} are not finite: harvest them again, or leave "
+                    "the position out."
+                )
+            batch = Batch(positions, x)
+            for add in additions:
+                add(batch)
+            moments.update(x)
+            bar.update(len(x))
+    if moments.n == 0:
+        raise ValueError(f"There are no activations for {purpose}: every position is excluded.")
+    excluded = 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
+    return Tokens(moments, excluded)

@@ -1,0 +1,63 @@
+"""What a result was made from: identities and hashes, without clocks or paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saekit.activations import ActivationStore
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+
+
+def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dict[str, dict[str, Any]]:
+    """Identity of every named input, as JSON values: the `inputs` of a figure.
+
+    Versions and the hash of saekit's own source are added by the figure itself.
+
+    Parameters
+    ----------
+    **inputs : ActivationStore, Dictionary or Family
+        What a notebook or a figure reads, by the name it should have in the record; None is
+        left out. A family has one entry a member.
+
+    Returns
+    -------
+    dict
+        By name: `what`, `model`, `hook_point` and `hash`, and for stores `positions` and
+        `excluded`.
+
+    Raises
+    ------
+    TypeError
+        If an input is none of the three.
+    """
+    record: dict[str, dict[str, Any]] = {}
+    for name, value in inputs.items():
+        if value is None:
+            continue
+        if isinstance(value, Family):
+            for member in value:
+                record[f"{name} {member.width} seed {member.seed}"] = _describe(member)
+        else:
+            record[name] = _describe(value)
+    return record
+
+
+def _describe(value: ActivationStore | Dictionary) -> dict[str, Any]:
+    if isinstance(value, Dictionary):
+        return {
+            "what": value.name,
+            "model": value.info.get("model"),
+            "hook_point": value.hook_point,
+            "hash": value.content_hash,
+        }
+    if isinstance(value, ActivationStore):
+        return {
+            "what": f"activations in {value.manifest['dtype']}",
+            "model": value.manifest["model"]["name"],
+            "hook_point": value.hook_point,
+            "hash": value.content_hash,
+            "positions": value.n_tokens,
+            "excluded": value.excluded_counts["total"],
+        }
+    raise TypeError(f"Provenance takes stores, dictionaries and families, found {type(value).__name__}.")

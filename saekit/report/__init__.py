@@ -1,0 +1,1 @@
+"""The canonicity report of a family."""

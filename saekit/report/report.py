@@ -1,0 +1,429 @@
+"""The canonicity report: is a family unique, complete and atomic? One page, with its data.
+
+The page holds its figures, needs no network and no script; the numbers behind every figure and
+table lie beside it.
+"""
+
+# ruff: noqa: RUF001 - typographic characters are meant: people read this text
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from saekit import plots
+from saekit.activations import ActivationStore
+from saekit.analysis import (
+    FamilyUniqueness,
+    Insertion,
+    SplittingTree,
+    family_similarity,
+    family_uniqueness,
+    group_insertion,
+    insertion,
+    meta_sae,
+    splitting_tree,
+    stitch,
+)
+from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
+from saekit.analysis.meta.sae import Recipe
+from saekit.analysis.stitching.path import Stitching
+from saekit.family import Family
+from saekit.figures import KIND_NAMES, Plot
+from saekit.html import number, share
+from saekit.metrics import CEDegradation, ce_degradation, evaluate
+from saekit.plots.common import listed
+from saekit.provenance import provenance_of
+from saekit.report.page import Section, Table, write_page
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+CE_ROWS = 16  # rows of the store that cross-entropy is measured on
+HELD_OUT_SHARE = 0.1  # of decoder directions, which the meta-SAE does not see
+
+
+def write_report(
+    family: Family,
+    store: ActivationStore,
+    *,
+    folder: str | Path,
+    model: TransformerBridge | None = None,
+    theta: float = 0.7,
+    k: int = 4,
+    recipe: str | Recipe = "lesswrong",
+    progress: bool = False,
+) -> Path:
+    """Measure whether the latents of a family are unique, complete and atomic; write one page.
+
+    Parameters
+    ----------
+    family : Family
+        Of at least two widths, whose latents do not depend on each other. Second seeds give the
+        nulls; where there are none the page says so.
+    store : ActivationStore
+        Held-out tokens at the family's hook point.
+    folder : str or Path
+        Where `index.html`, `report.json` (headline numbers, settings and what it was made from)
+        and a CSV for every figure and table go. The same inputs give the same bytes.
+    model : TransformerBridge, optional
+        The language model that the store was harvested from, to measure CE degradation too.
+    theta : float
+        Cosine from which two latents count as the same one.
+    k : int
+        Meta-latents a decoder direction.
+    recipe : str or Recipe
+        How the meta-SAE is trained (`saekit.analysis.meta.sae.RECIPES`).
+    progress : bool
+        Show a progress bar in sections of the page.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ValueError
+        If the family has fewer than two widths or a TopK member, or does not fit the store.
+
+    Notes
+    -----
+    Leask et al. (ICLR 2025): a canonical set of units is unique, complete and atomic. Each section
+    sets its numbers beside their nulls.
+    """
+    if len(family.widths) < 2:
+        raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
+    for member in family:
+        member.require_independent("A report")
+        if member.d_in != store.d_in:
+            raise ValueError(
+                f"{member.name} has d_in {member.d_in}, but the store at {store.hook_point} has {store.d_in}."
+            )
+    analyses = (
+        lambda: _measured(family, store, model),
+        lambda: _unique(family, store, theta),
+        lambda: _complete(family, store, theta),
+        lambda: _atomic(family, k, recipe),
+    )
+    bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
+    sections = [analysis() for analysis in bar]
+    kind = KIND_NAMES.get(family.kind, family.kind)
+    return write_page(
+        folder,
+        sections,
+        title=f"Are the latents of the {kind} family unique, complete and atomic?",
+        subtitle="Canonicity report. Every number has its null beside it: the same number between two seeds "
+        "of one width, or on directions without structure.",
+        settings={
+            "theta": theta,
+            "k": k,
+            "recipe": recipe if isinstance(recipe, str) else recipe.name,
+            "held_out_share": HELD_OUT_SHARE,
+            "ce_rows": 0 if model is None else CE_ROWS,
+        },
+        inputs=provenance_of(store=store, family=family),
+    )
+
+
+# ---------------------------------------------------------------------- sections
+
+
+def _measured(family: Family, store: ActivationStore, model: TransformerBridge | None) -> Section:
+    evaluations = [evaluate(member, store) for member in family]
+    frame = pd.DataFrame([evaluation.summary for evaluation in evaluations])
+    shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
+    ce: CEDegradation | None = None
+    if model is not None:
+        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS)
+        frame = frame.assign(ce_degradation=ce.frame["ce_degradation"].to_numpy())
+        shown["ce_degradation"] = "CE degradation"
+    n_tokens, n_excluded = evaluations[0].n_tokens, evaluations[0].n_excluded
+    caption = "FVU is the share of variance that a dictionary does not explain, L0 its mean number of active "
+    caption += "latents a token; dead latents are active on none of these tokens."
+    if ce is not None:
+        caption += (
+            f" CE degradation, in nats a token, is on {ce.n_targets:,} targets; without a dictionary the "
+            f"cross-entropy is {number(ce.ce_original)}, with activations set to zero "
+            f"{number(ce.ce_zero_ablation)}."
+        )
+    widths = listed(family.widths)
+    return Section(
+        title="What was measured",
+        question="Which dictionaries, on which tokens?",
+        says=f"{len(family)} {KIND_NAMES.get(family.kind, family.kind)} dictionaries of widths {widths} at "
+        f"{family.hook_point} of {store.manifest['model']['name']}, on {n_tokens:,} held-out tokens; "
+        f"{n_excluded:,} positions are excluded ({store.manifest['exclusion']['rule']}).",
+        parts=[Table("dictionaries", caption, frame, shown)],
+        numbers={"dictionaries": frame.to_dict("records"), "n_tokens": n_tokens, "n_excluded": n_excluded},
+    )
+
+
+def _unique(family: Family, store: ActivationStore, theta: float) -> Section:
+    result = family_uniqueness(family, theta=theta, activations=store)
+    measured = result.table[result.table["null"] == ""]
+    seeds = measured[measured["seeds"] & (measured["note"] == "")]
+    parts: list[Table | tuple[str, Plot]] = [
+        ("unique_cosines", plots.uniqueness_distributions(result)),
+        ("unique_over_theta", plots.unmatched_curve([result])),
+    ]
+    if len(seeds):
+        parts.append(("unique_by_density", plots.uniqueness_by_density([result])))
+    parts.append(_unique_table(result))
+    return Section(
+        title="Unique",
+        question="Does another training run find the same latents?",
+        says=_unique_sentence(result, seeds, measured[~measured["seeds"]]),
+        parts=parts,
+        numbers=result.summary,
+        value="–" if seeds.empty else share(seeds["share_shared"].iloc[-1]),
+        unit="no width has a second seed"
+        if seeds.empty
+        else f"of the latents of width {seeds['n_a'].iloc[-1]} are found again by another seed "
+        f"(without structure: {share(_greatest_null(result))})",
+    )
+
+
+def _greatest_null(result: FamilyUniqueness) -> float:
+    return float(result.table.loc[result.table["null"] != "", "share_shared"].max())
+
+
+def _unique_table(result: FamilyUniqueness) -> Table:
+    frame = result.table
+    second = frame["null"].where(frame["null"] != "", frame["note"])
+    return Table(
+        "unique",
+        "Latents of the first dictionary matched one to one with those of the second, so that the sum of "
+        "their decoder cosines is greatest. Mutual: the two are each other’s best match. Encoder too: "
+        "matching by encoder directions makes the same pair, with both cosines at least θ. Correlation: of "
+        "the activations of matched latents. In a null the second dictionary is without structure.",
+        frame.assign(second=second),
+        {
+            "comparison": "comparison",
+            "second": "null",
+            "mean_matched_cosine": "cosine",
+            "mean_best_cosine": "best cosine",
+            "share_shared": f"≥ {result.theta:g}",
+            "share_mutual": "mutual",
+            "share_shared_both": "encoder too",
+            "mean_correlation": "correlation",
+        },
+    )
+
+
+def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.DataFrame) -> str:
+    nulls = share(_greatest_null(result))
+    kept = _range(widths["share_shared"])
+    if seeds.empty:
+        return (
+            "No width has a second seed, so whether another run finds the same latents cannot be said; the "
+            f"next width keeps {kept} of them (decoder cosine of a one-to-one match at least "
+            f"{result.theta:g}; nulls at most {nulls})."
+        )
+    found = listed(
+        [f"{share(row.share_shared)} of the latents of width {row.n_a}" for row in seeds.itertuples()]
+    )
+    return (
+        f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}), "
+        f"the next width {kept}; directions without structure match at {nulls}."
+    )
+
+
+def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
+    pairs = {f"{small.width} → {large.width}": (small, large) for small, large in family.pairs()}
+    nulls = {
+        f"{width}, other seed": (family[width], second)
+        for width in family.widths
+        if (second := family.second_seed(width)) is not None
+    }
+    similarity = family_similarity(family, theta=theta)
+    tree = splitting_tree(family, theta=theta)
+    inserted = {name: insertion(*pair, store, theta=theta) for name, pair in (pairs | nulls).items()}
+    groups = {name: group_insertion(*pair, inserted[name], store) for name, pair in pairs.items()}
+    stitched = {name: stitch(*pair, store, theta=theta) for name, pair in (pairs | nulls).items()}
+    parts: list[Table | tuple[str, Plot]] = [
+        ("complete_similarity", plots.max_cosine_distribution(similarity)),
+        ("complete_splitting", plots.splitting_flow(tree)),
+        _splitting_table(tree, theta),
+    ]
+    curves = [[inserted[name] for name in names if _has_roc(inserted[name])] for names in (pairs, nulls)]
+    if curves[0]:
+        parts.append(("complete_roc", plots.roc(*curves)))
+    parts.append(_insertion_table(inserted))
+    parts += [
+        ("complete_groups", plots.group_insertion_bars(list(groups.values()))),
+        *(
+            (
+                f"complete_stitching_{small.width}_{large.width}",
+                plots.stitching_curve(stitched[name], _null_of(stitched, small.width, large.width)),
+            )
+            for name, (small, large) in pairs.items()
+        ),
+        _stitching_table(stitched),
+    ]
+    summaries = {name: result.summary for name, result in inserted.items()}
+    paths = {name: result.summary for name, result in stitched.items()}
+    numbers = pd.DataFrame(
+        {
+            "novel": similarity.table.set_index("comparison")["share_under_theta"].dropna(),
+            "helps": pd.Series({name: summary["share_novel_gain"] for name, summary in summaries.items()}),
+            "lowering": pd.Series({name: summary["share_lowering"] for name, summary in paths.items()}),
+        }
+    )
+    across, between = numbers.loc[[*pairs]], numbers.loc[[*nulls]]
+    novel, helps, lowering = (f"{_range(across[name])}{_beside(between[name])}" for name in numbers)
+    *_, (small, large) = pairs.values()
+    return Section(
+        title="Complete",
+        question="Does a wider dictionary find what a narrower one lacks?",
+        says=f"From each width to the next, {novel} of the wider dictionary’s latents resemble none of the "
+        f"narrower one’s, {helps} lower its error when inserted alone, and {lowering} of the steps of "
+        "stitching lower the error.",
+        parts=parts,
+        numbers={
+            "splitting": tree.summary,
+            "insertion": summaries,
+            "groups": {name: group.summary for name, group in groups.items()},
+            "stitching": paths,
+        },
+        value=share(across["novel"].iloc[-1]),
+        unit=f"of the latents of width {large.width} resemble none of width {small.width}"
+        + (f" ({between.index[-1]}: {share(between['novel'].iloc[-1])})" if len(between) else ""),
+    )
+
+
+def _has_roc(result: Insertion) -> bool:
+    return not math.isnan(result.auc)
+
+
+def _null_of(stitched: Mapping[str, Stitching], *widths: int) -> Stitching | None:
+    """Between two seeds of the small width, or else of the large one."""
+    return next((stitched[n] for w in widths if (n := f"{w}, other seed") in stitched), None)
+
+
+def _splitting_table(tree: SplittingTree, theta: float) -> Table:
+    frame = tree.table.pivot(index=["small_width", "pair"], columns="measure", values="share")
+    frame = frame.reset_index("small_width", drop=True).rename_axis("comparison").reset_index()
+    nulls = [
+        {"comparison": f"{width}, other seed"}
+        | {measure: null.summary[f"share_{measure}"] for measure in frame.columns[1:]}
+        for width, null in tree.nulls.items()
+        if null is not None
+    ]
+    names = ("split", "identical", "refined", "lost", "novel")
+    return Table(
+        "splitting",
+        f"What becomes of latents from one width to the next at θ = {theta:g}, beside two seeds of one "
+        "width. Split, identical, refined and lost are shares of the narrower dictionary’s latents, novel of "
+        "the wider one’s.",
+        pd.concat([frame, pd.DataFrame(nulls)], ignore_index=True)[["comparison", *names]],
+        {name: name for name in ("comparison", *names)},
+    )
+
+
+def _insertion_table(inserted: Mapping[str, Insertion]) -> Table:
+    frame = pd.DataFrame([{"comparison": name} | result.summary for name, result in inserted.items()])
+    return Table(
+        "insertion",
+        "Each latent of the second dictionary inserted alone into the first: novel if its best cosine is "
+        "under θ, of help if it lowers the error. AUC: how well the cosine tells the two apart. Dead latents "
+        "are left out.",
+        frame,
+        {
+            "comparison": "comparison",
+            "n_latents": "latents",
+            "share_novel_cos": "novel",
+            "share_novel_gain": "of help",
+            "auc": "AUC",
+            "balanced_accuracy": "balanced accuracy",
+            "fvu_small": "FVU of the first",
+            "fvu_large": "of the second",
+        },
+    )
+
+
+def _stitching_table(stitched: Mapping[str, Stitching]) -> Table:
+    frame = pd.concat(
+        [result.phases.assign(comparison=name) for name, result in stitched.items()], ignore_index=True
+    )
+    return Table(
+        "stitching",
+        "The phases of stitching: novel latents inserted, groups of similar latents swapped, latents without "
+        "a counterpart removed, the decoder bias exchanged. Lowering: share of steps that lower the error.",
+        frame[["comparison", *frame.columns.drop("comparison")]],
+        {
+            "comparison": "comparison",
+            "phase": "phase",
+            "n_inserted": "inserted",
+            "n_removed": "removed",
+            "fvu_before": "FVU before",
+            "fvu": "after",
+            "l0": "L0 after",
+            "share_lowering": "lowering",
+        },
+    )
+
+
+def _atomic(family: Family, k: int, recipe: str | Recipe) -> Section:
+    *smaller, widest = (family[width] for width in family.widths)
+    meta = meta_sae(widest, k=k, recipe=recipe, held_out_share=HELD_OUT_SHARE)
+    result = meta_baselines(meta, smaller)
+    summary = result.summary
+    baselines = Table(
+        "baselines",
+        "What explains the decoder directions of the widest dictionary: the meta-SAE, other directions in "
+        "its place, matching pursuit on other dictionaries, and the meta-SAE on rows without structure "
+        "(nulls).",
+        result.frame,
+        {
+            "variant": "dictionary",
+            "encoder": "encoder",
+            "signed": "signed",
+            "dictionary_width": "directions",
+            "n_terms": "terms",
+            "explained_variance": "explained variance",
+            "explained_variance_held_out": "on held-out rows",
+            "note": "",
+        },
+    )
+    return Section(
+        title="Atomic",
+        question="Are decoder directions sums of fewer, more general ones?",
+        says=_atomic_sentence(result, meta.width),
+        parts=[("atomic_baselines", plots.meta_baselines(result)), baselines],
+        numbers={"meta": meta.summary, "baselines": summary},
+        value=share(summary["explained_variance"]),
+        unit=f"of the variance of {widest.width} directions is explained by {meta.width} meta-latents "
+        f"(without structure: {share(max(summary['nulls'].values()))})",
+    )
+
+
+def _atomic_sentence(result: MetaBaselines, width: int) -> str:
+    summary = result.summary
+    own, nulls = summary["explained_variance"], summary["nulls"]
+    held_out = summary["held_out"]["explained_variance"]
+    null = max(nulls, key=nulls.__getitem__)
+    than = "more than" if own > nulls[null] else "no more than"
+    return (
+        f"With {summary['terms']} of {width} meta-latents each, {share(own)} of the variance of the widest "
+        f"dictionary’s decoder directions is explained ({share(held_out)} on directions held out), {than} of "
+        f"rows without structure ({null}: {share(nulls[null])}); {summary['n_beaten']} of "
+        f"{summary['n_baselines']} baselines explain less, and the best, {summary['best_signed']}, "
+        f"{share(summary['best_signed_explained_variance'])}."
+    )
+
+
+def _range(values: Iterable[float]) -> str:
+    """Such as "43.0% to 45.1%"."""
+    found = sorted(values)
+    ends = share(found[0]), share(found[-1])
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _beside(nulls: Sequence[float] | pd.Series) -> str:
+    return f" (between two seeds {_range(nulls)})" if len(nulls) else " (no second seed to compare with)"

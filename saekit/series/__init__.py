@@ -1,0 +1,1 @@
+"""The paper's series on the embedded model: what a user of other SAEs does not need."""

@@ -1,0 +1,175 @@
+"""The bundled families: how they were trained, and how they came into the package.
+
+`saekit families` trains them all again, and a wider dictionary of each kind, under
+`saekit.files.home()`; `saekit families --bundle` then writes those of `MEMBERS` into the package,
+in half precision, with the tables that say what they are and how far they have converged.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saekit.activations import ActivationStore
+from saekit.dictionary import Dictionary
+from saekit.files import hash_json, home, write_bytes
+from saekit.loading.names import BUNDLED, load_family
+from saekit.metrics import evaluate
+from saekit.series.embedded import embedded_store
+from saekit.training.side_by_side import measure, snapshot_path, train_side_by_side
+from saekit.training.trainer import TrainingConfig
+from saekit.training.variants import BatchTopK, ReLU
+
+TARGET_L0 = 36.0
+K = 32
+STEPS = 30_000
+BATCH_SIZE = 512
+SNAPSHOT_EVERY = 2_000  # steps between decoder snapshots, which show how training converges
+LEARNING_RATE = {"relu": 2e-3, "batchtopk": 3e-3}  # at width 1152
+MEMBERS = {
+    "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (4608, 0)),
+    "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (4608, 0)),
+}
+WIDEST = 9216  # trained beside them, too large to bundle
+HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision will do
+
+
+def configs(kind: str) -> list[TrainingConfig]:
+    """Training settings of a family, the bundled members first, then the widest.
+
+    Raises
+    ------
+    ValueError
+        If there is no bundled family of this kind.
+    """
+    if kind not in MEMBERS:
+        raise ValueError(f"There is no bundled family {kind!r}; there are {', '.join(MEMBERS)}.")
+    return [
+        TrainingConfig(
+            variant=ReLU(target_l0=TARGET_L0) if kind == "relu" else BatchTopK(k=K),
+            width=width,
+            seed=seed,
+            steps=STEPS,
+            batch_size=BATCH_SIZE,
+            # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
+            lr=LEARNING_RATE[kind] * math.sqrt(1152 / width),
+            log_every=SNAPSHOT_EVERY,
+        )
+        for width, seed in (*MEMBERS[kind], (WIDEST, 0))
+    ]
+
+
+def trained_folder(kind: str, train_store: ActivationStore) -> Path:
+    """Where `train_families` keeps a family; other settings or data, another folder."""
+    settings = [config.describe() for config in configs(kind)]
+    return home() / "families" / f"{kind}-{hash_json([settings, train_store.content_hash])[:12]}"
+
+
+def train_families(*, widest: bool = True, progress: bool = True) -> dict[str, Path]:
+    """Train what is missing of the families, resuming where a run was stopped; the widest come last.
+
+    Parameters
+    ----------
+    widest : bool
+        Train the dictionaries that are too large to bundle as well.
+    progress : bool
+        Show a progress bar in tokens.
+
+    Returns
+    -------
+    dict
+        The folder of each kind, to be read by `load_family`.
+    """
+    stores = embedded_store("train", progress=progress), embedded_store("held-out", progress=progress)
+    folders = {kind: trained_folder(kind, stores[0]) for kind in MEMBERS}
+    runs = [
+        (config, _member_folder(folder, config.width, config.seed))
+        for kind, folder in folders.items()
+        for config in configs(kind)
+        if widest or config.width != WIDEST
+    ]
+    # The longest first, so that no core is left with it at the end.
+    runs.sort(key=lambda run: (run[0].width == WIDEST, -run[0].width))
+    train_side_by_side(runs, *stores, snapshots=True, progress=progress)
+    return folders
+
+
+def _member_folder(parent: Path, width: int, seed: int) -> Path:
+    return parent / f"{width}-seed{seed}"
+
+
+# ---------------------------------------------------------------------- into the package
+
+
+def bundle(*, progress: bool = True) -> pd.DataFrame:
+    """Write the trained members and their tables into the package.
+
+    Matrices are stored in half precision where that changes FVU by less than 0.1 %, in single
+    precision otherwise.
+
+    Returns
+    -------
+    DataFrame
+        The table of members, as in `saekit.family.bundled_table`.
+    """
+    folders = train_families(widest=False, progress=progress)
+    held_out = embedded_store("held-out", progress=progress)
+    rows = []
+    for kind, folder in folders.items():
+        for width, seed in MEMBERS[kind]:
+            trained = Dictionary.load(_member_folder(folder, width, seed))
+            log = pd.read_csv(_member_folder(folder, width, seed) / "log.csv")
+            target = _member_folder(BUNDLED / kind, width, seed)
+            fvu = evaluate(trained, held_out).fvu
+            stored = Dictionary.load(trained.save(target, half=True))
+            change = evaluate(stored, held_out).fvu / fvu - 1
+            if abs(change) >= HALF_TOLERANCE:
+                stored = Dictionary.load(trained.save(target))
+                change = 0.0
+            rows.append(
+                {"kind": kind, "width": width, "seed": seed}
+                | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
+                | {"half_precision_fvu_change": change}
+            )
+    table = pd.DataFrame(rows)
+    members = [member for kind in MEMBERS for member in load_family(BUNDLED / kind)]
+    table = table.join(measure(members, held_out, progress=progress))
+    write_bytes(BUNDLED / "members.csv", table.to_csv(index=False).encode())
+    write_bytes(BUNDLED / "convergence.csv", convergence(folders).to_csv(index=False).encode())
+    return table
+
+
+def convergence(folders: dict[str, Path]) -> pd.DataFrame:
+    """Seed overlap and FVU over training, for every width trained with two seeds.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `step`, `tokens`, `fvu` (of the first seed), and of the best cosine of
+        each latent of the first seed with a latent of the second: `median_cosine`,
+        `share_under_0.7`.
+    """
+    rows = []
+    for kind, folder in folders.items():
+        for width in sorted({width for width, seed in MEMBERS[kind] if seed}):
+            first, second = (_member_folder(folder, width, seed) for seed in (0, 1))
+            for row in pd.read_csv(first / "log.csv").itertuples():
+                cosines = _best_cosines(*(_snapshot(member, row.step) for member in (first, second)))
+                rows.append(
+                    {"kind": kind, "width": width, "step": row.step, "tokens": row.tokens, "fvu": row.fvu}
+                    | {"median_cosine": cosines.median().item()}
+                    | {"share_under_0.7": (cosines < 0.7).double().mean().item()}
+                )
+    return pd.DataFrame(rows)
+
+
+def _snapshot(folder: Path, step: int) -> Tensor:
+    return load_file(snapshot_path(folder, step))["W_dec"].float()
+
+
+def _best_cosines(first: Tensor, second: Tensor) -> Tensor:
+    return (first @ second.T).amax(dim=1)

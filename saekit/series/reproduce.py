@@ -1,0 +1,250 @@
+"""Run the notebook series from top to bottom and keep what it produced."""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from saekit.figures import source_hash, write_index
+from saekit.files import hash_json, read_json, write_bytes, write_json
+from saekit.loading.names import open_sae
+from saekit.series.embedded import embedded_store, figures_folder, project_root
+from saekit.series.profiles import DEFAULT, Profile, Series
+
+CELL_TIMEOUT = 900  # seconds
+EMBEDDED = "embedded"  # tag of cells that are about the embedded default alone
+
+
+def notebooks() -> list[Path]:
+    """The numbered series, in order.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no series below the project's root.
+    """
+    found = sorted((project_root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise FileNotFoundError(
+            f"No notebooks below {project_root()}: run this command in a checkout of saekit."
+        )
+    return found
+
+
+def run_notebook(path: Path) -> list[str]:
+    """Execute a notebook in place, as a reader would see it on a page that runs nothing.
+
+    Parameters
+    ----------
+    path : Path
+        The notebook; its outputs are replaced when every cell has run.
+
+    Returns
+    -------
+    list of str
+        What the cells tagged `headline` printed.
+
+    Raises
+    ------
+    nbclient.exceptions.CellExecutionError
+        If a cell raises; the file is left as it was.
+    """
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    _execute(notebook, path, timeout=CELL_TIMEOUT)
+    return [_printed(cell) for cell in notebook.cells if "headline" in _tags(cell)]
+
+
+def _execute(
+    notebook: Any, path: Path, *, timeout: int | None, environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a notebook's cells in the folder of `path`, and write it there."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    # Explorers leave their static form, since a page that runs nothing cannot show them.
+    static = {"SAEKIT_STATIC": "1", "SAEKIT_STRICT": "1", "TQDM_DISABLE": "1"}
+    client.execute(env={**os.environ, **static, **(environment or {})})
+    write_bytes(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
+
+
+def _printed(cell: Any) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream").rstrip()
+
+
+def _tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def reproduce(*, progress: bool = True) -> str:
+    """Harvest the held-out activations, run every notebook, and index the figures.
+
+    Returns
+    -------
+    str
+        The headline numbers of each notebook, as a table to print.
+    """
+    embedded_store("held-out", progress=progress)
+    headlines = []
+    for path in notebooks():
+        start = time.monotonic()
+        printed = run_notebook(path)
+        headlines += [f"{path.stem} ({time.monotonic() - start:.0f} s)", *printed, ""]
+    write_index(figures_folder())
+    return "\n".join(headlines).rstrip()
+
+
+# ------------------------------------------------------------------------------ other profiles
+
+
+def reproduce_profile(profile: Profile, folder: str | Path, *, progress: bool = True) -> pd.DataFrame:
+    """Run the series on another model and other families, and check what is known of them.
+
+    First every published SAE is loaded and compared with what is recorded of it, and what nobody
+    published is trained; then the notebooks run; then the rest is checked. What is there already, of
+    the same notebook, profile and version of saekit, is not done again.
+
+    Parameters
+    ----------
+    profile : Profile
+        What to run on.
+    folder : path
+        Executed notebooks go to `notebooks`, figures to `figures`, and the checks to `checks.csv`.
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    DataFrame
+        The checks: `what`, `paper`, `low`, `high`, `found`, `holds`, `source`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the series lacks a notebook of the profile, or there is no such model or SAE.
+    ValueError
+        If a notebook lacks a parameter of the profile, the profile's checks are wrong, or the folder
+        is the project's own.
+    nbclient.exceptions.CellExecutionError
+        If a cell raises; what was done before is kept.
+    """
+    from saekit.series.published_numbers import expectations, measured, recorded
+
+    asked = expectations(profile)  # now, so that a slip is not found after the notebooks
+    prepared = {name: prepared_notebook(name, profile) for name in profile.notebooks}
+    folder, series = Path(folder).resolve(), Series(profile, progress=progress)
+    if folder == project_root().resolve():
+        raise ValueError(f"{folder} holds the series itself: executed notebooks need a folder of their own.")
+    environment = {"SAEKIT_PROFILE": str(profile.file), "SAEKIT_FIGURES": str(folder / "figures")}
+
+    def check_recorded(file: Path) -> None:
+        write_bytes(file, recorded(series).to_csv(index=False).encode())
+        for kind in profile.families:
+            series.family(kind)
+        if asked is not None:
+            open_sae(profile.local(asked[0].released))  # what must be downloaded is, before the notebooks run
+
+    def check(file: Path) -> None:
+        write_index(folder / "figures")
+        checks = pd.concat([pd.read_csv(folder / "recorded.csv"), measured(series)])
+        write_bytes(file, checks.to_csv(index=False).encode())
+
+    def run(file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _execute(prepared[file.stem], file, timeout=None, environment=environment)
+
+    stages: dict[str, Callable[[Path], None]] = {"recorded.csv": check_recorded}
+    stages |= {f"notebooks/{name}.ipynb": run for name in prepared} | {"checks.csv": check}
+    identity = [read_json(profile.file), source_hash()]
+    done = read_json(folder / "done.json") if (folder / "done.json").exists() else {}
+    bar = tqdm(stages.items(), unit="stage", disable=not progress)
+    for name, stage in bar:
+        bar.set_postfix_str(name)
+        made_of = hash_json([*identity, prepared.get(Path(name).stem)])
+        if done.get(name) != made_of or not (folder / name).exists():
+            stage(folder / name)
+            done[name] = made_of
+            write_json(folder / "done.json", done)
+    return pd.read_csv(folder / "checks.csv")
+
+
+def prepared_notebook(name: str, profile: Profile) -> Any:
+    """A notebook of the series as a profile runs it.
+
+    The profile's parameters are set in a cell after that of the parameters, tagged
+    `injected-parameters`; cells tagged `embedded` are left out, and all outputs.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such notebook.
+    ValueError
+        If it has no such parameter.
+    """
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+
+    path = next((path for path in notebooks() if path.stem == name), None)
+    if path is None:
+        series = ", ".join(path.stem for path in notebooks())
+        raise FileNotFoundError(f"{profile.file}: there is no notebook {name}; there are {series}.")
+    notebook = nbformat.read(path, as_version=4)
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in _tags(cell))
+    values, known = profile.notebooks[name], _assigned(notebook.cells[place].source)
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"{profile.file}: {name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}."
+        )
+    if profile.file != DEFAULT:
+        injected = [new_markdown_cell(_note(profile), id="profile")]
+        if values:
+            source = "\n".join(f"{parameter} = {value!r}" for parameter, value in values.items())
+            tags = {"tags": ["injected-parameters"]}
+            injected.insert(0, new_code_cell(source, id="injected-parameters", metadata=tags))
+        notebook.cells[place + 1 : place + 1] = injected
+        notebook.cells = [cell for cell in notebook.cells if EMBEDDED not in _tags(cell)]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def _note(profile: Profile) -> str:
+    """What a reader should know of a notebook that is not about the embedded default."""
+    trained = [
+        f"{kind} {settings['width']} (seed {settings.get('seed', 0)})"
+        for kind, plan in profile.families.items()
+        for settings in plan.train
+    ]
+    note = (
+        f"Run with the profile `{profile.name}`. The text speaks of the embedded default; what is claimed of "
+        "it is printed below as true or false of this run."
+    )
+    if trained:
+        note += (
+            f" Trained here, since nobody published them: {', '.join(trained)}. Beside a published SAE such "
+            "a second seed is a null that includes the trainer and the text, not the seed alone."
+        )
+    return note
+
+
+def _assigned(source: str) -> list[str]:
+    """Names that a cell of assignments sets."""
+    targets = (target for statement in ast.parse(source).body for target in statement.targets)  # type: ignore[attr-defined]
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]

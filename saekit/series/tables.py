@@ -1,0 +1,49 @@
+"""Tables of the series: what the bundled families are, and how every kind of SAE compares."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from saekit.loading.names import BUNDLED
+
+
+def bundled_table() -> pd.DataFrame:
+    """What the bundled dictionaries are: a row for each, as measured when they were bundled.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `seed`, `tokens` and `steps` of training, on the embedded held-out tokens
+        `l0`, `fvu`, `dead_fraction`, `ce_degradation`, `loss_recovered_zero`, and
+        `half_precision_fvu_change`, the relative change of FVU by storing them in half precision.
+    """
+    return pd.read_csv(BUNDLED / "members.csv")
+
+
+def convergence_table() -> pd.DataFrame:
+    """How far training had converged: seed overlap and FVU over steps, see `bundling.convergence`."""
+    return pd.read_csv(BUNDLED / "convergence.csv")
+
+
+def kinds_table() -> pd.DataFrame:
+    """Every kind of SAE at equal widths and sparsities, as trained by `saekit.series.kinds_grid`.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `target_l0` (active latents a token asked for, the k of TopK kinds),
+        `tokens` and `steps` of training, and on the embedded held-out tokens `l0`, `fvu`,
+        `dead_fraction`, `ce_degradation`, `loss_recovered_zero`.
+    """
+    return pd.read_csv(BUNDLED / "kinds.csv")
+
+
+def kinds_l0_table() -> pd.DataFrame:
+    """How many latents held-out tokens use, for each kind at one width and sparsity.
+
+    Returns
+    -------
+    DataFrame
+        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many.
+    """
+    return pd.read_csv(BUNDLED / "kinds_l0.csv")

@@ -1,0 +1,1 @@
+"""Training dictionaries: the trainer, its variants, and runs side by side."""

@@ -1,0 +1,122 @@
+"""Training runs side by side, and what a table says of the dictionaries that come out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from saekit.activations import ActivationStore
+from saekit.dictionary import Dictionary
+from saekit.files import write_bytes, write_tensors
+from saekit.metrics import ce_degradation, evaluate
+from saekit.models import load_model
+from saekit.training.trainer import TrainingConfig, train
+
+CE_ROWS = 32  # rows of 128 tokens for cross-entropy
+
+
+def train_side_by_side(
+    runs: Sequence[tuple[TrainingConfig, Path]],
+    train_store: ActivationStore,
+    held_out: ActivationStore,
+    *,
+    snapshots: bool = False,
+    progress: bool = True,
+) -> None:
+    """Train what is missing, one thread each, and go on where a run was stopped.
+
+    This is faster than one run after the other on all cores, and gives the same bits however many
+    cores there are. A run that fails does not keep the others from ending.
+
+    Parameters
+    ----------
+    runs : sequence of (TrainingConfig, Path)
+        Settings and the folder to keep the dictionary and `log.csv` in, in the order to begin
+        with. A folder that holds a dictionary is left as it is.
+    train_store, held_out : ActivationStore
+        What to train on, and what the log is measured on.
+    snapshots : bool
+        Keep the decoder at every row of the log, in half precision, as `snapshots/<step>`.
+    progress : bool
+        Show a progress bar in tokens, which moves when a run ends.
+    """
+    missing = [(config, folder) for config, folder in runs if not (folder / "dictionary.json").exists()]
+    if not missing:
+        return
+    workers = ProcessPoolExecutor(
+        min(os.cpu_count() or 1, len(missing)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+    )
+    total = sum(config.steps * config.batch_size for config, _ in missing)
+    with (
+        workers,
+        tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar,
+    ):
+        waiting = {
+            workers.submit(_run, config, folder, train_store.path, held_out.path, snapshots): config
+            for config, folder in missing
+        }
+        for done in as_completed(waiting):
+            bar.set_postfix_str(done.result())
+            bar.update(waiting[done].steps * waiting[done].batch_size)
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C ends a worker at once: checkpoints are whole, and the next run must not begin.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: Path, snapshots: bool) -> str:
+    """Train one dictionary in this process and save it; its name."""
+    checkpoint = folder / "checkpoint.safetensors"
+
+    def keep_snapshot(dictionary: Dictionary, step: int) -> None:
+        write_tensors(snapshot_path(folder, step), {"W_dec": dictionary.W_dec.half()})
+
+    result = train(
+        config,
+        ActivationStore.open(train_path),
+        held_out=ActivationStore.open(held_out_path),
+        checkpoint=checkpoint,
+        on_log=keep_snapshot if snapshots else None,
+        progress=False,
+    )
+    write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
+    result.dictionary.save(folder)
+    checkpoint.unlink()
+    return result.dictionary.name
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where a run keeps its decoder as it was at this step."""
+    return folder / "snapshots" / f"{step:07d}.safetensors"
+
+
+def measure(
+    dictionaries: Sequence[Dictionary], held_out: ActivationStore, *, progress: bool = True
+) -> pd.DataFrame:
+    """Sparsity and quality of dictionaries of the embedded model on held-out tokens.
+
+    Returns
+    -------
+    DataFrame
+        A row a dictionary: `l0`, `fvu`, `dead_fraction`, `ce_degradation` and
+        `loss_recovered_zero`, as in `saekit.metrics`; cross-entropy is over `CE_ROWS` rows.
+    """
+    evaluations = [evaluate(dictionary, held_out) for dictionary in dictionaries]
+    ce = ce_degradation(load_model(), dictionaries, held_out, max_rows=CE_ROWS, progress=progress)
+    table = pd.DataFrame(
+        {name: getattr(evaluation, name) for name in ("l0", "fvu", "dead_fraction")}
+        for evaluation in evaluations
+    )
+    return table.join(ce.frame[["ce_degradation", "loss_recovered_zero"]])

@@ -1,0 +1,65 @@
+"""Gated SAE (Rajamanoharan et al. 2024a, "Improving Dictionary Learning with Gated Sparse Autoencoders")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from saekit.sparse import decode_active, encode_active, gather_active
+from saekit.training.variants.base import SAE, SteeredVariant, mean_squared_error
+
+
+@dataclass(frozen=True)
+class Gated(SteeredVariant):
+    """A gate decides which latents are active, apart from how large they are.
+
+    With shared weights the gate is `x @ W_enc + b_enc > 0` and the magnitude
+    `ReLU(exp(r_mag) * (x @ W_enc) + b_mag)`. The penalty falls on the gate's pre-activations alone,
+    so magnitudes do not shrink; an auxiliary reconstruction from the gate, through a decoder held
+    constant, teaches it to detect (equation 8). See `SteeredVariant` for the other settings.
+
+    Parameters
+    ----------
+    l1 : float
+        L1 coefficient to start from, for inputs of norm `sqrt(d_in)` and a squared error summed
+        over dimensions.
+    """
+
+    l1: float = 1.0
+    kind: ClassVar[str] = "gated"
+    penalty: ClassVar[str] = "l1"
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
+
+    def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
+        """A new SAE, in its own random stream, with gates that begin near the target L0."""
+        sae = super().initialise(width=width, d_in=d_in, seed=seed)
+        self.start_near_target(sae.b_enc)
+        sae.extra = {"r_mag": torch.zeros(width), "b_mag": torch.zeros(width)}
+        return sae
+
+    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+        """Mean squared error, plus the gate's L1 penalty, plus its auxiliary reconstruction error."""
+        gates = sae.active_above(x)
+        opening = encode_active(x, sae.W_enc, sae.b_enc, gates)
+        r_mag, b_mag = (gather_active(sae.extra[name], gates) for name in ("r_mag", "b_mag"))
+        magnitudes = torch.relu(r_mag.exp() * (opening - gather_active(sae.b_enc, gates)) + b_mag)
+        self.steer(sae, gates.where(magnitudes > 0), done)
+        residual = x - (decode_active(magnitudes, sae.W_dec, gates) + sae.b_dec)
+        from_gates = decode_active(opening, sae.W_dec.detach(), gates) + sae.b_dec.detach()
+        return (
+            mean_squared_error(residual)
+            + self.coefficient(sae) * (opening.sum() / len(x))
+            + mean_squared_error(x - from_gates)
+        )
+
+    def folding(self, sae: SAE) -> dict[str, Any]:
+        """The magnitude's encoder; the gate is a threshold on it."""
+        gain, b_mag = sae.extra["r_mag"].double().exp(), sae.extra["b_mag"].double()
+        return super().folding(sae) | {
+            "W_enc": sae.W_enc.T.double() * gain,
+            "b_enc": b_mag,
+            "threshold": (b_mag - gain * sae.b_enc.double()).clamp_min(0),
+        }

@@ -1,0 +1,512 @@
+"""Every plot shows its data: artists are compared with the CSV, and the CSV with the results."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.patches import StepPatch
+from plot_checks import check_bundle, check_texts
+
+from saekit import plots
+from saekit.analysis import group_insertion, insertion, splitting_tree
+from saekit.analysis.novelty import CEInsertion
+from saekit.analysis.similarity import family_similarity
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.figures import KIND_COLOURS, KIND_NAMES, render
+from saekit.metrics import CEDegradation, Evaluation, evaluate
+
+D_IN, WIDTHS, THETA = 16, (12, 24, 48), 0.7
+LABEL = "a label that is far too long for the room there is, with $5 and $10 in it"
+
+
+def dictionary(rows, kind, seed):
+    """A dictionary whose encoder is its decoder, with a threshold that keeps a few latents active."""
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    width = len(rows)
+    info = {"kind": kind, "seed": seed, "hook_point": "blocks.0.hook_resid_post"}
+    zero = torch.zeros(D_IN)
+    threshold = torch.full((width,), 1.5)
+    threshold[0] = 1e6  # a dead latent
+    return Dictionary(rows.T.contiguous(), torch.zeros(width), rows, zero, threshold, info=info)
+
+
+def descend(rows, width, generator):
+    """Twice as many rows: near copies of the first ones, some of them split, and new ones."""
+    parents = torch.cat([torch.arange(len(rows)), torch.tensor([0, 0, 1, 2])])
+    near = rows[parents] + 0.15 * torch.rand(len(parents), 1, generator=generator) * torch.randn(
+        len(parents), D_IN, generator=generator
+    )
+    return torch.cat([near, torch.randn(width - len(near), D_IN, generator=generator)])
+
+
+@cache
+def results():
+    generator = torch.Generator().manual_seed(0)
+    rows = {WIDTHS[0]: torch.nn.functional.normalize(torch.randn(WIDTHS[0], D_IN, generator=generator))}
+    for small, large in pairwise(WIDTHS):
+        rows[large] = torch.nn.functional.normalize(descend(rows[small], large, generator))
+    family = Family(
+        [dictionary(rows[width], "relu", 0) for width in WIDTHS]
+        + [dictionary(rows[24] + 0.3 * torch.randn(24, D_IN, generator=generator), "relu", 1)]
+    )
+    other = [dictionary(rows[width], "batchtopk", 0) for width in (12, 24)]
+    x = torch.randn(3000, D_IN, generator=generator)
+    relu = insertion(family[12], family[24], x, theta=THETA)
+    batchtopk = insertion(*other, x, theta=THETA)
+    return SimpleNamespace(
+        family=family,
+        x=x,
+        evaluations=[evaluate(member, x) for member in [*family, *other]],
+        similarity=family_similarity(family, theta=THETA),
+        tree=splitting_tree(family, theta=THETA),
+        relu=relu,
+        null=insertion(family.get(24, 0), family.get(24, 1), x, theta=THETA),
+        groups=[
+            group_insertion(family[12], family[24], relu, x),
+            group_insertion(*other, batchtopk, x),
+        ],
+        batchtopk=batchtopk,
+    )
+
+
+def logs():
+    steps = np.arange(0, 500, 100)
+    names = ["relu 12 (seed 0)", "relu 24 (seed 0)", "relu 24 (seed 1)", "batchtopk 24 (seed 0)"]
+    return {
+        name: pd.DataFrame(
+            {"step": steps, "fvu": 0.2 + 1 / (n + 2 + steps), "l0": 40 - n - steps / 99, "loss": 1.0}
+        )
+        for n, name in enumerate(names)
+    }
+
+
+def ce_degradation():
+    names = [e.name for e in results().evaluations]
+    frame = pd.DataFrame({"dictionary": names, "ce_degradation": np.linspace(0.4, 0.2, len(names))})
+    return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10)
+
+
+def ce_insertion():
+    random = np.random.default_rng(0)
+    mse = random.normal(size=12)
+    frame = pd.DataFrame(
+        {
+            "latent": np.arange(12),
+            "sample": np.where(mse < 0, "helps", "hurts"),
+            "best_cosine": random.random(12),
+            "mse_change": mse,
+            "ce_change": mse * 0.01 * random.random(12),
+            "ce_change_error": 0.001 * random.random(12),
+        }
+    )
+    return CEInsertion("relu 12 (seed 0)", "relu 24 (seed 0)", frame, 1000)
+
+
+def store():
+    norms = np.random.default_rng(0).lognormal(5, 0.2, (50, 20))
+    norms[:, 0] = 20_000.0
+    norms[3, 4] = 0.0
+    excluded = norms > 1500
+    excluded[7, 7] = True
+    counts = {"special": 1, "first": 50, "norm": 50, "total": 51, "positions": 1000}
+    return SimpleNamespace(
+        norms=torch.tensor(norms),
+        excluded=torch.tensor(excluded),
+        excluded_counts=counts,
+        manifest={"exclusion": {"norm_limit": 1500.0}},
+        hook_point="blocks.0.hook_resid_post",
+    )
+
+
+KINDS = ("relu", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
+
+
+def kinds_table():
+    random = np.random.default_rng(0)
+    grid = [(kind, width, target) for kind in KINDS for width in (24, 48) for target in (4, 8, 16)]
+    table = pd.DataFrame(grid, columns=["kind", "width", "target_l0"])
+    table["l0"] = table["target_l0"] * random.uniform(0.9, 1.1, len(table))
+    table["fvu"] = 0.6 / table["target_l0"] ** 0.5 * random.uniform(0.8, 1.2, len(table))
+    table["ce_degradation"] = 1.5 * table["fvu"]
+    return table.assign(dead_fraction=0.0)
+
+
+def active_latents():
+    """Active latents of 5000 tokens of each kind; TopK has 8 for all but a few."""
+    random = np.random.default_rng(0)
+    counts = {kind: random.negative_binomial(2, 0.2, 5000) for kind in KINDS}
+    counts["topk"] = np.minimum(8, random.poisson(30, 5000) // 2)
+    return counts
+
+
+def active_table():
+    parts = []
+    for kind, counts in active_latents().items():
+        active, tokens = np.unique(counts, return_counts=True)
+        parts.append(pd.DataFrame({"kind": kind, "width": 48, "active": active, "tokens": tokens}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def convergence_table():
+    steps = np.arange(2000, 30001, 2000)
+    parts = [
+        pd.DataFrame({"kind": kind, "width": width, "step": steps, "tokens": 512 * steps}).assign(
+            fvu=0.2 + 0.1 * np.exp(-steps / rate),
+            median_cosine=0.95 - 0.5 * np.exp(-steps / rate),
+            **{"share_under_0.7": 0.1 + 0.6 * np.exp(-steps / rate)},
+        )
+        for kind, width, rate in (("relu", 24, 3000), ("relu", 48, 5000), ("batchtopk", 48, 8000))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def big_tree():
+    """A tree of three widths with 24 leaves."""
+    child = {"cosine": 0.8, "children": []}
+    leaves = [{**child, "width": 48, "latent": i, "status": "leaf"} for i in range(21)]
+    lost = [{**child, "width": 24, "latent": i, "status": "lost"} for i in (20, 21, 22)]
+    inner = [
+        {"width": 24, "latent": i, "cosine": 0.95, "status": "split", "children": leaves[3 * i : 3 * i + 3]}
+        for i in range(7)
+    ]
+    root = {"width": 12, "latent": 3, "cosine": float("nan"), "status": "split"}
+    root["children"] = [inner[0], lost[0], *inner[1:5], lost[1], *inner[5:], lost[2]]
+    return SimpleNamespace(widths=WIDTHS, theta=THETA, subtree=lambda width, latent: root)
+
+
+LABELS = {(width, latent): LABEL for width in WIDTHS for latent in range(width)}
+BUILD = {
+    "activation_norms": lambda: plots.activation_norms(store()),
+    "training_curves": lambda: plots.training_curves(logs(), target_l0=36),
+    "frontier": lambda: plots.frontier(results().evaluations, ce_degradation()),
+    "kinds_frontier": lambda: plots.kinds_frontier(kinds_table()),
+    "active_histogram": lambda: plots.active_histogram(active_table()),
+    "convergence": lambda: plots.convergence(convergence_table()),
+    "density_histogram": lambda: plots.density_histogram(results().evaluations),
+    "max_cosine_distribution": lambda: plots.max_cosine_distribution(results().similarity),
+    "splitting_flow": lambda: plots.splitting_flow(results().tree),
+    "splitting_tree_plot": lambda: plots.splitting_tree_plot(results().tree, 12, 0, LABELS),
+    "big_tree": lambda: plots.splitting_tree_plot(big_tree(), 12, 3, LABELS),
+    "insertion_scatter": lambda: plots.insertion_scatter(results().relu, results().null),
+    "roc": lambda: plots.roc([results().relu, results().batchtopk], [results().null]),
+    "group_insertion_bars": lambda: plots.group_insertion_bars(results().groups),
+    "ce_insertion_scatter": lambda: plots.ce_insertion_scatter(ce_insertion()),
+}
+NAMES = list(BUILD)
+
+
+@cache
+def plot(name):
+    return BUILD[name]()
+
+
+def hashes(name, folder):
+    plot(name).save(name, inputs={}, settings={"theta": THETA}, folder=folder)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).iterdir()}
+
+
+# ---------------------------------------------------------------------- all plots
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundle(name, tmp_path):
+    check_bundle(plot(name), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_overlaps_or_leaves_the_figure(name):
+    check_texts(plot(name).figure)
+
+
+def test_another_process_writes_the_same_bytes(tmp_path):
+    names = ["splitting_tree_plot", "insertion_scatter", "max_cosine_distribution", "activation_norms"]
+    here = {name: hashes(name, tmp_path / "here" / name) for name in names}
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from plots import test_plots\n"
+        "for name in sys.argv[3:]: test_plots.hashes(name, f'{sys.argv[2]}/{name}')"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(tmp_path / "there"), *names]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "5"}, timeout=200)
+    for name in names:
+        for suffix in ("pdf", "svg", "png", "csv"):
+            path = tmp_path / "there" / name / f"{name}.{suffix}"
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == here[name][path.name], path.name
+
+
+# ---------------------------------------------------------------------- one by one
+
+
+def curves(axes):
+    return [line for line in axes.lines if len(line.get_xdata()) and line.get_linestyle() != "None"]
+
+
+def test_training_curves_are_the_logs():
+    found = plot("training_curves")
+    for axes, column in zip(found.figure.axes, ("fvu", "l0"), strict=True):
+        lines = [line for line in curves(axes) if len(line.get_xdata()) == 5]
+        for line, log in zip(lines, logs().values(), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), log["step"])
+            np.testing.assert_array_equal(line.get_ydata(), log[column])
+    target = found.figure.axes[1].lines[-1]
+    assert set(target.get_ydata()) == {36}
+    assert len(found.data) == 4 * 5
+
+
+def test_frontier_draws_every_dictionary_once():
+    found = plot("frontier")
+    columns = ("fvu", "ce_degradation", "l0")
+    for axes, column in zip(found.figure.axes, columns, strict=True):
+        drawn = [
+            point for line in axes.lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)
+        ]
+        expected = list(zip(found.data["width"], found.data[column], strict=True))
+        assert sorted(drawn) == sorted(expected)
+        open_markers = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+        assert sum(len(line.get_xdata()) for line in open_markers) == 1  # the second seed of width 24
+    by_name = {e.name: e.fvu for e in results().evaluations}
+    assert dict(zip(found.data["dictionary"], found.data["fvu"], strict=True)) == by_name
+    ends = by_name["relu 12 (seed 0)"], by_name["relu 48 (seed 0)"]
+    assert f"ReLU {ends[0]:.3f} to {ends[1]:.3f}" in found.caption
+
+
+def test_kinds_frontier_draws_the_table():
+    found, table = plot("kinds_frontier"), kinds_table()
+    pd.testing.assert_frame_equal(found.data, table.drop(columns="dead_fraction"))
+    panels = [(column, width) for column in ("fvu", "ce_degradation") for width in (24, 48)]
+    for axes, (column, width) in zip(found.figure.axes, panels, strict=True):
+        assert len(axes.lines) == len(KINDS)
+        for line, kind in zip(axes.lines, KINDS, strict=True):
+            part = table[(table["kind"] == kind) & (table["width"] == width)]
+            np.testing.assert_array_equal(line.get_xdata(), part["l0"])
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+            assert line.get_color() == KIND_COLOURS[kind]
+            assert axes.get_xlim()[0] < part["l0"].min() <= part["l0"].max() < axes.get_xlim()[1]
+    best = table[(table["width"] == 48) & (table["target_l0"] == 8)].sort_values("fvu").iloc[0]
+    said = f"{best['fvu']:.3f} and {best['ce_degradation']:.3f} at L0 {best['l0']:.1f}"
+    assert f"width 48, trained to 8: {KIND_NAMES[best['kind']]} {said}; " in found.caption
+
+
+def test_active_histogram_counts_every_token():
+    found = plot("active_histogram")
+    pd.testing.assert_frame_equal(found.data, active_table())
+    for axes, (kind, counts) in zip(found.figure.axes, active_latents().items(), strict=True):
+        (steps,) = axes.findobj(StepPatch)
+        edges = np.arange(counts.max() + 2) - 0.5
+        np.testing.assert_array_equal(steps.get_data().edges, edges)
+        np.testing.assert_array_equal(steps.get_data().values, np.histogram(counts, edges)[0])
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(counts.mean(), rel=1e-12)
+        low, high = (int(np.quantile(counts, q, method="inverted_cdf")) for q in (0.05, 0.95))
+        assert axes.texts[0].get_text() == f"L0 {counts.mean():.1f}\n90% of tokens: {low} to {high}"
+        assert f"{KIND_NAMES[kind]} 48 {counts.mean():.1f}, {low} to {high}, at most" in found.caption
+        assert (counts > axes.get_xlim()[1]).mean() <= 1e-4
+
+
+def test_convergence_draws_the_table():
+    found, table = plot("convergence"), convergence_table()
+    pd.testing.assert_frame_equal(found.data, table[found.data.columns.tolist()])
+    assert set(found.data) == set(table)
+    for axes, column in zip(found.figure.axes, ("median_cosine", "share_under_0.7", "fvu"), strict=True):
+        for line, (_, part) in zip(axes.lines, table.groupby(["kind", "width"], sort=False), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), part["step"] / 1000)
+            np.testing.assert_array_equal(line.get_ydata(), part[column])
+    widths = {line.get_label(): line.get_linestyle() for line in found.figure.axes[0].lines}
+    assert widths == {"ReLU 24": "--", "ReLU 48": "-", "BatchTopK 48": "-"}
+    relu = table[(table["kind"] == "relu") & (table["width"] == 48)].set_index("step")["median_cosine"]
+    assert f"ReLU 48 cosine {relu[14000]:.3f} and {relu[30000]:.3f}" in found.caption
+
+
+def test_density_histogram_counts_all_latents():
+    found = plot("density_histogram")
+    steps = [patch for axes in found.figure.axes for patch in axes.findobj(StepPatch)]
+    for step, evaluation in zip(steps, results().evaluations, strict=True):
+        part = found.data[found.data["dictionary"] == evaluation.name]
+        np.testing.assert_array_equal(step.get_data().values, part["share"])
+        assert part["share"].sum() + evaluation.dead_fraction == pytest.approx(1, abs=1e-12)
+        assert evaluation.dead_fraction > 0
+
+
+def test_max_cosine_distribution_against_brute_force():
+    found = plot("max_cosine_distribution")
+    family = results().family
+    cosine = (family[24].W_dec.double() @ family[12].W_dec.double().T).max(1).values
+    first = found.data[found.data["comparison"] == "12 → 24"]
+    under = first.loc[first["cosine_to"] <= THETA + 1e-9, "share"].sum()
+    assert under == pytest.approx(float((cosine < THETA).double().mean()), abs=1e-12)
+    heights = [bar.get_height() for bar in found.figure.axes[0].patches if hasattr(bar, "get_height")]
+    np.testing.assert_allclose(heights, first["share"], atol=0)
+    assert f"{100 * under:.0f}%" in found.figure.axes[0].get_title(loc="left")
+    # The seeds of 24 are the null of the larger width in the first panel, of the smaller in the next.
+    null = found.data[found.data["comparison"] == "24, other seed"]["share"]
+    styles = []
+    for axes in found.figure.axes:
+        (outline,) = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+        np.testing.assert_array_equal(outline.get_data().values, null)
+        styles.append(outline.get_linestyle())
+    assert styles[0] != styles[1]
+    assert "No second seed at width 12, 48" in found.caption
+
+
+def test_splitting_flow_bars_are_the_shares():
+    found, tree = plot("splitting_flow"), results().tree
+    for axes, side in zip(found.figure.axes, ("small", "large"), strict=True):
+        expected = found.data.loc[found.data["latents_of"] == side, "share"]
+        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], expected, atol=1e-12)
+    sums = found.data.groupby(["comparison", "latents_of"])["share"].sum()
+    np.testing.assert_allclose(sums, 1)
+    table = tree.table.set_index(["pair", "measure"])["share"]
+    shares = found.data.set_index(["comparison", "status"])["share"]
+    for pair in ("12 → 24", "24 → 48"):
+        for measure in ("split", "identical", "refined", "lost", "novel"):
+            assert shares[pair, measure] == pytest.approx(table[pair, measure])
+    assert list(dict.fromkeys(found.data["comparison"])) == ["12 → 24", "24, other seed", "24 → 48"]
+
+
+def test_splitting_tree_draws_every_descendant():
+    found, tree = plot("splitting_tree_plot"), results().tree
+    data = found.data
+    assert data["label"].eq(LABEL).all()
+    root, edges = data.iloc[0], data.iloc[1:]
+    assert (root["width"], root["latent"], root["parent"]) == (12, 0, -1)
+    assert root["n_children"] == len(tree.children(12, 0)) >= 3
+    for edge in edges.itertuples():
+        parent = tree.parent(edge.width, edge.latent)
+        assert (parent["width"], parent["latent"]) == (edge.parent_width, edge.parent)
+        assert parent["cosine"] == edge.cosine
+    axes = found.figure.axes[0]
+    markers = [line for line in axes.lines if line.get_marker() not in ("None", "")]
+    assert [float(m.get_ydata()[0]) for m in markers] == data["row"].tolist()
+    leaves = data.loc[data["n_children"] == 0, "row"]
+    assert sorted(leaves) == list(range(len(leaves)))
+    # Thicker where the cosine is greater.
+    thickness = {
+        line.get_ydata()[0]: line.get_linewidth()
+        for line in axes.lines
+        if line.get_marker() == "None"
+        and len(line.get_xdata()) == 2
+        and line.get_ydata()[0] == line.get_ydata()[1]
+        and line.get_xdata()[1] == 2
+    }
+    deepest = edges[edges["width"] == 48].sort_values("cosine")
+    drawn = [thickness[row] for row in deepest["row"]]
+    assert drawn == sorted(drawn)
+    assert drawn[0] < drawn[-1]
+
+
+def test_insertion_scatter_leaves_out_the_dead():
+    found = plot("insertion_scatter")
+    for axes, result in zip(found.figure.axes, (results().relu, results().null), strict=True):
+        drawn = np.concatenate([np.asarray(points.get_offsets()) for points in axes.collections])
+        frame = result.frame[~result.frame["dead"]]
+        expected = frame[["best_cosine", "mse_change"]].to_numpy()
+        assert len(frame) == len(result.frame) - result.summary["n_dead"] < len(result.frame)
+        np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0))
+        assert f"AUC {result.auc:.2f}" in axes.get_title(loc="left")
+        corners = [t.get_text() for t in axes.texts]
+        both = (frame["novel_cos"] & frame["novel_gain"]).mean()
+        assert f"{100 * both:.0f}% help" in corners
+    assert f"{results().relu.n_tokens:,} tokens" in found.caption
+
+
+def test_roc_area_is_the_auc():
+    found = plot("roc")
+    everything = [results().relu, results().batchtopk, results().null]
+    for result, (name, part) in zip(everything, found.data.groupby("comparison", sort=False), strict=True):
+        curve = part[part["point"] == "curve"]
+        assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(result.auc)
+        assert f"{name} {result.auc:.3f}" in found.caption
+        marked = part[part["point"] == "theta"].iloc[0]
+        at = result.at(THETA)
+        assert (marked["fpr"], marked["tpr"]) == (at["false_positive_rate"], at["true_positive_rate"])
+    drawn = [line for line in found.figure.axes[0].lines if len(line.get_xdata()) > 2]
+    assert [tuple(line.get_xdata()) for line in drawn] == [
+        tuple(part.loc[part["point"] == "curve", "fpr"])
+        for _, part in found.data.groupby("comparison", sort=False)
+    ]
+
+
+def test_group_bars_and_what_they_would_be_if_gains_added_up():
+    found, family, x = plot("group_insertion_bars"), results().family, results().x.double()
+    axes, result = found.figure.axes[0], results().relu
+    fvu = results().groups[0].summary["fvu"]
+    order = ["novel_cos", "reconstruction_cos", "novel_gain", "not novel_gain", "all"]
+    assert [bar.get_height() for bar in axes.patches] == [fvu[group] for group in order]
+    variance = ((x - x.mean(0)) ** 2).sum()
+    error = ((x - family[12].reconstruct(results().x).double()) ** 2).sum()
+    changes = result.mse_change * len(x)
+    diamonds = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "D"]
+    masks = [result.novel_cos, ~result.novel_cos, changes < 0, changes >= 0, changes == changes]
+    expected = [float((error + changes[mask].sum()) / variance) for mask in masks]
+    np.testing.assert_allclose(diamonds, expected, rtol=1e-6)
+    levels = {line.get_ydata()[0] for line in axes.lines if line.get_marker() == "None"}
+    assert levels == {fvu["small"], fvu["large"], 0}
+
+
+def test_ce_insertion_scatter():
+    found, frame = plot("ce_insertion_scatter"), ce_insertion().frame
+    drawn = found.figure.axes[0].collections  # error bars, then points, for each sample
+    for bars, points, sample in zip(drawn[::2], drawn[1::2], ("helps", "hurts"), strict=True):
+        part = frame[frame["sample"] == sample]
+        np.testing.assert_array_equal(np.asarray(points.get_offsets()), part[["mse_change", "ce_change"]])
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        spread = part["ce_change_error"].to_numpy()[:, None] * [-1, 1]
+        np.testing.assert_allclose(ends, part["ce_change"].to_numpy()[:, None] + spread)
+
+
+def test_activation_norms_count_every_position():
+    found = plot("activation_norms")
+    data, norms = found.data, store().norms.numpy()
+    # All but the one that is zero, which a logarithmic axis cannot show.
+    assert data["used"].sum() == (~store().excluded.numpy()).sum() - 1
+    assert data["excluded"].sum() == 51
+    edge = np.isclose(data["norm_from"], 1500)
+    assert edge.sum() == 1  # no bin is on both sides of the limit
+    assert data.loc[data["norm_from"] >= 1499.99, "excluded"].sum() == (norms > 1500).sum()
+    used, excluded = found.figure.axes[0].findobj(StepPatch)
+    np.testing.assert_array_equal(used.get_data().values, data["used"])
+    np.testing.assert_array_equal(excluded.get_data().values, data["excluded"])
+
+
+# ---------------------------------------------------------------------- what cannot be shown
+
+
+def dead_evaluation():
+    return Evaluation(1.0, 1.0, 0.0, torch.zeros(5, dtype=torch.float64), 10, 0, "relu 5 (seed 0)")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.training_curves({}), "at least one log"),
+        (lambda: plots.training_curves({"mine": logs()["relu 12 (seed 0)"]}), "relu 1152"),
+        (lambda: plots.frontier([]), "at least one evaluation"),
+        (lambda: plots.frontier([dead_evaluation()], ce_degradation()), r"lacks relu 5 \(seed 0\)"),
+        (lambda: plots.kinds_frontier(kinds_table()[:0]), "at least one dictionary"),
+        (lambda: plots.active_histogram(active_table()[:0]), "at least one dictionary"),
+        (lambda: plots.convergence(convergence_table()[:0]), "at least one pair of seeds"),
+        (lambda: plots.density_histogram([]), "at least one evaluation"),
+        (lambda: plots.density_histogram([dead_evaluation()]), "every latent is dead"),
+        (lambda: plots.roc([]), "at least one insertion"),
+        (lambda: plots.group_insertion_bars([]), "at least one result"),
+        (lambda: plots.splitting_tree_plot(results().tree, 48, 3), "no children"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_plots_without_their_optional_parts():
+    assert len(plots.frontier(results().evaluations).figure.axes) == 2
+    assert len(plots.insertion_scatter(results().relu).figure.axes) == 1
+    single = plots.training_curves({"relu 12 (seed 0)": logs()["relu 12 (seed 0)"]})
+    assert render(single.figure, "png").startswith(b"\x89PNG")

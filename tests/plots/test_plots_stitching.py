@@ -1,0 +1,214 @@
+"""Plots of stitching show their data, and their data the results."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection, PolyCollection
+from plot_checks import check_bundle, check_texts
+from plots.test_plots import THETA, results
+
+from saekit import plots
+from saekit.analysis import build_frankenstein
+from saekit.analysis.stitching.path import matched_curve, random_orders, stitch, stitch_chain
+from saekit.figures import render
+
+
+@cache
+def stitchings():
+    family, x = results().family, results().x
+    return [stitch(family[12], family[24], x, theta=THETA), stitch(family[24], family[48], x, theta=THETA)]
+
+
+@cache
+def orders():
+    family, x = results().family, results().x
+    return [
+        stitch(family[12], family[24], x, theta=THETA, order=order)
+        for order in ("similarity", "static_gain", "greedy_gain")
+    ]
+
+
+@cache
+def null():
+    family, x = results().family, results().x
+    return stitch(family.get(24, 0), family.get(24, 1), x, theta=THETA)
+
+
+@cache
+def controls():
+    first = stitchings()[0]
+    return random_orders(first, n=4), matched_curve(first, results().x, n_points=6)
+
+
+@cache
+def ce():
+    steps = stitchings()[0].frame.iloc[::10]
+    return steps[["step", "phase", "fvu", "l0"]].assign(ce_degradation=np.linspace(0.4, 0.2, len(steps)))
+
+
+@cache
+def chain():
+    return stitch_chain(results().family, results().x, theta=THETA)
+
+
+@cache
+def gathered():
+    return build_frankenstein(results().family, results().x, theta=THETA)
+
+
+BUILD = {
+    "stitching_curve": lambda: plots.stitching_curve(
+        stitchings()[0], null(), random=controls()[0], matched=controls()[1], ce=ce()
+    ),
+    "stitching_orders": lambda: plots.stitching_orders([*orders(), stitchings()[1]], [controls()[0]]),
+    "stitching_chain": lambda: plots.stitching_chain([chain()]),
+    "additivity": lambda: plots.additivity(stitchings()),
+    "frankenstein": lambda: plots.frankenstein([gathered()]),
+}
+
+
+@cache
+def plot(name):
+    return BUILD[name]()
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_bundle(name, tmp_path):
+    check_bundle(plot(name), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_no_text_overlaps_or_leaves_the_figure(name):
+    check_texts(plot(name).figure)
+
+
+def lines_of(axes, n):
+    """Lines of `n` points."""
+    return [line for line in axes.lines if len(line.get_xdata()) == n]
+
+
+def test_curve_draws_every_step_with_its_controls():
+    found, frame = plot("stitching_curve"), stitchings()[0].frame
+    main = found.figure.axes[::2]
+    random, matched = controls()
+    for axes, measure in zip(main, ("fvu", "l0"), strict=False):
+        (curve,) = lines_of(axes, len(frame))
+        np.testing.assert_array_equal(curve.get_xdata(), frame["step"])
+        np.testing.assert_array_equal(curve.get_ydata(), frame[measure])
+        (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        np.testing.assert_array_equal(dashed.get_ydata(), matched[f"{measure}_matched"])
+        (band,) = (c for c in axes.collections if isinstance(c, PolyCollection))
+        vertices = band.get_paths()[0].vertices
+        for step, draws in random.groupby("step")[measure]:
+            at = vertices[vertices[:, 0] == step, 1]
+            assert (at.min(), at.max()) == pytest.approx((draws.min(), draws.max()), abs=1e-12)
+    (points,) = lines_of(main[2], len(ce()))
+    np.testing.assert_array_equal(points.get_ydata(), ce()["ce_degradation"])
+
+
+def test_curve_shades_each_phase_over_its_own_steps():
+    phases = stitchings()[0].phases
+    axes = plot("stitching_curve").figure.axes[0]
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert spans == [(row.first_step - 1, row.last_step) for row in phases.itertuples()]
+
+
+def test_curve_says_its_numbers():
+    caption, frame = plot("stitching_curve").caption, stitchings()[0].frame
+    for row in stitchings()[0].phases.itertuples():
+        changes = np.diff(frame["fvu"])[row.first_step - 1 : row.last_step]
+        assert f"{frame['fvu'][row.last_step]:.3f} once" in caption
+        if (changes < 0).mean() > 0.005:
+            assert f"({100 * (changes < 0).mean():.0f}% of {len(changes)} steps lower it)" in caption
+    assert f"highest FVU on the way {frame['fvu'].max():.3f}" in caption
+
+
+def test_chain_goes_through_the_trained_dictionaries():
+    found, frame = plot("stitching_chain"), chain().frame
+    axes = found.figure.axes[0]
+    trained = found.data[found.data["series"] == "trained"]
+    assert list(trained["width"]) == results().family.widths
+    by_width = {
+        len(e.density): e for e in results().evaluations if e.name.startswith("relu") and "seed 0" in e.name
+    }
+    for row in trained.itertuples():
+        assert row.fvu == pytest.approx(by_width[row.width].fvu, rel=1e-5)
+        assert row.l0 == pytest.approx(by_width[row.width].l0, rel=1e-5)
+    drawn = {
+        point
+        for line in axes.lines
+        if line.get_linestyle() == "-"
+        for point in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    }
+    assert drawn == set(zip(frame["width"], frame["fvu"], strict=True))
+
+
+def test_additivity_shows_each_group_once():
+    found = plot("additivity")
+    for axes, result in zip(found.figure.axes, stitchings(), strict=True):
+        groups = result.frame[result.frame["n_inserted"] + result.frame["n_removed"] > 1]
+        drawn = np.concatenate(
+            [np.asarray(c.get_offsets()) for c in axes.collections if isinstance(c, PathCollection)]
+        )
+        expected = groups[["sum_of_single_changes", "mse_change"]].to_numpy()
+        np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0))
+        assert (
+            f"{len(groups)} groups, together {groups['mse_change'].sum():+.0f}".replace("-", "\u2212")
+            in found.caption
+        )
+
+
+def test_frankenstein_draws_width_and_l0():
+    found, frame = plot("frankenstein"), gathered().frame
+    by_width, by_l0 = found.figure.axes
+    trained, made = (frame[frame["kind"] == kind] for kind in ("trained", "frankenstein"))
+    expected = [
+        [
+            (trained["width"], trained["fvu"]),
+            (made["width"], made["fvu"]),
+            (made["width"], made["fvu_matched"]),
+        ],
+        [
+            (trained["l0"], trained["fvu"]),
+            (made["l0"], made["fvu"]),
+            (made["l0_matched"], made["fvu_matched"]),
+        ],
+    ]
+    for axes, lines in zip((by_width, by_l0), expected, strict=True):
+        for line, (x, y) in zip(axes.lines, lines, strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), x)
+            np.testing.assert_array_equal(line.get_ydata(), y)
+    assert f"{gathered().summary['width']:,} latents, FVU {gathered().summary['fvu']:.3f}" in found.caption
+
+
+def test_orders_are_a_line_each():
+    found = plot("stitching_orders")
+    axes = found.figure.axes[0]
+    for result in orders():
+        assert any(
+            np.array_equal(line.get_ydata(), result.frame["fvu"])
+            for line in lines_of(axes, len(result.frame))
+        )
+    assert len(found.figure.axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plots.stitching_chain([]), "at least one chain"),
+        (lambda: plots.stitching_orders([]), "at least one stitching"),
+        (lambda: plots.additivity([]), "at least one stitching"),
+        (lambda: plots.frankenstein([]), "at least one result"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_curve_without_its_controls():
+    single = plots.stitching_curve(stitchings()[0])
+    assert len(single.figure.axes) == 2
+    assert set(single.data["series"]) == {"stitched", "trained"}
+    assert render(single.figure, "png").startswith(b"\x89PNG")

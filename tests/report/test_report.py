@@ -1,0 +1,192 @@
+"""The canonicity report of a small family: one page that needs nothing else, and its data."""
+
+import csv
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import torch
+
+from saekit.analysis import family_uniqueness
+from saekit.analysis.meta.sae import Recipe
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.report.page import Section, Table, write_page
+from saekit.report.report import write_report
+
+THETA = 0.6
+QUICK = Recipe("quick", lr=3e-3, steps=30, batch=16, width=0.25)
+CSVS = {
+    "dictionaries",
+    "unique_cosines",
+    "unique_over_theta",
+    "unique_by_density",
+    "unique",
+    "complete_similarity",
+    "complete_splitting",
+    "splitting",
+    "complete_roc",
+    "insertion",
+    "complete_groups",
+    "complete_stitching_12_24",
+    "stitching",
+    "atomic_baselines",
+    "baselines",
+}
+
+
+@pytest.fixture(scope="module")
+def family(store):
+    """Two widths that resemble each other, with a second seed of the wider one."""
+    x = torch.cat([x for _, x in store.batches(4096)])
+    centre, spread = x.mean(0), x.std()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(24, store.d_in, generator=generator)
+
+    def member(width, seed):
+        noise = torch.randn(width, store.d_in, generator=torch.Generator().manual_seed(width + seed))
+        rows = torch.nn.functional.normalize(directions[:width] + (0.4 + 0.5 * seed) * noise, dim=1)
+        encoder = rows.T / spread * 0.5
+        info = {"kind": "relu", "seed": seed, "hook_point": store.hook_point, "model": "<b>tiny & random</b>"}
+        bias = -centre @ encoder
+        return Dictionary(encoder, bias, rows, centre, torch.full((width,), 0.3), info=info)
+
+    return Family([member(12, 0), member(24, 0), member(24, 1)])
+
+
+@pytest.fixture(scope="module")
+def folder(family, store, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    page = write_report(family, store, folder=folder, model=model, theta=THETA, k=2, recipe=QUICK)
+    assert page == folder / "index.html"
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags, what they refer to, and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.text, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_else(folder):
+    text = (folder / "index.html").read_text()
+    page = Page(text)
+    assert not page.open, "every tag is closed"
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert page.references
+    assert all(re.match(r"#[a-z-]+$|data:image/svg\+xml;base64,", reference) for reference in page.references)
+    anchors = {reference[1:] for reference in page.references if reference.startswith("#")}
+    assert anchors == {"unique", "complete", "atomic"} == anchors & set(re.findall(r'id="([a-z-]+)"', text))
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.search(r"https?://|@import|url\(|nan\b|/(home|root|tmp|work|Users)/", text)
+    assert page.tags.count("img") == page.tags.count("figure") == 9
+
+
+def test_everything_on_the_page_is_escaped(folder):
+    text = (folder / "index.html").read_text()
+    assert "<b>tiny & random</b>" not in text
+    assert "&lt;b&gt;tiny &amp; random&lt;/b&gt;" in text
+
+
+def test_the_data_lie_beside_the_page(folder):
+    record = json.loads((folder / "report.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*record["files"], "report.json"}
+    assert set(record["files"]) == {"index.html", *(f"{name}.csv" for name in CSVS)}
+    text = (folder / "index.html").read_text()
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+        if name.endswith(".csv"):
+            assert f"<code>{name}</code>" in text
+            with open(folder / name, newline="") as file:
+                rows = list(csv.reader(file))
+            assert len(rows) > 1
+            assert {len(row) for row in rows} == {len(rows[0])}
+    assert record["settings"] == {
+        "theta": THETA, "k": 2, "recipe": "quick", "held_out_share": 0.1, "ce_rows": 16
+    }  # fmt: skip
+    assert {made["what"] for made in record["inputs"].values()} >= {"relu 12 (seed 0)", "relu 24 (seed 1)"}
+
+
+def test_it_says_what_the_analyses_say(folder, family, store):
+    record = json.loads((folder / "report.json").read_text())
+    unique = family_uniqueness(family, theta=THETA, activations=store)
+    shares = unique.summary["share_shared"]
+    assert record["numbers"]["Unique"]["share_shared"] == shares
+    share = f"{100 * shares['24, other seed']['measured']:.1f}%"
+    assert f"Another seed finds {share} of the latents of width 24 again" in record["says"]["Unique"]
+    table = pd.read_csv(folder / "unique.csv")
+    assert table["note"].dropna().tolist() == ["no second seed"]
+    page = Page((folder / "index.html").read_text())
+    said = "".join(page.text)
+    assert all(sentence in said for sentence in record["says"].values())
+    for measured in record["numbers"]["What was measured"]["dictionaries"]:
+        assert measured["dictionary"] in page.text
+
+
+def test_the_same_inputs_give_the_same_bytes(folder, family, store, model, tmp_path):
+    write_report(family, store, folder=tmp_path, model=model, theta=THETA, k=2, recipe=QUICK)
+    for path in folder.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_family_without_second_seeds_says_so(family, store, tmp_path):
+    alone = Family([family[width] for width in family.widths])
+    write_report(alone, store, folder=tmp_path, theta=THETA, k=2, recipe=QUICK)
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert "No width has a second seed" in record["says"]["Unique"]
+    assert "no second seed to compare with" in record["says"]["Complete"]
+    assert "unique_by_density.csv" not in record["files"]
+    assert "ce_degradation" not in pd.read_csv(tmp_path / "dictionaries.csv")
+
+
+def test_what_cannot_be_reported_is_refused_at_once(family, store, tmp_path):
+    with pytest.raises(ValueError, match=r"at least two widths, found \[12\]"):
+        write_report(Family([family[12]]), store, folder=tmp_path)
+    one = family[12]
+    topk = Family(Dictionary(**member.tensors(), k=2, info=member.info) for member in (one, family[24]))
+    with pytest.raises(ValueError, match="as_jumprelu"):
+        write_report(topk, store, folder=tmp_path)
+    other = Family(
+        Dictionary(torch.ones(3, n), torch.zeros(n), torch.ones(n, 3), torch.zeros(3), torch.zeros(n))
+        for n in (4, 8)
+    )
+    with pytest.raises(ValueError, match="has d_in 3, but the store"):
+        write_report(other, store, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_escapes_names_headings_and_values(tmp_path):
+    evil = "<script>alert(1)</script>"
+    frame = pd.DataFrame({"name": [evil], "share_x": [0.5], "n": [1234], "empty": [float("nan")]})
+    parts = [Table("data", evil, frame, {"name": evil, "share_x": "share", "n": "n", "empty": "empty"})]
+    page = write_page(
+        tmp_path,
+        [Section(evil, evil, evil, parts, {"x": float("nan")}, value=evil, unit=evil)],
+        title=evil,
+        subtitle=evil,
+        settings={"evil": evil},
+        inputs={evil: {"what": evil, "hash": "0" * 64}},
+    )
+    text = page.read_text()
+    assert "<script" not in text
+    shown = ["50.0%", "1,234", "\N{EN DASH}"]
+    assert [cell for cell in Page(text).text if cell in shown] == shown
+    assert json.loads((tmp_path / "report.json").read_text())["numbers"][evil] == {"x": None}

@@ -1,0 +1,122 @@
+"""The way of families into the package, on a tiny store."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from dictionaries import make
+from safetensors.torch import load_file
+
+from saekit import cli
+from saekit.dictionary import Dictionary
+from saekit.loading import names
+from saekit.loading.names import load_family
+from saekit.metrics import evaluate
+from saekit.series import bundling, tables
+from saekit.series.tables import bundled_table, convergence_table
+from saekit.training import side_by_side
+
+TINY = {
+    "MEMBERS": {"relu": ((24, 0), (24, 1), (40, 0)), "batchtopk": ((24, 0),)},
+    "WIDEST": 56,
+    "TARGET_L0": 4.0,
+    "K": 4,
+    "STEPS": 40,
+    "SNAPSHOT_EVERY": 20,
+    "BATCH_SIZE": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def world(store, model, tmp_path_factory):
+    """A tiny bundle, as the command makes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in TINY.items():
+            patch.setattr(bundling, name, value)
+        package = tmp_path_factory.mktemp("package")
+        patch.setattr(bundling, "BUNDLED", package)
+        patch.setattr(names, "BUNDLED", package)
+        patch.setattr(tables, "BUNDLED", package)
+        patch.setattr(bundling, "embedded_store", lambda part, progress: store)
+        patch.setattr(side_by_side, "load_model", lambda: model)
+        patch.setenv("SAEKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        assert cli.main(["--quiet", "families", "--bundle"]) == 0
+        yield SimpleNamespace(package=package, folder=bundling.trained_folder("relu", store))
+
+
+def test_members_are_bundled_and_measured(world, store):
+    table = bundled_table()
+    assert list(zip(table["kind"], table["width"], table["seed"], strict=True)) == [
+        ("relu", 24, 0),
+        ("relu", 24, 1),
+        ("relu", 40, 0),
+        ("batchtopk", 24, 0),
+    ]
+    assert set(table["steps"]) == {40}
+    assert set(table["tokens"]) == {40 * 64}
+    for row in table.itertuples():
+        dictionary = load_family(row.kind).get(row.width, row.seed)
+        trained = Dictionary.load(
+            world.folder.parent
+            / bundling.trained_folder(row.kind, store).name
+            / f"{row.width}-seed{row.seed}"
+        )
+        fvu = evaluate(dictionary, store).fvu
+        assert row.fvu == pytest.approx(fvu, rel=1e-12)
+        change = fvu / evaluate(trained, store).fvu - 1
+        assert row.half_precision_fvu_change == pytest.approx(change, abs=1e-9)
+        assert abs(change) < bundling.HALF_TOLERANCE
+
+
+def test_convergence_is_that_of_the_snapshots(world):
+    table = convergence_table()
+    assert table[["kind", "width", "step"]].to_numpy().tolist() == [["relu", 24, 20], ["relu", 24, 40]]
+    for row in table.itertuples():
+        rows = [
+            load_file(world.folder / f"24-seed{seed}" / "snapshots" / f"{row.step:07d}.safetensors")["W_dec"]
+            for seed in (0, 1)
+        ]
+        best = [max(torch.dot(a, b).item() for b in rows[1].double()) for a in rows[0].double()]
+        assert row.median_cosine == pytest.approx(sorted(best)[11], abs=1e-6)
+        assert table.loc[row.Index, "share_under_0.7"] == pytest.approx(sum(b < 0.7 for b in best) / 24)
+    log = pd.read_csv(world.folder / "24-seed0" / "log.csv")
+    assert table["fvu"].tolist() == log["fvu"].tolist()
+
+
+def test_single_precision_where_half_changes_too_much(world, monkeypatch):
+    monkeypatch.setattr(bundling, "HALF_TOLERANCE", 0.0)
+    bundling.bundle(progress=False)
+    assert set(bundled_table()["half_precision_fvu_change"]) == {0.0}
+    trained = Dictionary.load(world.folder / "40-seed0")
+    assert load_family("relu")[40].content_hash == trained.content_hash
+
+
+def test_the_widest_is_trained_on_request_only(world, capsys):
+    assert not (world.folder / "56-seed0").exists()
+    assert cli.main(["--quiet", "families"]) == 0
+    assert str(world.folder) in capsys.readouterr().out
+    assert load_family(world.folder).widths == [24, 40, 56]
+
+
+def test_unknown_families_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no family 'relo': expected one of batchtopk, relu"):
+        load_family("relo")
+    with pytest.raises(FileNotFoundError, match="holds no dictionaries"):
+        load_family(tmp_path)
+
+
+# ---------------------------------------------------------------------------------- half precision
+
+
+def test_half_precision_rounds_matrices_and_keeps_directions_of_unit_norm(tmp_path):
+    dictionary = make(d_in=12, width=30, seed=0)
+    loaded = Dictionary.load(dictionary.save(tmp_path, half=True))
+    assert load_file(tmp_path / "weights.safetensors")["W_dec"].dtype == torch.half
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.tensors().values())
+    rounded = dictionary.W_dec.half().float()
+    torch.testing.assert_close(loaded.W_dec, rounded / rounded.norm(dim=1, keepdim=True), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(30), rtol=1e-6, atol=0)
+    assert torch.equal(loaded.W_enc, dictionary.W_enc.half().float())
+    for name in ("b_enc", "b_dec", "threshold"):
+        assert torch.equal(getattr(loaded, name), getattr(dictionary, name))

@@ -1,0 +1,58 @@
+"""The bundled families themselves."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from saekit.family import Family
+from saekit.loading.names import BUNDLED, load_family
+from saekit.series.tables import bundled_table
+
+
+def test_the_bundle_is_what_its_table_says():
+    table = bundled_table()
+    assert table.groupby("kind").size().to_dict() == {"batchtopk": 5, "relu": 6}
+    for kind, rows in table.groupby("kind"):
+        family = load_family(kind)
+        assert [(m.width, m.seed) for m in family] == list(zip(rows["width"], rows["seed"], strict=True))
+        for member in family:
+            assert member.hook_point == "blocks.12.hook_resid_post"
+            torch.testing.assert_close(member.W_dec.norm(dim=1), torch.ones(member.width), rtol=1e-6, atol=0)
+    assert (table["half_precision_fvu_change"].abs() < 1e-3).all()
+    files = list(BUNDLED.glob("*/*/weights.safetensors"))
+    assert max(file.stat().st_size for file in files) < 16 * 2**20
+    assert sum(file.stat().st_size for file in files) < 60e6
+
+
+def test_bundled_members_do_not_match_index_by_index():
+    family = load_family("relu")
+    for small, large in [*family.pairs(), (family[1152], family.second_seed(1152))]:
+        same = (small.W_dec @ large.W_dec.T).argmax(dim=1) == torch.arange(small.width)
+        assert same.double().mean() < 0.02
+
+
+def test_the_readme_shows_the_table():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    names = {"relu": "ReLU", "batchtopk": "BatchTopK"}
+    for row in bundled_table().itertuples():
+        cells = [
+            names[row.kind],
+            str(row.width),
+            str(row.seed),
+            f"{row.l0:.1f}",
+            f"{row.fvu:.3f}",
+            f"{row.ce_degradation:.3f}",
+            f"{row.loss_recovered_zero:.1%}",
+            f"{row.dead_fraction:.1%}",
+            f"{row.tokens / 1e6:.1f}M",
+            f"{row.steps:,}",
+        ]
+        assert re.search(r"\| *" + r" *\| *".join(map(re.escape, cells)) + r" *\|", readme), cells
+
+
+def test_it_is_a_family_like_any_other(tmp_path):
+    family = load_family("batchtopk")
+    assert isinstance(family, Family)
+    assert family.widths == [576, 1152, 2304, 4608]
+    assert family.second_seed(2304).seed == 1

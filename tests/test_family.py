@@ -1,0 +1,182 @@
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from dictionaries import make
+
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.files import write_json, write_tensors
+from saekit.loading.names import load_family
+
+
+def member(width, seed, kind="relu", d_in=12):
+    tensors = make(d_in=d_in, width=width, seed=seed).tensors()
+    return Dictionary(**tensors, info={"kind": kind, "seed": seed, "hook_point": "blocks.0.hook_resid_post"})
+
+
+def test_widths_seeds_and_pairs():
+    family = Family([member(40, 0), member(10, 0), member(20, 1), member(20, 0)])
+    assert family.widths == [10, 20, 40]
+    assert family.seeds(20) == [0, 1]
+    assert family[20].seed == 0
+    assert family.second_seed(20).seed == 1
+    assert family.second_seed(10) is None
+    assert [(a.width, b.width) for a, b in family.pairs()] == [(10, 20), (20, 40)]
+    assert len(family) == 4
+
+
+def test_missing_members_are_named():
+    family = Family([member(10, 0)])
+    with pytest.raises(KeyError, match="no width 20"):
+        family[20]
+    with pytest.raises(KeyError, match="no seed 3"):
+        family.get(10, 3)
+
+
+def test_members_must_belong_together():
+    with pytest.raises(ValueError, match="kind"):
+        Family([member(10, 0), member(20, 0, kind="topk")])
+    with pytest.raises(ValueError, match="two dictionaries"):
+        Family([member(10, 0), member(10, 0)])
+    with pytest.raises(ValueError, match="at least one"):
+        Family([])
+
+
+def test_round_trip(tmp_path):
+    family = Family([member(10, 0), member(20, 0), member(20, 1)])
+    loaded = load_family(family.save(tmp_path / "family"))
+    assert [m.content_hash for m in loaded] == [m.content_hash for m in family]
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load_family(tmp_path / "nothing")
+
+
+class Unread:
+    """A member that counts how often it is read."""
+
+    def __init__(self, dictionary):
+        self.d_in, self.width = dictionary.d_in, dictionary.width
+        self.kind, self.seed, self.hook_point = dictionary.kind, dictionary.seed, dictionary.hook_point
+        self.tensors, self.info, self.reads = dictionary.tensors(), dictionary.info, 0
+
+    def fold(self):
+        self.reads += 1
+        return Dictionary(**self.tensors, info=self.info)
+
+
+def test_members_are_read_when_asked_for_and_let_go():
+    members = [Unread(member(width, 0)) for width in (10, 20, 40)]
+    family = Family(members)
+    assert (family.widths, family.kind, len(family)) == ([10, 20, 40], "relu", 3)
+    assert [m.reads for m in members] == [0, 0, 0]
+
+    held = family[20]
+    assert family[20] is held
+    assert [m.reads for m in members] == [0, 1, 0]
+    gone = weakref.ref(held)
+    del held
+    gc.collect()
+    assert gone() is None
+    assert family[20].width == 20
+    assert members[1].reads == 2
+
+
+def test_pairs_read_each_width_once_and_hold_three_at_most():
+    members = [Unread(member(width, 0)) for width in (10, 20, 40, 80, 160)]
+    alive, most = weakref.WeakSet(), []
+    for small, large in Family(members).pairs():
+        alive.update((small, large))
+        most.append(len(alive))
+        assert small.width * 2 == large.width
+    assert [m.reads for m in members] == [1] * 5
+    assert max(most) == 2  # three while the next one is read
+
+
+def test_a_family_of_a_family_holds_all():
+    members = [Unread(member(width, 0)) for width in (10, 20)]
+    held = Family(Family(members))
+    assert held[10] is held[10]
+    gc.collect()
+    assert [m.reads for m in (members)] == [1, 1]
+    held[20]
+    assert members[1].reads == 1
+
+
+def test_saved_folders_are_read_lazily_and_checked_when_read(tmp_path):
+    Family([member(10, 0), member(20, 0)]).save(tmp_path)
+    weights = tmp_path / "20-seed0" / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    family = load_family(tmp_path)
+    assert family[10].width == 10
+    with pytest.raises(ValueError, match=r"member of width 20: .* is damaged"):
+        family[20]
+
+
+def saelens(folder, dictionary):
+    folder.mkdir(parents=True)
+    tensors = {name: dictionary.tensors()[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    write_tensors(folder / "sae_weights.safetensors", tensors)
+    config = {"architecture": "standard", "d_in": dictionary.d_in, "d_sae": dictionary.width}
+    metadata = {"hook_name": dictionary.hook_point, "sae_lens_version": "6.0.0"}
+    write_json(
+        folder / "cfg.json",
+        config | {"apply_b_dec_to_input": False, "dtype": "float32", "metadata": metadata},
+    )
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    for width in (10, 20, 40):
+        saelens(tmp_path / "saes" / f"width_{width}", member(width, 0))
+    (tmp_path / "saes" / "README.md").write_text("Three SAEs.")
+    return tmp_path / "saes"
+
+
+def test_a_family_is_a_folder_a_glob_or_a_list_of_foreign_saes(foreign):
+    whole = load_family(foreign)
+    assert (whole.widths, whole.kind) == ([10, 20, 40], "relu")
+    torch.testing.assert_close(whole[20].W_enc, member(20, 0).W_enc, rtol=1e-6, atol=0)
+    assert load_family(str(foreign / "width_?0")).widths == [10, 20, 40]
+    assert load_family(foreign / "width_[12]0").widths == [10, 20]
+    some = load_family([foreign / "width_40", str(foreign / "width_10")])
+    assert some.widths == [10, 40]
+
+
+def test_foreign_saes_that_are_no_family_are_refused(foreign):
+    other = member(80, 0)
+    saelens(foreign / "elsewhere", replace(other, info={**other.info, "hook_point": "blocks.3.hook_z"}))
+    with pytest.raises(ValueError, match=r"shares one hook_point: .* width 10 .* width 80 has 'blocks.3"):
+        load_family(foreign)
+    with pytest.raises(ValueError, match="two dictionaries of width 10 and no known seed"):
+        load_family([foreign / "width_10", foreign / "width_10"])
+
+
+def test_nothing_there_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no family 'relux': expected one of batchtopk, relu"):
+        load_family("relux")
+    with pytest.raises(FileNotFoundError, match="holds no dictionaries"):
+        load_family(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
+@pytest.mark.parametrize(("case", "width"), [(1, 1536), (2, 24576)])
+def test_loading_takes_the_memory_of_what_is_asked_for(tmp_path, case, width):
+    widths = (768, 1536, 12288, 24576)  # 77 MB together
+    for each in widths:
+        saelens(tmp_path / str(each), member(each, 0, d_in=256))
+    script = Path(__file__).parents[1] / "benchmarks" / "loading.py"
+    command = [sys.executable, str(script), "--only", str(case), "--folder", str(tmp_path)]
+    command += ["--widths", ",".join(map(str, widths))]
+    row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert row["case"] == f"family[{width}]"
+    assert row["asked MiB"] == pytest.approx(8 * 256 * width / 2**20, rel=0.01)
+    # Above what was asked for: the blocks that are folded, and what libraries set up on first use.
+    assert row["peak MiB"] < row["asked MiB"] + 24
