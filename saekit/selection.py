@@ -75,18 +75,32 @@ def select_latent(latent: Any, width: int, *, what: str = "latent") -> int:
 
 
 def _values(latents: Any) -> Tensor:
+    """What was given as a tensor of whole numbers, Booleans or (to be refused) floats."""
     if isinstance(latents, Tensor):
         return latents.detach().cpu()
     if isinstance(latents, pd.Series | pd.Index):
         latents = latents.to_numpy()
-    array = latents if isinstance(latents, np.ndarray) else np.asarray(list(latents))
-    if array.dtype == object:  # such as a pandas column of nullable Booleans
-        kinds = {type(value) for value in array.flat}
-        array = array.astype(bool if kinds <= {bool, np.bool_} else np.int64) if array.size else array
+    array = latents if isinstance(latents, np.ndarray) else np.asarray(items := list(latents))
+    if latents is not array or array.dtype == object:
+        # Python would take True among numbers for 1, and a pandas column of Booleans may hold a gap.
+        kinds = {_kind(value) for value in (array.flat if latents is array else items)}
+        if len(kinds) > 1 or kinds & {"other"}:
+            raise TypeError(_REFUSED.format("values of several or other types"))
+        if array.dtype == object:
+            array = array.astype(bool if kinds == {"Boolean"} else np.int64)
     if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"Latents are selected by whole numbers or a Boolean mask, found {array.dtype} values."
-        )
-    return torch.from_numpy(
-        np.ascontiguousarray(array.astype(np.int64) if array.dtype.kind == "u" else array)
-    )
+        raise TypeError(_REFUSED.format(f"{array.dtype} values"))
+    signed = array.astype(np.int64) if array.dtype.kind == "u" else array
+    return torch.from_numpy(np.array(signed))
+
+
+_REFUSED = "Latents are selected by whole numbers or a Boolean mask, found {}."
+
+
+def _kind(value: Any) -> str:
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if isinstance(value, bool | np.bool_) or kind == "b" or getattr(value, "dtype", None) == torch.bool:
+        return "Boolean"
+    if isinstance(value, list | tuple | np.ndarray | Tensor) and np.ndim(value):
+        return "row"
+    return "number" if isinstance(value, int | float | np.number | Tensor) else "other"
