@@ -112,6 +112,9 @@ class Variant(ABC):
     ----------
     kind : str
         Its name in `VARIANTS`, file names and tables.
+    label, colour, marker, line : str
+        How it appears in figures and tables: its name for people, a colour that stands apart from the
+        others' in grey and for the colour-blind, and matplotlib's marker and line style.
     sparsity : str
         The setting that says how many latents a token may use: `"target_l0"` or `"k"`.
     betas : tuple
@@ -121,6 +124,10 @@ class Variant(ABC):
     """
 
     kind: ClassVar[str]
+    label: ClassVar[str]
+    colour: ClassVar[str] = "#cc78bc"
+    marker: ClassVar[str] = "X"
+    line: ClassVar[str] = "-."
     sparsity: ClassVar[str] = "target_l0"
     betas: ClassVar[tuple[float, float]]
     dead_after: int

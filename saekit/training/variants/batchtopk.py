@@ -26,6 +26,10 @@ class BatchTopK(TopKVariant):
     """
 
     kind: ClassVar[str] = "batchtopk"
+    label: ClassVar[str] = "BatchTopK"
+    colour: ClassVar[str] = "#de8f05"
+    marker: ClassVar[str] = "s"
+    line: ClassVar[str] = "--"
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE, in its own random stream, with threshold and floor 0."""

@@ -30,6 +30,10 @@ class Gated(SteeredVariant):
 
     l1: float = 1.0
     kind: ClassVar[str] = "gated"
+    label: ClassVar[str] = "Gated"
+    colour: ClassVar[str] = "#70c0ea"
+    marker: ClassVar[str] = "v"
+    line: ClassVar[str] = "-."
     penalty: ClassVar[str] = "l1"
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 

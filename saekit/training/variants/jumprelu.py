@@ -53,6 +53,10 @@ class JumpReLU(Variant):
     threshold: float = 0.1
     dead_after: int = 100_000
     kind: ClassVar[str] = "jumprelu"
+    label: ClassVar[str] = "JumpReLU"
+    colour: ClassVar[str] = "#332288"
+    marker: ClassVar[str] = "D"
+    line: ClassVar[str] = "-."
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,10 @@ class Matryoshka(BatchTopK):
 
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     kind: ClassVar[str] = "matryoshka"
+    label: ClassVar[str] = "Matryoshka"
+    colour: ClassVar[str] = "#74441c"
+    marker: ClassVar[str] = "p"
+    line: ClassVar[str] = "-."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,6 +33,10 @@ class ReLU(SteeredVariant):
     l1: float = 1.0
     weighted: bool = False
     kind: ClassVar[str] = "relu"
+    label: ClassVar[str] = "ReLU"
+    colour: ClassVar[str] = "#0173b2"
+    marker: ClassVar[str] = "o"
+    line: ClassVar[str] = "-"
     penalty: ClassVar[str] = "l1"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 

@@ -19,6 +19,10 @@ class TopK(TopKVariant):
     """
 
     kind: ClassVar[str] = "topk"
+    label: ClassVar[str] = "TopK"
+    colour: ClassVar[str] = "#029e73"
+    marker: ClassVar[str] = "^"
+    line: ClassVar[str] = ":"
 
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
         """The `k` largest of each row, where positive (and what ties with the last)."""
