@@ -18,15 +18,17 @@ from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
+from saekit.identity import Identity
 from saekit.models import capture, device_of, logits_given
 from saekit.moments import Moments, fvu
+from saekit.results import Result
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Result):
     """A dictionary's reconstruction of a set of activations.
 
     Attributes
@@ -41,8 +43,8 @@ class Evaluation:
         Share of tokens on which each latent is active, float64 `[width]`.
     n_tokens, n_excluded : int
         Positions evaluated and left out.
-    name : str
-        The dictionary's name.
+    dictionary : Identity
+        What was evaluated.
     """
 
     fvu: float
@@ -51,7 +53,7 @@ class Evaluation:
     density: Tensor
     n_tokens: int
     n_excluded: int
-    name: str
+    dictionary: Identity
 
     @property
     def dead_fraction(self) -> float:
@@ -68,7 +70,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The headline numbers."""
         return {
-            "dictionary": self.name,
+            "dictionary": str(self.dictionary),
             "fvu": self.fvu,
             "mse": self.mse,
             "l0": self.l0,
@@ -124,7 +126,7 @@ def evaluate(
         density=active.double() / moments.n,
         n_tokens=moments.n,
         n_excluded=n_excluded(activations),
-        name=dictionary.name,
+        dictionary=dictionary.identity,
     )
 
 
@@ -133,8 +135,8 @@ def n_excluded(activations: ActivationStore | Tensor) -> int:
     return 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
 
 
-@dataclass(frozen=True)
-class CEDegradation:
+@dataclass(frozen=True, eq=False, repr=False)
+class CEDegradation(Result):
     """What replacing activations by reconstructions costs the language model.
 
     Attributes

@@ -6,7 +6,7 @@ and `novel_gain`, inserting the latent into the small dictionary lowers its erro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from tqdm.auto import tqdm
 from saekit.activations import ActivationStore, batches_of
 from saekit.analysis.similarity import BestMatches, best_matches
 from saekit.dictionary import Dictionary
+from saekit.identity import Identity
 from saekit.metrics import Moments, fvu, n_excluded
 from saekit.models import logits_with_replacement
+from saekit.results import Result
 from saekit.sparse import SparseLatents
 
 if TYPE_CHECKING:
@@ -34,14 +36,14 @@ HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks
 # ---------------------------------------------------------------------- one latent at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Insertion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Insertion(Result):
     """What inserting each latent of a large dictionary alone does to a small one.
 
     Attributes
     ----------
-    small, large : str
-        Names of the dictionaries.
+    small, large : Identity
+        The dictionaries.
     theta : float
         Cosine under which a latent is `novel_cos`.
     matches : BestMatches
@@ -62,8 +64,8 @@ class Insertion:
         averaged over tokens.
     """
 
-    small: str
-    large: str
+    small: Identity
+    large: Identity
     theta: float
     matches: BestMatches
     active: Tensor
@@ -194,8 +196,8 @@ class Insertion:
         shares = ("share_novel_cos", "share_novel_gain", "accuracy", "balanced_accuracy")
         cosine, _ = self._labelled()
         return {
-            "small": self.small,
-            "large": self.large,
+            "small": str(self.small),
+            "large": str(self.large),
             "theta": self.theta,
             "n_latents": len(cosine),
             "n_dead": int(self.dead.sum()),
@@ -288,8 +290,8 @@ def insertion(
     if moments.n == 0:
         raise ValueError("There are no activations to insert latents on: every position is excluded.")
     return Insertion(
-        small=small.name,
-        large=large.name,
+        small=small.identity,
+        large=large.identity,
         theta=theta,
         matches=_on_cpu(best_matches(large, small)),
         active=active,
@@ -344,14 +346,7 @@ def _by_group(group: Tensor, weights: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _on_cpu(matches: BestMatches) -> BestMatches:
-    return BestMatches(
-        matches.large,
-        matches.small,
-        matches.cosine.cpu(),
-        matches.index.cpu(),
-        matches.same_index_share,
-        matches.chance,
-    )
+    return replace(matches, cosine=matches.cosine.cpu(), index=matches.index.cpu())
 
 
 def _roc(cosine: np.ndarray, gain: np.ndarray) -> pd.DataFrame:
@@ -388,14 +383,14 @@ def _prediction(theta: float, cosine: np.ndarray, gain: np.ndarray) -> dict[str,
 # ---------------------------------------------------------------------- groups of latents
 
 
-@dataclass(frozen=True, eq=False)
-class GroupInsertion:
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupInsertion(Result):
     """What inserting whole groups of latents does to a small dictionary.
 
     Attributes
     ----------
-    small, large : str
-        Names of the dictionaries.
+    small, large : Identity
+        The dictionaries.
     frame : DataFrame
         One row a dictionary: `group`, `n_latents` (inserted, not dead), `mse`, `fvu`, `l0`,
         `mse_change` (against the small dictionary), `sum_of_single_changes` (of inserting each
@@ -408,8 +403,8 @@ class GroupInsertion:
         Tokens used and positions left out.
     """
 
-    small: str
-    large: str
+    small: Identity
+    large: Identity
     frame: pd.DataFrame
     n_tokens: int
     n_excluded: int
@@ -419,8 +414,8 @@ class GroupInsertion:
         """`small`, `large`, `n_tokens`, `n_excluded`, and FVU and L0 by group."""
         frame = self.frame.set_index("group")
         return {
-            "small": self.small,
-            "large": self.large,
+            "small": str(self.small),
+            "large": str(self.large),
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
             "fvu": {str(group): float(value) for group, value in frame["fvu"].items()},
@@ -520,31 +515,29 @@ def group_insertion(
                 "additivity": change / single if single else float("nan"),
             }
         )
-    return GroupInsertion(small.name, large.name, pd.DataFrame(rows), moments.n, n_excluded(activations))
+    return GroupInsertion(
+        small.identity, large.identity, pd.DataFrame(rows), moments.n, n_excluded(activations)
+    )
 
 
 def _check_same(small: Dictionary, large: Dictionary, insertion: Insertion) -> None:
-    for dictionary, name in ((small, insertion.small), (large, insertion.large)):
+    for dictionary in (small, large):
         dictionary.require_independent("Inserting latents")
-        if dictionary.name != name:
-            raise ValueError(f"The insertion compared {name}, but found {dictionary.name} in its place.")
-    if large.width != len(insertion.dead):
-        raise ValueError(
-            f"The insertion has {len(insertion.dead)} latents, but {large.name} has {large.width}."
-        )
+    insertion.small.require(small.identity, "The insertion's small dictionary")
+    insertion.large.require(large.identity, "The insertion's large dictionary")
 
 
 # ---------------------------------------------------------------------- cross-entropy
 
 
-@dataclass(frozen=True, eq=False)
-class CEInsertion:
+@dataclass(frozen=True, eq=False, repr=False)
+class CEInsertion(Result):
     """What inserting single latents does to the language model's cross-entropy.
 
     Attributes
     ----------
-    small, large : str
-        Names of the dictionaries.
+    small, large : Identity
+        The dictionaries.
     frame : DataFrame
         One row a sampled latent: `latent`, `sample` (`"helps"` or `"hurts"`, by MSE), `best_cosine`,
         `mse_change`, `density`, `n_rows_active` (rows of the store on which it is active),
@@ -557,8 +550,8 @@ class CEInsertion:
         Targets of the store that are not special tokens.
     """
 
-    small: str
-    large: str
+    small: Identity
+    large: Identity
     frame: pd.DataFrame
     n_targets: int
 
@@ -575,8 +568,8 @@ class CEInsertion:
         agreement = np.sign(frame["ce_change"]) == np.sign(frame["mse_change"])
         clear = frame["ce_change"].abs() > 2 * frame["ce_change_error"]
         return {
-            "small": self.small,
-            "large": self.large,
+            "small": str(self.small),
+            "large": str(self.large),
             "n_latents": len(frame),
             "n_targets": self.n_targets,
             "sign_agreement": float(agreement.mean()),
@@ -700,7 +693,7 @@ def ce_insertion(
             for changes, n in zip(by_latent, n_active, strict=True)
         ],
     )
-    return CEInsertion(small.name, large.name, frame, n_targets)
+    return CEInsertion(small.identity, large.identity, frame, n_targets)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -14,18 +14,20 @@ from torch import Tensor
 
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.identity import Identity
+from saekit.results import Result
 
 CHUNK_ELEMENTS = 1 << 25  # cosines held at once: 128 MB
 
 
-@dataclass(frozen=True, eq=False)
-class BestMatches:
+@dataclass(frozen=True, eq=False, repr=False)
+class BestMatches(Result):
     """The most similar latent of a small dictionary for every latent of a large one.
 
     Attributes
     ----------
-    large, small : str
-        Names of the dictionaries.
+    small, large : Identity
+        The dictionaries.
     cosine : Tensor
         Greatest cosine of each large latent's decoder direction, `[large.width]`.
     index : Tensor
@@ -38,8 +40,8 @@ class BestMatches:
         small width.
     """
 
-    large: str
-    small: str
+    small: Identity
+    large: Identity
     cosine: Tensor
     index: Tensor
     same_index_share: float
@@ -58,11 +60,11 @@ class BestMatches:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`large`, `small`, `median_cosine`, `mean_cosine`, `same_index_share`, `chance`."""
+        """`small`, `large`, `median_cosine`, `mean_cosine`, `same_index_share`, `chance`."""
         cosine = self.cosine.double()
         return {
-            "large": self.large,
-            "small": self.small,
+            "small": str(self.small),
+            "large": str(self.large),
             "median_cosine": float(cosine.quantile(0.5)),
             "mean_cosine": float(cosine.mean()),
             "same_index_share": self.same_index_share,
@@ -99,8 +101,8 @@ def best_matches(large: Dictionary, small: Dictionary, *, chunk: int | None = No
     common = min(large.width, small.width)
     same = index[:common] == torch.arange(common, device=index.device)
     return BestMatches(
-        large=large.name,
-        small=small.name,
+        small=small.identity,
+        large=large.identity,
         cosine=cosine[:, 0],
         index=index,
         same_index_share=float(same.double().mean()),
@@ -179,8 +181,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return top, indices.gather(1, order)
 
 
-@dataclass(frozen=True, eq=False)
-class FamilySimilarity:
+@dataclass(frozen=True, eq=False, repr=False)
+class FamilySimilarity(Result):
     """Best matches over a family's neighbouring widths, beside their seed nulls.
 
     Attributes

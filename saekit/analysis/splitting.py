@@ -14,21 +14,21 @@ import torch
 from saekit.analysis.similarity import best_matches
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.identity import Identity
+from saekit.results import Result
 
 IDENTICAL = 0.9  # cosine from which an only child that is a mutual best match counts as the same latent
 STATUSES = ("split", "identical", "refined", "lost")
 
 
-@dataclass(frozen=True, eq=False)
-class Splitting:
+@dataclass(frozen=True, eq=False, repr=False)
+class Splitting(Result):
     """What becomes of a small dictionary's latents in a larger one.
 
     Attributes
     ----------
-    small, large : str
-        Names of the dictionaries.
-    small_width, large_width : int
-        Their widths.
+    small, large : Identity
+        The dictionaries.
     theta : float
         Cosine from which a small latent counts as a parent.
     frame : DataFrame
@@ -40,10 +40,8 @@ class Splitting:
         `"lost"`), `children`, `best_match` (in the large dictionary), `cosine` (with it).
     """
 
-    small: str
-    large: str
-    small_width: int
-    large_width: int
+    small: Identity
+    large: Identity
     theta: float
     frame: pd.DataFrame
     frame_small: pd.DataFrame
@@ -78,13 +76,13 @@ class Splitting:
         novel = int(self.frame["novel"].sum())
         children = self.frame_small.loc[status == "split", "children"]
         return {
-            "small": self.small,
-            "large": self.large,
+            "small": str(self.small),
+            "large": str(self.large),
             "theta": self.theta,
             **{f"n_{name}": count for name, count in counts.items()},
             "n_novel": novel,
-            **{f"share_{name}": count / self.small_width for name, count in counts.items()},
-            "share_novel": novel / self.large_width,
+            **{f"share_{name}": count / self.small.width for name, count in counts.items()},
+            "share_novel": novel / self.large.width,
             "mean_children": float(children.mean()) if len(children) else 0.0,
             "max_children": int(self.frame_small["children"].max()),
         }
@@ -128,10 +126,8 @@ def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.
         [children >= 2, (children == 1) & has_same, children == 1], STATUSES[:3], default=STATUSES[3]
     )
     return Splitting(
-        small=small.name,
-        large=large.name,
-        small_width=small.width,
-        large_width=large.width,
+        small=small.identity,
+        large=large.identity,
         theta=theta,
         frame=pd.DataFrame(
             {
@@ -155,8 +151,8 @@ def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.
     )
 
 
-@dataclass(frozen=True, eq=False)
-class SplittingTree:
+@dataclass(frozen=True, eq=False, repr=False)
+class SplittingTree(Result):
     """How the latents of a family descend from each other, width by width.
 
     Attributes

@@ -19,13 +19,16 @@ from saekit.figures import (
     KIND_COLOURS,
     KIND_NAMES,
 )
+from saekit.identity import Identity
 
 if TYPE_CHECKING:
     from saekit.analysis.novelty import CEInsertion, GroupInsertion, Insertion
 
 
-def identity(name: str) -> dict[str, Any]:
+def identity(name: str | Identity) -> dict[str, Any]:
     """Kind, width and seed out of `Dictionary.name`."""
+    if isinstance(name, Identity):
+        return {"kind": name.kind, "width": name.width, "seed": name.seed or 0}
     match = re.fullmatch(r"(\S+) (\d+)(?: \(seed (\d+)\))?", name)
     if match is None:
         raise ValueError(f'A dictionary is named like "relu 1152 (seed 0)", found {name!r}.')

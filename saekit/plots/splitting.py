@@ -128,13 +128,13 @@ def splitting_flow(tree: SplittingTree) -> Plot:
         if (seeds := tree.nulls[width]) is not None:
             comparisons.append((f"{width}, other seed", True, seeds))
         if width in tree.pairs:
-            comparisons.append((f"{width} → {tree.pairs[width].large_width}", False, tree.pairs[width]))
+            comparisons.append((f"{width} → {tree.pairs[width].large.width}", False, tree.pairs[width]))
     rows = []
     for name, null, result in comparisons:
         shares = {status: result.summary[f"share_{status}"] for status in STATUSES}
         novel = result.summary["share_novel"]
         for side, part in (("small", shares), ("large", {"with parent": 1 - novel, "novel": novel})):
-            width = result.small_width if side == "small" else result.large_width
+            width = result.small.width if side == "small" else result.large.width
             for status, share in part.items():
                 rows.append(
                     {

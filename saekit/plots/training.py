@@ -169,7 +169,7 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
     """
     if not evaluations:
         raise ValueError("The frontier needs at least one evaluation, found none.")
-    data = pd.DataFrame([{**identity(e.name), **e.summary} for e in evaluations])
+    data = pd.DataFrame([{**identity(e.dictionary), **e.summary} for e in evaluations])
     data = data[["dictionary", "kind", "width", "seed", "fvu", "l0"]].sort_values(["width", "seed"])
     columns = {"fvu": "FVU", "l0": "L0"}
     if ce is not None:
@@ -437,8 +437,8 @@ def density_histogram(evaluations: Sequence[Evaluation]) -> Plot:
         parts.append(
             pd.DataFrame(
                 {
-                    "dictionary": evaluation.name,
-                    **identity(evaluation.name),
+                    "dictionary": str(evaluation.dictionary),
+                    **identity(evaluation.dictionary),
                     "log10_density_from": edges[:-1],
                     "log10_density_to": edges[1:],
                     "share": counts / len(evaluation.density),
@@ -470,7 +470,7 @@ def density_histogram(evaluations: Sequence[Evaluation]) -> Plot:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylabel("share of latents")
         figure.legend(loc="outside right center")
-    dead = "; ".join(f"{e.name} {percent(e.dead_fraction)}" for e in evaluations)
+    dead = "; ".join(f"{e.dictionary} {percent(e.dead_fraction)}" for e in evaluations)
     return Plot(
         figure,
         data,

@@ -204,7 +204,7 @@ class NoveltyExplorer(Explorer):
     def _header(self) -> str:
         frame = self._frame
         return (
-            f"<h3>{html.escape(self.insertion.large)} into {html.escape(self.insertion.small)}</h3>"
+            f"<h3>{html.escape(str(self.insertion.large))} into {html.escape(str(self.insertion.small))}</h3>"
             f"<p>Each of {len(self._alive):,} latents inserted alone, on {self.insertion.n_tokens:,} tokens "
             f"<small>(left out: dead latents {int(frame['dead'].sum()):,}, "
             f"positions {self.insertion.n_excluded:,})</small>. "
@@ -269,7 +269,9 @@ class NoveltyExplorer(Explorer):
             rows = [(*row, "–") for row in rows]
         seeds = "no second seed to compare"
         if self.null is not None:
-            seeds = f"other seed: {html.escape(self.null.large)} into {html.escape(self.null.small)}"
+            seeds = (
+                f"other seed: {html.escape(str(self.null.large))} into {html.escape(str(self.null.small))}"
+            )
         return (
             html.table(("", *names), rows, numeric=(1, 2), caption="How well θ predicts")
             + f"<p><small>{seeds}</small></p>"
@@ -279,7 +281,7 @@ class NoveltyExplorer(Explorer):
         latent = self.state.latent
         row = self._frame.iloc[latent]
         words = html.chips(self.evidence.words(latent, 5))
-        parts = [f"<h4>Latent {latent} of {html.escape(self.insertion.large)} {words}</h4>"]
+        parts = [f"<h4>Latent {latent} of {html.escape(str(self.insertion.large))} {words}</h4>"]
         match = int(row["best_match"])
         if row["dead"]:
             parts.append(f"<p>Dead, so not part of the partition. Best cosine {row['best_cosine']:.2f}.</p>")
@@ -294,7 +296,7 @@ class NoveltyExplorer(Explorer):
         if self.small_evidence is not None:
             small = html.chips(self.small_evidence.words(match, 5))
             parts.append(
-                f"<h4>Its best match: latent {match} of {html.escape(self.insertion.small)} {small}</h4>"
+                f"<h4>Its best match: latent {match} of {html.escape(str(self.insertion.small))} {small}</h4>"
             )
             parts.append(self.small_evidence.facts(match))
             parts.append(self.small_evidence.contexts_table(match, max(3, n // 2)))

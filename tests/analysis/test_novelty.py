@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,9 +241,27 @@ def test_single_changes_add_up_for_latents_that_never_meet(small) -> None:
     assert frame.loc["all", "additivity"] == pytest.approx(1, rel=1e-5)
 
 
+def twins(width: int) -> tuple[Dictionary, Dictionary]:
+    """Two SAEs of one kind and width from different layers, without seeds: they share their name."""
+    first, second = (
+        replace(make(D_IN, width, seed=seed), info={"kind": "relu", "hook_point": f"blocks.{seed}.hook"})
+        for seed in (1, 2)
+    )
+    assert first.name == second.name
+    return first, second
+
+
 def test_an_insertion_of_other_dictionaries_is_refused(small, large, result) -> None:
-    with pytest.raises(ValueError, match=r"compared relu 30 \(seed 1\), but found relu 30 \(seed 3\)"):
+    with pytest.raises(ValueError, match=r"was relu 30 \(seed 1\) .*but relu 30 \(seed 3\) .*was given"):
         group_insertion(make(D_IN, 30, seed=3), large, result, activations())
+    (first, second), (wide, wider) = twins(20), twins(40)
+    of_first = insertion(first, wide, activations())
+    with pytest.raises(ValueError, match=r"small was relu 20 at blocks\.1\.hook .*blocks\.2\.hook"):
+        group_insertion(second, wide, of_first, activations())
+    with pytest.raises(ValueError, match=r"large was relu 40 at blocks\.1\.hook .*blocks\.2\.hook"):
+        group_insertion(first, wider, of_first, activations())
+    again = replace(first, W_dec=first.W_dec.clone())  # another object of the same content
+    assert group_insertion(again, wide, of_first, activations()).small == of_first.small
 
 
 # ---------------------------------------------------------------------- cross-entropy

@@ -91,7 +91,7 @@ def logs():
 
 
 def ce_degradation():
-    names = [e.name for e in results().evaluations]
+    names = [str(e.dictionary) for e in results().evaluations]
     frame = pd.DataFrame({"dictionary": names, "ce_degradation": np.linspace(0.4, 0.2, len(names))})
     return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10)
 
@@ -273,7 +273,7 @@ def test_frontier_draws_every_dictionary_once():
         assert sorted(drawn) == sorted(expected)
         open_markers = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
         assert sum(len(line.get_xdata()) for line in open_markers) == 1  # the second seed of width 24
-    by_name = {e.name: e.fvu for e in results().evaluations}
+    by_name = {str(e.dictionary): e.fvu for e in results().evaluations}
     assert dict(zip(found.data["dictionary"], found.data["fvu"], strict=True)) == by_name
     ends = by_name["relu 12 (seed 0)"], by_name["relu 48 (seed 0)"]
     assert f"ReLU {ends[0]:.3f} to {ends[1]:.3f}" in found.caption
@@ -329,7 +329,7 @@ def test_density_histogram_counts_all_latents():
     found = plot("density_histogram")
     steps = [patch for axes in found.figure.axes for patch in axes.findobj(StepPatch)]
     for step, evaluation in zip(steps, results().evaluations, strict=True):
-        part = found.data[found.data["dictionary"] == evaluation.name]
+        part = found.data[found.data["dictionary"] == str(evaluation.dictionary)]
         np.testing.assert_array_equal(step.get_data().values, part["share"])
         assert part["share"].sum() + evaluation.dead_fraction == pytest.approx(1, abs=1e-12)
         assert evaluation.dead_fraction > 0

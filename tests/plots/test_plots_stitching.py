@@ -130,7 +130,9 @@ def test_chain_goes_through_the_trained_dictionaries():
     trained = found.data[found.data["series"] == "trained"]
     assert list(trained["width"]) == results().family.widths
     by_width = {
-        len(e.density): e for e in results().evaluations if e.name.startswith("relu") and "seed 0" in e.name
+        len(e.density): e
+        for e in results().evaluations
+        if (e.dictionary.kind, e.dictionary.seed) == ("relu", 0)
     }
     for row in trained.itertuples():
         assert row.fvu == pytest.approx(by_width[row.width].fvu, rel=1e-5)

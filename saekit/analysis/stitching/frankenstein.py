@@ -14,10 +14,11 @@ from saekit.analysis.stitching.path import matched_l0
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import evaluate
+from saekit.results import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Frankenstein:
+@dataclass(frozen=True, eq=False, repr=False)
+class Frankenstein(Result):
     """A dictionary gathered over the widths of a family, beside the trained ones.
 
     Attributes

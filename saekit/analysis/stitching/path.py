@@ -29,6 +29,7 @@ from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import Moments, ce_degradation, fvu
+from saekit.results import Result
 from saekit.sparse import SparseLatents
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ def _similar_pairs(
 # ---------------------------------------------------------------------- the curve
 
 
-@dataclass(frozen=True, eq=False)
-class Stitching:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stitching(Result):
     """A path from a small dictionary to a large one.
 
     Attributes
@@ -486,11 +487,8 @@ def _statistics(
 ) -> PairStatistics:
     if not isinstance(activations, PairStatistics):
         return pair_statistics(small, large, activations)
-    if activations.small is not small or activations.large is not large:
-        raise ValueError(
-            f"The statistics are of {activations.small.name} and {activations.large.name}, "
-            f"not of {small.name} and {large.name}."
-        )
+    activations.small.identity.require(small.identity, "The statistics' small dictionary")
+    activations.large.identity.require(large.identity, "The statistics' large dictionary")
     return activations
 
 
@@ -810,8 +808,8 @@ def ce_curve(
 # ---------------------------------------------------------------------- a whole family
 
 
-@dataclass(frozen=True, eq=False)
-class StitchingChain:
+@dataclass(frozen=True, eq=False, repr=False)
+class StitchingChain(Result):
     """A whole family stitched together, each width into the next.
 
     Attributes

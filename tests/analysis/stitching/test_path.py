@@ -292,7 +292,7 @@ def test_what_cannot_be_stitched_is_refused(small, large, statistics):
         stitch(small, make(D_IN + 1, 30), activations())
     with pytest.raises(ValueError, match="no activations"):
         stitch(small, large, activations()[:0])
-    with pytest.raises(ValueError, match="statistics are of"):
+    with pytest.raises(ValueError, match="statistics' small dictionary was"):
         stitch(large, small, statistics)
     for option in ("grouping", "order", "lost", "bias"):
         with pytest.raises(ValueError, match=f"{option} must be one of"):
