@@ -39,6 +39,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def writable_folder(folder: str | Path) -> Path:
+    """Make a folder, and try to write in it: called before work whose result is kept there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or nothing can be written in it; the sentence names it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".saekit-", dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"Nothing can be written to the folder {folder} ({error.strerror}): choose another one."
+        ) from error
+    return folder
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_path(path) as temporary:

@@ -67,3 +67,12 @@ def test_hash_tensors_sees_names_shapes_types_and_values():
 def test_home_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SAEKIT_HOME", str(tmp_path))
     assert files.home() == tmp_path
+
+
+def test_a_folder_is_tried_before_the_work(tmp_path):
+    folder = files.writable_folder(tmp_path / "a" / "b")
+    assert list(folder.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match="Nothing can be written to the folder"):
+            files.writable_folder(place)
