@@ -20,7 +20,7 @@ from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity
 from saekit.models import capture, device_of, logits_given
-from saekit.moments import Moments, fvu
+from saekit.moments import Moments, fvu, ratio_of_totals
 from saekit.results import Result
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ class Evaluation(Result):
         Positions evaluated and left out.
     dictionary : Identity
         What was evaluated.
+    reconstruction_bias : float
+        `E[|z|^2] / E[<z, x - b_dec>]` of the latents' contribution `z = x_hat - b_dec`: under 1 if it is too
+        small, so that scaling it up by the inverse lowers the error (shrinkage); 1 if no factor helps
+        (Rajamanoharan et al. 2024, arXiv:2404.16014, there with `x_hat` in place of `z`).
+    row_errors, row_tokens : Tensor
+        Squared error (float64) and tokens (int64) of each row of the store, `[rows]`: the units over
+        which comparisons have error bars. Every activation of a plain tensor is a row.
     """
 
     fvu: float
@@ -54,6 +61,9 @@ class Evaluation(Result):
     n_tokens: int
     n_excluded: int
     dictionary: Identity
+    reconstruction_bias: float
+    row_errors: Tensor
+    row_tokens: Tensor
 
     @property
     def dead_fraction(self) -> float:
@@ -75,6 +85,7 @@ class Evaluation(Result):
             "mse": self.mse,
             "l0": self.l0,
             "dead_fraction": self.dead_fraction,
+            "reconstruction_bias": self.reconstruction_bias,
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
         }
@@ -107,18 +118,32 @@ def evaluate(
         If there are no tokens or `d_in` does not fit.
     """
     moments = Moments(dictionary.d_in)
-    squared_error, active = 0.0, torch.zeros(dictionary.width, dtype=torch.long)
+    active = torch.zeros(dictionary.width, dtype=torch.long)
+    size, along = 0.0, 0.0
+    n_rows, length = (
+        (len(activations), 1)
+        if isinstance(activations, Tensor)
+        else (activations.n_rows, activations.context_length)
+    )
+    row_errors, row_tokens = torch.zeros(n_rows, dtype=torch.float64), torch.zeros(n_rows, dtype=torch.long)
     with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
-        for _, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
+        for positions, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
             latents = dictionary.encode_sparse(x)
-            squared_error += float(
-                (x - dictionary.decode(latents, dictionary.row_scale(x))).double().square().sum()
-            )
+            scale = dictionary.row_scale(x)
+            x_hat = dictionary.decode(latents, scale)
+            empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
+            rows = positions // length
+            row_errors.index_add_(0, rows, (x - x_hat).double().square().sum(1).cpu())
+            row_tokens += torch.bincount(rows, minlength=n_rows)
+            added = (x_hat - empty).double()  # what the latents contribute
+            size += float(added.square().sum())
+            along += float((added * (x - empty).double()).sum())
             active += torch.bincount(latents.indices, minlength=dictionary.width).cpu()
             moments.update(x)
             bar.update(len(x))
     if moments.n == 0:
         raise ValueError("There are no activations to evaluate on: every position is excluded.")
+    squared_error = float(row_errors.sum())
     return Evaluation(
         fvu=fvu(squared_error, moments.total_variance),
         mse=squared_error / moments.n,
@@ -127,6 +152,9 @@ def evaluate(
         n_tokens=moments.n,
         n_excluded=n_excluded(activations),
         dictionary=dictionary.identity,
+        reconstruction_bias=size / along if along else float("nan"),
+        row_errors=row_errors,
+        row_tokens=row_tokens,
     )
 
 
@@ -142,16 +170,22 @@ class CEDegradation(Result):
     Attributes
     ----------
     frame : DataFrame
-        One row a dictionary: `dictionary`, `width`, `ce` (nats a token), `ce_degradation` (with
-        the reconstruction minus without: positive is worse), `loss_recovered_zero` and
-        `loss_recovered_mean` (share of what zero and mean ablation lose), and
-        `ce_degradation_everywhere`, with excluded positions replaced too.
+        One row per dictionary: `dictionary`, `width`, `ce` (nats per token), `ce_degradation` (with
+        the reconstruction minus without: positive is worse) and `ce_degradation_error` (its standard
+        error over rows of tokens), `loss_recovered_zero` and `loss_recovered_mean` (share of what zero
+        and mean ablation lose), and `ce_degradation_everywhere`, with excluded positions replaced too
+        (NaN if that was not run).
     ce_original, ce_zero_ablation, ce_mean_ablation : float
         Cross-entropy of the untouched model and of the two ablations, in nats a token.
     n_targets : int
         Predicted tokens averaged over: those that are not special.
     n_passed_through : int
         Excluded positions, where the original activation stays.
+    row_changes : Tensor
+        Change in cross-entropy summed over the targets of each row of tokens, float64
+        `[dictionaries, rows]`.
+    row_targets : Tensor
+        Targets of each row, int64 `[rows]`.
     """
 
     frame: pd.DataFrame
@@ -160,6 +194,33 @@ class CEDegradation(Result):
     ce_mean_ablation: float
     n_targets: int
     n_passed_through: int
+    row_changes: Tensor
+    row_targets: Tensor
+
+    def compare(self, reference: int = 0) -> pd.DataFrame:
+        """Every dictionary's CE degradation minus the reference's, paired by row of tokens.
+
+        All dictionaries run on the same rows, so the difference between two of them is far more
+        certain than either number alone.
+
+        Parameters
+        ----------
+        reference : int
+            Place of the dictionary to subtract.
+
+        Returns
+        -------
+        DataFrame
+            One row per dictionary: `dictionary`, `difference` (nats per token: positive is worse than
+            the reference) and `difference_error` (its standard error over rows).
+        """
+        found = [
+            ratio_of_totals(row - self.row_changes[reference], self.row_targets) for row in self.row_changes
+        ]
+        difference, error = zip(*found, strict=True)
+        return pd.DataFrame(
+            {"dictionary": self.frame["dictionary"], "difference": difference, "difference_error": error}
+        )
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -180,6 +241,7 @@ def ce_degradation(
     *,
     max_rows: int = 64,
     batch_rows: int = 16,
+    everywhere: bool = True,
     progress: bool = False,
 ) -> CEDegradation:
     """Increase in cross-entropy when activations are replaced by their reconstruction.
@@ -198,7 +260,9 @@ def ce_degradation(
     max_rows : int
         Rows of tokens to run, spread evenly over the store.
     batch_rows : int
-        Rows a forward pass.
+        Rows per forward pass.
+    everywhere : bool
+        Run the model with excluded positions replaced too, which takes as long again.
     progress : bool
         Show a progress bar in forward passes.
 
@@ -229,38 +293,51 @@ def ce_degradation(
         "mean": lambda x: mean.expand_as(x),
         **{str(i): reconstruct(member) for i, member in enumerate(members)},
     }
-    sums = dict.fromkeys([*replacements, *(f"{i} everywhere" for i in range(len(members)))], 0.0)
+    losses: dict[str, list[Tensor]] = {
+        name: [] for name in (*replacements, *(f"{i} everywhere" for i in range(len(members) * everywhere)))
+    }
     rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
     targets, excluded = ~store.special[rows, 1:].to(device), store.excluded[rows].to(device)
-    with torch.no_grad(), tqdm(total=len(sums) * len(rows), disable=not progress, unit="row") as bar:
+    with torch.no_grad(), tqdm(total=len(losses) * len(rows), disable=not progress, unit="row") as bar:
         for part in torch.arange(len(rows)).split(batch_rows):
             tokens, kept = store.tokens[rows[part]].to(device), excluded[part, :, None]
             original = capture(model, tokens, store.hook_point)
             for name, replace in replacements.items():
                 replaced = replace(original.float()).to(original.dtype)
                 given = {name: torch.where(kept, original, replaced)}
-                if name.isdigit():
+                if everywhere and name.isdigit():
                     given[f"{name} everywhere"] = replaced
                 for key, activations in given.items():
                     logits = logits_given(model, tokens, store.hook_point, activations)
                     loss = F.cross_entropy(
                         logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none"
                     )
-                    sums[key] += float(loss[targets[part]].double().sum())
+                    losses[key].append((loss.double() * targets[part]).sum(1).cpu())
                     bar.update(len(part))
-    ce = {name: total / int(targets.sum()) for name, total in sums.items()}
+    by_row = {name: torch.cat(parts) for name, parts in losses.items()}
+    ce = {name: float(row.sum()) / int(targets.sum()) for name, row in by_row.items()}
+    changes = torch.stack([by_row[str(i)] - by_row["original"] for i in range(len(members))])
+    row_targets = targets.sum(1).cpu()
     frame = pd.DataFrame(
         {
             "dictionary": member.name,
             "width": member.width,
             "ce": ce[str(i)],
             "ce_degradation": ce[str(i)] - ce["original"],
+            "ce_degradation_error": ratio_of_totals(changes[i], row_targets)[1],
             "loss_recovered_zero": (ce["zero"] - ce[str(i)]) / (ce["zero"] - ce["original"]),
             "loss_recovered_mean": (ce["mean"] - ce[str(i)]) / (ce["mean"] - ce["original"]),
-            "ce_degradation_everywhere": ce[f"{i} everywhere"] - ce["original"],
+            "ce_degradation_everywhere": ce.get(f"{i} everywhere", float("nan")) - ce["original"],
         }
         for i, member in enumerate(members)
     )
     return CEDegradation(
-        frame, ce["original"], ce["zero"], ce["mean"], int(targets.sum()), int(excluded.sum())
+        frame,
+        ce["original"],
+        ce["zero"],
+        ce["mean"],
+        int(targets.sum()),
+        int(excluded.sum()),
+        changes,
+        row_targets,
     )

@@ -57,3 +57,29 @@ def fvu(squared_error: float, total_variance: float) -> float:
     if not total_variance > 0:
         raise ValueError("FVU is not defined: the activations do not vary.")
     return squared_error / total_variance
+
+
+def ratio_of_totals(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
+    """Sum of numerators over sum of denominators, with its standard error over units drawn at random.
+
+    A unit is what was sampled as a whole, such as a row of tokens: values within it depend on each
+    other, so they count once. Differences are paired by giving the units' differences as numerators.
+
+    Parameters
+    ----------
+    numerators, denominators : Tensor
+        Totals of each unit, such as squared error and squared deviation, or loss and targets, `[units]`.
+
+    Returns
+    -------
+    float, float
+        The ratio, and its standard error to first order (the ratio estimator of survey sampling, Cochran
+        1977, section 6.4); NaN for fewer than two units.
+    """
+    numerators, denominators = numerators.double(), denominators.double()
+    total, n = float(denominators.sum()), len(numerators)
+    ratio = float(numerators.sum()) / total
+    if n < 2:
+        return ratio, float("nan")
+    residual = numerators - ratio * denominators
+    return ratio, float(residual.square().sum() * n / (n - 1)) ** 0.5 / total

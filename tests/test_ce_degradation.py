@@ -1,5 +1,7 @@
 """CE degradation against plain Hugging Face forward passes with hooks of our own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from dictionaries import make
@@ -65,3 +67,31 @@ def test_every_number_equals_plain_forward_passes(model, hf_model, store):
 def test_a_dictionary_of_another_dimension_is_named(model, store):
     with pytest.raises(ValueError, match=r"d_in 12, but the store at blocks\.1\.hook_resid_post has 16"):
         ce_degradation(model, make(d_in=12), store)
+
+
+def test_differences_and_their_errors_are_those_of_single_rows(model, hf_model, store):
+    dictionaries = [make(d_in=16, width=width, seed=width) for width in (12, 30)]
+    result = ce_degradation(model, dictionaries, store, max_rows=store.n_rows, everywhere=False)
+    assert result.frame["ce_degradation_everywhere"].isna().all()
+    sums, targets = [], []
+    for row in range(store.n_rows):
+        one = SimpleNamespace(
+            n_rows=1,
+            context_length=store.context_length,
+            tokens=store.tokens[row : row + 1],
+            excluded=store.excluded[row : row + 1],
+        )
+        means = []
+        for dictionary in dictionaries:
+            mean, n = cross_entropy(hf_model, one, dictionary.reconstruct)
+            means.append(mean)
+        sums.append((means[1] - means[0]) * n)
+        targets.append(n)
+    sums, targets = torch.tensor(sums, dtype=torch.float64), torch.tensor(targets)
+    difference = float(sums.sum() / targets.sum())
+    residual = sums - difference * targets
+    n = store.n_rows
+    error = float((residual.square().sum() * n / (n - 1)).sqrt() / targets.sum())
+    found = result.compare(0).iloc[1]
+    assert found["difference"] == pytest.approx(difference, abs=1e-5)
+    assert found["difference_error"] == pytest.approx(error, rel=1e-2, abs=1e-6)

@@ -77,3 +77,31 @@ def test_activations_that_cannot_be_evaluated(x):
         fvu(1.0, 0.0)
     with pytest.raises(ValueError, match="no activations"):
         evaluate(make(), x[:0])
+
+
+def test_scaling_the_latents_by_the_inverse_bias_lowers_the_error_most():
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2)).double().float() + 1
+    dictionary = make(12, 30)
+    found = evaluate(dictionary, x)
+    z = (dictionary.reconstruct(x) - dictionary.b_dec).double()
+    target = (x - dictionary.b_dec).double()
+    (factor,) = (
+        torch.linalg.lstsq(z.flatten()[:, None], target.flatten()[:, None]).solution.flatten().tolist()
+    )
+    assert 1 / found.reconstruction_bias == pytest.approx(factor, rel=1e-5)
+
+
+def test_a_perfect_reconstruction_at_half_size_has_bias_one_half():
+    rows, zero = torch.eye(8), torch.zeros(8)
+    half = Dictionary(0.5 * rows, zero, rows, zero, zero, info={"kind": "relu", "seed": 0})
+    x = torch.randn(100, 8, generator=torch.Generator().manual_seed(2)).abs()
+    assert evaluate(half, x).reconstruction_bias == pytest.approx(0.5)
+
+
+def test_rows_of_a_tensor_are_its_activations():
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(2))
+    dictionary = make(12, 30)
+    found = evaluate(dictionary, x)
+    expected = (x - dictionary.reconstruct(x)).double().square().sum(1)
+    torch.testing.assert_close(found.row_errors, expected, rtol=1e-5, atol=1e-5)
+    assert (found.row_tokens == 1).all()

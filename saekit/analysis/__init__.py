@@ -48,8 +48,10 @@ from saekit.analysis.similarity import (
     family_similarity,
     nearest,
 )
+from saekit.analysis.specificity import Specificity, measure_specificity
 from saekit.analysis.splitting import Splitting, SplittingTree, measure_splitting, splitting_tree
 from saekit.analysis.stitching.frankenstein import Frankenstein, build_frankenstein
+from saekit.analysis.stitching.groups import DictionaryComparison, compare_dictionaries, insert_latents
 from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
 from saekit.analysis.stitching.overshoot import measure_overshoot
 from saekit.analysis.stitching.path import (
@@ -74,6 +76,7 @@ __all__ = [
     "Context",
     "CosineDistributions",
     "Decomposition",
+    "DictionaryComparison",
     "FamilySimilarity",
     "FamilyUniqueness",
     "Frankenstein",
@@ -93,6 +96,7 @@ __all__ = [
     "Recipe",
     "RelatedLatents",
     "SideBySide",
+    "Specificity",
     "Splitting",
     "SplittingTree",
     "Stitching",
@@ -105,6 +109,7 @@ __all__ = [
     "ce_insertion",
     "collect",
     "compare",
+    "compare_dictionaries",
     "contexts",
     "cosine_distributions",
     "decomposition",
@@ -112,6 +117,7 @@ __all__ = [
     "family_similarity",
     "family_uniqueness",
     "group_insertion",
+    "insert_latents",
     "insertion",
     "label_latents",
     "label_meta_latents",
@@ -121,6 +127,7 @@ __all__ = [
     "matching_pursuit",
     "measure_overshoot",
     "measure_rebuilt_ce",
+    "measure_specificity",
     "measure_splitting",
     "measure_uniqueness",
     "members",

@@ -93,7 +93,7 @@ def logs():
 def ce_degradation():
     names = [str(e.dictionary) for e in results().evaluations]
     frame = pd.DataFrame({"dictionary": names, "ce_degradation": np.linspace(0.4, 0.2, len(names))})
-    return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10)
+    return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10, torch.zeros(len(frame), 1), torch.ones(1))
 
 
 def ce_insertion():
@@ -480,7 +480,18 @@ def test_activation_norms_count_every_position():
 
 
 def dead_evaluation():
-    return Evaluation(1.0, 1.0, 0.0, torch.zeros(5, dtype=torch.float64), 10, 0, "relu 5 (seed 0)")
+    return Evaluation(
+        1.0,
+        1.0,
+        0.0,
+        torch.zeros(5, dtype=torch.float64),
+        10,
+        0,
+        "relu 5 (seed 0)",
+        1.0,
+        torch.ones(1),
+        torch.ones(1),
+    )
 
 
 @pytest.mark.parametrize(

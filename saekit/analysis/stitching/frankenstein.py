@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-import torch
 
 from saekit.activations import ActivationStore
 from saekit.analysis.similarity import best_matches
+from saekit.analysis.stitching.groups import insert_latents
 from saekit.analysis.stitching.path import matched_l0
 from saekit.dictionary import Dictionary
 from saekit.family import Family
@@ -93,7 +93,8 @@ def build_frankenstein(
     n_novel = [gathered[0].width]
     for width in family.widths[1:]:
         novel = (best_matches(family[width], gathered[-1]).cosine < theta).nonzero()[:, 0]
-        gathered.append(_with(gathered[-1], family[width].gather(novel)))
+        together = insert_latents(gathered[-1], family[width].gather(novel))
+        gathered.append(replace(together, info={**together.info, "kind": "frankenstein"}))
         n_novel.append(len(novel))
     target = evaluate(gathered[0], activations).l0
     rows = []
@@ -118,18 +119,3 @@ def build_frankenstein(
                 }
             )
     return Frankenstein(tuple(gathered), theta, pd.DataFrame(rows), found.n_tokens, found.n_excluded)
-
-
-def _with(dictionary: Dictionary, more: Dictionary) -> Dictionary:
-    """The dictionary with more latents, and its own decoder bias."""
-    joined: dict[str, Any] = {
-        name: torch.cat([getattr(dictionary, name), getattr(more, name)])
-        for name in ("b_enc", "W_dec", "threshold")
-    }
-    origin = {name: value for name, value in dictionary.info.items() if name in ("model", "hook_point")}
-    return replace(
-        dictionary,
-        **joined,
-        W_enc=torch.cat([dictionary.W_enc, more.W_enc], dim=1),
-        info={**origin, "kind": "frankenstein"},
-    )

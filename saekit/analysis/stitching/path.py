@@ -789,7 +789,8 @@ def ce_curve(
     Returns
     -------
     DataFrame
-        `step`, `phase`, `width`, `fvu`, `l0`, `ce_degradation` (nats a token), `loss_recovered_zero`.
+        `step`, `phase`, `width`, `fvu`, `l0`, `ce_degradation` (nats per token), `ce_degradation_error` (its
+        standard error over rows), `loss_recovered_zero`.
     """
     if steps is None:
         steps = [0, *stitching.phases["last_step"]]
@@ -798,10 +799,11 @@ def ce_curve(
         [stitching.dictionary(int(step)) for step in steps],
         store,
         max_rows=max_rows,
+        everywhere=False,
         progress=progress,
     )
     frame = stitching.frame.iloc[list(steps)][["step", "phase", "width", "fvu", "l0"]].reset_index(drop=True)
-    columns = ["ce_degradation", "loss_recovered_zero"]
+    columns = ["ce_degradation", "ce_degradation_error", "loss_recovered_zero"]
     return pd.concat([frame, found.frame[columns].reset_index(drop=True)], axis=1)
 
 

@@ -1,0 +1,161 @@
+"""Dictionaries with different groups of latents inserted, matched and compared with error bars over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from saekit.activations import ActivationStore
+from saekit.dictionary import Dictionary
+from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
+from saekit.moments import ratio_of_totals
+from saekit.results import Result
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DictionaryComparison(Result):
+    """Dictionaries measured on the same tokens, so that differences between them have error bars.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What the dictionaries are called here.
+    evaluations : tuple of Evaluation
+        On all tokens of the store.
+    ce : CEDegradation
+        On the rows that the model was run on.
+    """
+
+    names: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    ce: CEDegradation
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per dictionary, by `name`.
+
+        `width`, `l0`, `fvu`, `ce_degradation` (nats per token: positive is worse) and
+        `ce_degradation_error` (its standard error over rows of tokens).
+        """
+        columns = ["width", "ce_degradation", "ce_degradation_error"]
+        frame = self.ce.frame[columns].set_axis(pd.Index(self.names, name="name"))
+        frame.insert(1, "l0", [evaluation.l0 for evaluation in self.evaluations])
+        frame.insert(2, "fvu", [evaluation.fvu for evaluation in self.evaluations])
+        return frame
+
+    def against(self, name: str) -> pd.DataFrame:
+        """Every dictionary minus the one of this name, paired by row of tokens.
+
+        Returns
+        -------
+        DataFrame
+            One row per dictionary, by `name`: `fvu_difference`, `fvu_difference_error`,
+            `ce_difference`, `ce_difference_error`; positive is worse, errors are standard errors.
+
+        Raises
+        ------
+        KeyError
+            If no dictionary has this name.
+        """
+        if name not in self.names:
+            raise KeyError(f"No dictionary is called {name!r} here; there are {', '.join(self.names)}.")
+        place = self.names.index(name)
+        reference = self.evaluations[place]
+        variance = reference.mse / reference.fvu  # of a token
+        differences = [
+            ratio_of_totals(found.row_errors - reference.row_errors, reference.row_tokens)
+            for found in self.evaluations
+        ]
+        frame = pd.DataFrame(differences, columns=["fvu_difference", "fvu_difference_error"]) / variance
+        of_ce = self.ce.compare(place)
+        frame["ce_difference"] = of_ce["difference"]
+        frame["ce_difference_error"] = of_ce["difference_error"]
+        return frame.set_axis(pd.Index(self.names, name="name"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`n_tokens` for L0 and FVU, `n_rows` and `n_targets` for cross-entropy."""
+        return {
+            "n_tokens": self.evaluations[0].n_tokens,
+            "n_rows": len(self.ce.row_targets),
+            "n_targets": self.ce.n_targets,
+        }
+
+
+def compare_dictionaries(
+    model: TransformerBridge,
+    dictionaries: Mapping[str, Dictionary],
+    store: ActivationStore,
+    *,
+    max_rows: int = 64,
+    progress: bool = False,
+) -> DictionaryComparison:
+    """Measure L0, FVU and CE degradation of several dictionaries on the same tokens.
+
+    A comparison says something if the dictionaries are matched: groups of equally many inserted
+    latents (`insert_latents`), or brought to one L0 (`matched_l0`).
+
+    Parameters
+    ----------
+    model : TransformerBridge
+        The language model that the store was harvested from.
+    dictionaries : mapping of str to Dictionary
+        What to compare, by name.
+    store : ActivationStore
+        Held-out tokens.
+    max_rows : int
+        Rows of tokens to run the model on, spread evenly over the store.
+    progress : bool
+        Show progress bars.
+
+    Raises
+    ------
+    ValueError
+        If a dictionary's `d_in` does not fit the store.
+    """
+    members = list(dictionaries.values())
+    ce = ce_degradation(model, members, store, max_rows=max_rows, everywhere=False, progress=progress)
+    evaluations = tuple(evaluate(member, store, progress=progress) for member in members)
+    return DictionaryComparison(tuple(dictionaries), evaluations, ce)
+
+
+def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
+    """The dictionary with the latents of another one added, and its own decoder bias.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        What the latents are inserted into.
+    more : Dictionary
+        Its latents come last; `large.gather(latents)` picks some of a dictionary.
+
+    Raises
+    ------
+    ValueError
+        If latents of either depend on each other, or `d_in` differs.
+    """
+    for part in (dictionary, more):
+        part.require_independent("Inserting latents")
+    if dictionary.d_in != more.d_in:
+        raise ValueError(
+            f"Latents can be inserted into a dictionary of their own d_in: {dictionary.name} has "
+            f"{dictionary.d_in}, {more.name} has {more.d_in}."
+        )
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(dictionary, name), getattr(more, name)])
+        for name in ("b_enc", "W_dec", "threshold")
+    }
+    origin = {name: value for name, value in dictionary.info.items() if name in ("model", "hook_point")}
+    return replace(
+        dictionary,
+        **joined,
+        W_enc=torch.cat([dictionary.W_enc, more.W_enc], dim=1),
+        info={**origin, "kind": "stitched"},
+    )

@@ -1,0 +1,65 @@
+"""Groups of inserted latents, and comparisons with error bars over rows."""
+
+import numpy as np
+import pytest
+import torch
+from dictionaries import make
+
+from saekit.analysis.stitching.groups import compare_dictionaries, insert_latents
+from saekit.metrics import ce_degradation, evaluate
+
+
+def test_inserted_latents_add_their_contribution():
+    small, large = make(12, 20, seed=0), make(12, 50, seed=1)
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)) + 1
+    chosen = [3, 40, 7]
+    found = insert_latents(small, large.gather(chosen))
+    contribution = large.encode(x)[:, chosen] @ large.W_dec[chosen]
+    torch.testing.assert_close(
+        found.reconstruct(x), small.reconstruct(x) + contribution, rtol=1e-5, atol=1e-5
+    )
+    assert found.width == 23
+    assert torch.equal(found.b_dec, small.b_dec)
+
+
+def test_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match="d_in"):
+        insert_latents(make(12, 20), make(16, 20))
+
+
+def test_differences_are_paired_by_row(model, store):
+    dictionaries = {"a": make(d_in=16, width=12, seed=0), "b": make(d_in=16, width=30, seed=1)}
+    result = compare_dictionaries(model, dictionaries, store, max_rows=store.n_rows)
+    found = result.against("a")
+
+    # FVU, from squared errors token by token
+    x = store.read(store.positions)
+    row = (store.positions // store.context_length).numpy()
+    errors = {
+        name: (x - d.reconstruct(x)).double().square().sum(1).numpy() for name, d in dictionaries.items()
+    }
+    variance = float((x.double() - x.double().mean(0)).square().sum())
+    change = (errors["b"].sum() - errors["a"].sum()) / variance
+    assert found.loc["b", "fvu_difference"] == pytest.approx(change, rel=1e-5)
+    rows = np.unique(row)
+    sums = np.array([(errors["b"] - errors["a"])[row == r].sum() for r in rows])
+    counts = np.array([(row == r).sum() for r in rows])
+    n = store.n_rows  # a row without used positions has nothing to differ by
+    residual = sums - sums.sum() / counts.sum() * counts
+    error = np.sqrt((residual**2).sum() * n / (n - 1)) / variance
+    assert found.loc["b", "fvu_difference_error"] == pytest.approx(error, rel=1e-4)
+
+    # cross-entropy, one dictionary at a time
+    alone = {name: ce_degradation(model, d, store, max_rows=store.n_rows) for name, d in dictionaries.items()}
+    change = alone["b"].frame["ce"][0] - alone["a"].frame["ce"][0]
+    assert found.loc["b", "ce_difference"] == pytest.approx(change, abs=1e-9)
+    assert (found.loc["a"] == 0).all()
+    for name, d in dictionaries.items():
+        expected = evaluate(d, store)
+        assert result.frame.loc[name, ["width", "l0", "fvu"]].tolist() == [d.width, expected.l0, expected.fvu]
+
+
+def test_an_unknown_reference_is_named(model, store):
+    result = compare_dictionaries(model, {"a": make(d_in=16)}, store, max_rows=2)
+    with pytest.raises(KeyError, match="No dictionary is called 'c'"):
+        result.against("c")
