@@ -53,6 +53,24 @@ def page(*parts: str) -> str:
     return f'{STYLE}<div class="saekit">{"".join(parts)}</div>'
 
 
+# JupyterLab leaves a bare sentence where the live widget of a notebook that was opened again would be.
+_NO_MODEL = """<style>
+.jp-OutputArea-child:has(.saekit-static)
+  + .jp-OutputArea-child:has(> .jupyter-widgets):not(:has(> .jupyter-widgets > *)) { display: none; }
+</style>"""
+
+
+def static(page: str, model_id: str) -> str:
+    """The static form beside a live widget, which hides it as long as it is there (`hide_static`)."""
+    return f'<div class="saekit-static saekit-static-{model_id}">{_NO_MODEL}{page}</div>'
+
+
+def hide_static(model_id: str) -> str:
+    """The style by which a live widget hides its static form."""
+    form = f".saekit-static-{model_id}"
+    return f"<style>{form}, .jp-OutputArea-child:has({form}) {{ display: none !important; }}</style>"
+
+
 def panel(*parts: str) -> str:
     """Put the parts inside one element; the style must be on the page already."""
     return f'<div class="saekit">{"".join(parts)}</div>'

@@ -12,7 +12,7 @@ def shown(explorer):
         if isinstance(getattr(part, "value", None), str):
             yield part.value
 
-    return "\n".join(texts(explorer))
+    return "\n".join(texts(explorer.view))
 
 
 def live_widgets():

@@ -1,4 +1,4 @@
-"""What the explorers share: a state, views of it, and errors that are seen."""
+"""The base of the explorers: a state, its widgets, their life in a notebook, and visible errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import traitlets
+from IPython import get_ipython
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import display
 from ipywidgets import widgets
 
 from saekit import html
@@ -83,11 +87,15 @@ class LatentState(State):
             self.latent = self._follow(change["old"], self.latent, change["new"])
 
 
-class Explorer(widgets.VBox):
-    """A state and the widgets that show it.
+class Explorer:
+    """A state and, from the first display on, the widgets that show it.
 
     Subclasses make all their widgets once, in `_build`; a change of the state updates their
-    values in place (`_render`). What a control does is to set the state.
+    values in place (`_render`). A control does nothing but set the state.
+
+    An explorer that is not displayed has no widgets and is freed like any other object. One that is
+    displayed lives until its last cell runs again: its widgets are then closed, and IPython's history
+    of outputs no longer holds it.
 
     Attributes
     ----------
@@ -98,16 +106,25 @@ class Explorer(widgets.VBox):
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self._view: widgets.VBox | None = None
+        self._cells: set[str] = set()  # the cells that display it
         self._rendering, self._shown = False, ""
-        self._alert = widgets.HTML()
-        self._code = widgets.HTML()
-        style = widgets.HTML(html.STYLE, layout={"display": "none"})
-        self._panels: list[widgets.HTML] = []
-        super().__init__([style, self._alert, *self._build(), self._code])
-        self.add_class("saekit")
-        self.layout.padding = "8px"
         state.observe(self._changed)
-        self._changed()
+
+    @property
+    def view(self) -> widgets.VBox:
+        """The live widget, made when it is first asked for and again after `close`."""
+        if self._view is None:
+            self._rendering, self._shown = False, ""
+            self._alert, self._code = widgets.HTML(), widgets.HTML()
+            self._panels: list[widgets.HTML] = []
+            style = widgets.HTML(layout={"display": "none"})
+            self._view = widgets.VBox([style, self._alert, *self._build(), self._code])
+            self._view.add_class("saekit")
+            self._view.layout.padding = "8px"
+            style.value = html.STYLE + html.hide_static(self._view.model_id)
+            self._changed()
+        return self._view
 
     # ------------------------------------------------------------------ for subclasses
 
@@ -192,7 +209,7 @@ class Explorer(widgets.VBox):
     @guard
     def _changed(self, _change: Any = None) -> None:
         selection = self.code()
-        if self._rendering or selection == self._shown:
+        if self._view is None or self._rendering or selection == self._shown:
             return
         try:
             with self._quiet():
@@ -257,18 +274,33 @@ class Explorer(widgets.VBox):
         """Render the present selection as one self-contained HTML string: no script, no network."""
         return html.page(*self._parts(), self._selection_line())
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        """Offer the live widget beside its static form; only the latter with `SAEKIT_STATIC=1`."""
-        live = {} if os.environ.get("SAEKIT_STATIC") == "1" else super()._repr_mimebundle_(**kwargs)
-        return {**live, "text/plain": repr(self), "text/html": self.static()}
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The static form, where there is no IPython to display the live one."""
+        return {"text/plain": repr(self), "text/html": self.static()}
+
+    def _ipython_display_(self) -> None:
+        """Display the static form and, unless `SAEKIT_STATIC=1`, the live widget.
+
+        They are two outputs, since a front end shows only one form of an output: a notebook that is
+        opened again without the kernel still has the static one, which the live one hides.
+        """
+        if os.environ.get("SAEKIT_STATIC") == "1":
+            display(self._repr_mimebundle_(), raw=True)
+            return
+        close_earlier(self)
+        view, plain = self.view, {"text/plain": repr(self)}
+        display(plain | {"text/html": html.static(self.static(), view.model_id)}, raw=True)
+        display(view._repr_mimebundle_() | plain, raw=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}: {self.code()}"
 
     def close(self) -> None:
-        """Close the explorer and every widget it made."""
-        _close_parts(self)
-        super().close()
+        """Close every widget; the explorer itself remains, and can be displayed again."""
+        if self._view is not None:
+            _close_parts(self._view)
+            self._view.close()
+            self._view = None
 
 
 def _close_parts(widget: widgets.Widget) -> None:
@@ -279,3 +311,48 @@ def _close_parts(widget: widgets.Widget) -> None:
     for part in ("layout", "style"):
         if isinstance(getattr(widget, part, None), widgets.Widget):
             getattr(widget, part).close()
+
+
+# ---------------------------------------------------------------------- the life of a displayed explorer
+
+# By cell: the message that ran it last, and the explorers that it displayed.
+_displayed: dict[str, tuple[str, WeakSet[Explorer]]] = {}
+
+
+def close_earlier(explorer: Explorer) -> None:
+    """Close what earlier runs of the running cell displayed, since their outputs are gone.
+
+    Front ends name the cell in their messages. Where one does not, nothing is closed.
+    """
+    shell = get_ipython()
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = message.get("metadata", {}).get("cellId")
+    if shell is None or cell is None:
+        return
+    run = message["header"]["msg_id"]
+    last, earlier = _displayed.get(cell, ("", WeakSet()))
+    if last != run:
+        for old in earlier:
+            old._cells.discard(cell)
+            if not old._cells and old is not explorer:
+                old.close()
+                _forget(shell, old)
+        _displayed[cell] = run, WeakSet()
+    _displayed[cell][1].add(explorer)
+    explorer._cells.add(cell)
+
+
+def _forget(shell: InteractiveShell, explorer: Explorer) -> None:
+    """Take an explorer out of IPython's history of outputs, which would keep it and its activations."""
+    names = {f"_{number}" for number, output in shell.user_ns["_oh"].items() if output is explorer}
+    for namespace in (shell.user_ns, shell.user_ns_hidden):
+        for name in names:
+            namespace.pop(name, None)
+        for name in ("_", "__", "___"):
+            if namespace.get(name) is explorer:
+                namespace[name] = None
+    for name in names:
+        del shell.user_ns["_oh"][int(name[1:])]
+    for name in ("_", "__", "___"):
+        if getattr(shell.displayhook, name) is explorer:
+            setattr(shell.displayhook, name, None)

@@ -1,9 +1,17 @@
 """The explorers without a browser: what they show follows their state, and nothing else."""
 
+import ast
+import gc
+import os
 import re
+import weakref
+from pathlib import Path
 
 import pytest
 import traitlets
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from jupyter_client import KernelManager
 from widget_checks import live_widgets, shown
 
 from saekit.widgets import LatentExplorer, NoveltyExplorer, SplittingExplorer
@@ -128,13 +136,37 @@ def test_static_form_is_self_contained_and_deterministic(explorer):
     assert "@import" not in first
 
 
-def test_the_mimebundle_has_a_static_form_and_can_be_only_that(explorer, monkeypatch):
-    live = explorer._repr_mimebundle_()
-    live = live[0] if isinstance(live, tuple) else live
-    assert live["text/html"] == explorer.static()
-    assert "application/vnd.jupyter.widget-view+json" in live
+def displayed(explorer):
+    """The outputs that a notebook would get."""
+    with capture_output() as captured:
+        explorer._ipython_display_()
+    return [output.data for output in captured.outputs]
+
+
+@pytest.fixture
+def shell():
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()
+
+
+def test_the_static_form_is_an_output_of_its_own(shell, explorer, monkeypatch):
+    """So that it is still there where the live widget's model is not found."""
+    static, live = displayed(explorer)
+    assert explorer.static() in static["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" not in static
+    assert live["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.view.model_id
+    assert "text/html" not in live
+    # The live widget hides the static form beside it, and none else.
+    assert f"saekit-static-{explorer.view.model_id}" in static["text/html"]
+    assert f".saekit-static-{explorer.view.model_id}, " in explorer.view.children[0].value
+
+
+def test_only_the_static_form_is_displayed_if_that_is_asked_for(shell, explorer, monkeypatch):
     monkeypatch.setenv("SAEKIT_STATIC", "1")
-    assert set(explorer._repr_mimebundle_()) == {"text/html", "text/plain"}
+    before = live_widgets()
+    (output,) = displayed(explorer)
+    assert output == {"text/html": explorer.static(), "text/plain": repr(explorer)}
+    assert live_widgets() == before
 
 
 def test_the_code_line_brings_back_the_selection(world, latent_explorer, novelty_explorer):
@@ -151,6 +183,8 @@ def test_the_code_line_brings_back_the_selection(world, latent_explorer, novelty
 
 
 def test_a_hundred_updates_make_no_new_widgets(world, latent_explorer, novelty_explorer):
+    assert latent_explorer.view
+    assert novelty_explorer.view
     before = live_widgets()
     for i in range(100):
         latent_explorer.show(width=(8, 24, 48)[i % 3], latent=i % 8)
@@ -158,12 +192,109 @@ def test_a_hundred_updates_make_no_new_widgets(world, latent_explorer, novelty_e
     assert live_widgets() == before
 
 
-def test_closing_leaves_nothing(world):
+def test_closing_leaves_nothing_and_displaying_again_makes_it_anew(world):
     before = live_widgets()
-    explorer = LatentExplorer(world.family, world.evidence)
+    explorer = LatentExplorer(world.family, world.evidence, width=24, latent=2)
+    assert live_widgets() == before, "nothing is displayed yet"
+    text = shown(explorer)
     assert live_widgets() > before
     explorer.close()
     assert live_widgets() == before
+    explorer.state.latent = 10
+    assert "river" in shown(explorer)
+    explorer.state.latent = 2
+    assert shown(explorer).count("queen") == text.count("queen")
+
+
+def test_an_explorer_that_is_not_displayed_is_freed(world):
+    explorer = weakref.ref(LatentExplorer(world.family, world.evidence))
+    gc.collect()
+    assert explorer() is None
+
+
+RERUN = """
+import gc, sys
+sys.path[:0] = {paths!r}
+from ipywidgets.widgets import widget
+from toy_world import make_world
+from saekit.widgets import LatentExplorer, NoveltyExplorer
+world = make_world()
+
+def alive():
+    gc.collect()
+    explorers = sum(isinstance(thing, (LatentExplorer, NoveltyExplorer)) for thing in gc.get_objects())
+    return explorers, len(widget._instances)
+"""
+LATENT, NOVELTY = (
+    "LatentExplorer(world.family, world.evidence)",
+    "NoveltyExplorer(world.insertion, world.evidence[48])",
+)
+
+
+class Kernel:
+    """A real kernel that runs cells by their names, as JupyterLab does."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def run(self, cell, code, **asked):
+        content = {"code": code, "silent": False, "store_history": True, "user_expressions": asked}
+        content |= {"allow_stdin": False, "stop_on_error": True}
+        message = self.client.session.msg("execute_request", content, metadata={"cellId": cell})
+        self.client.shell_channel.send(message)
+        while True:
+            reply = self.client.get_shell_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                assert reply["content"]["status"] == "ok", reply["content"]
+                return {
+                    name: value["data"]["text/plain"]
+                    for name, value in reply["content"]["user_expressions"].items()
+                }
+
+    def alive(self):
+        return ast.literal_eval(self.run("count", "", alive="alive()")["alive"])
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    manager = KernelManager()
+    manager.start_kernel(env=os.environ | {"SAEKIT_STATIC": ""})
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        tests = Path(__file__).resolve().parents[1]
+        running = Kernel(client)
+        running.run("setup", RERUN.format(paths=[str(tests), str(tests.parent)]))
+        yield running
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_running_a_cell_again_frees_what_it_displayed(kernel):
+    kernel.run("first", LATENT)
+    kernel.run("second", f"novelty = {NOVELTY}\nnovelty")
+    once = kernel.alive()
+    assert once[0] == 2
+    for _ in range(50):
+        kernel.run("first", LATENT)
+        kernel.run("second", f"novelty = {NOVELTY}\nnovelty")
+    assert kernel.alive() == once
+
+
+def test_an_explorer_of_the_users_own_survives(kernel):
+    """Displayed in two cells, of which one runs again; and again after its last cell showed another one."""
+    kernel.run("make", f"mine = {LATENT}")
+    kernel.run("a", "mine")
+    kernel.run("b", "display(mine)")
+    kernel.run("a", LATENT)
+    assert kernel.run("count", "", open="mine._view is not None")["open"] == "True"
+    kernel.run("b", LATENT)
+    assert kernel.run("count", "", open="mine._view is not None")["open"] == "False"
+    kernel.run("b", "mine")
+    assert kernel.run("count", "", shown="'queen' in mine.view.children[3].value or mine.code()")["shown"]
+    assert kernel.run("count", "", open="mine._view is not None")["open"] == "True"
 
 
 def test_states_that_do_not_exist_are_refused(latent_explorer, novelty_explorer):
@@ -183,6 +314,7 @@ def test_states_that_do_not_exist_are_refused(latent_explorer, novelty_explorer)
 def test_an_error_is_shown_and_leaves_no_stale_panel(world, latent_explorer, monkeypatch):
     latent_explorer.state.latent = 2
     monkeypatch.setenv("SAEKIT_STRICT", "0")
+    assert "queen" in shown(latent_explorer)
 
     def broken(*args, **kwargs):
         raise RuntimeError("the <evidence> broke")
@@ -201,6 +333,7 @@ def test_an_error_is_shown_and_leaves_no_stale_panel(world, latent_explorer, mon
 
 
 def test_errors_are_raised_in_strict_mode(latent_explorer, monkeypatch):
+    assert latent_explorer.view
     monkeypatch.setattr(
         type(latent_explorer.evidence[24]),
         "contexts_table",

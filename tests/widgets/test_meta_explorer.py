@@ -49,7 +49,9 @@ def head(world):
 
 @pytest.fixture
 def explorer(world, meta, head):
-    return MetaExplorer(meta, world.evidence, head, labels=make_labels(meta), width=24, latent=1)
+    explorer = MetaExplorer(meta, world.evidence, head, labels=make_labels(meta), width=24, latent=1)
+    assert explorer.view
+    return explorer
 
 
 def dense(meta, width, latent):

@@ -23,7 +23,9 @@ def stitching(world):
 
 @pytest.fixture
 def explorer(world, stitching):
-    return StitchingExplorer(stitching, world.evidence[24], world.evidence[48])
+    explorer = StitchingExplorer(stitching, world.evidence[24], world.evidence[48])
+    assert explorer.view
+    return explorer
 
 
 def test_every_step_shows_the_latents_it_moved(world, stitching, explorer):
@@ -87,7 +89,9 @@ def test_gains_and_costs_lead_to_the_steps_that_change_most(stitching, explorer)
 
 def test_next_phase_visits_all_phases_and_comes_back(stitching, explorer):
     explorer.state.step = 0
-    button = next(b for b in explorer.children[2].children if getattr(b, "description", "") == "Next phase")
+    button = next(
+        b for b in explorer.view.children[2].children if getattr(b, "description", "") == "Next phase"
+    )
     visited = []
     for _ in range(len(stitching.phases) + 1):
         button.click()
