@@ -13,24 +13,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saekit.files import hash_json, hash_tensors, read_json, write_json, write_tensors
+from saekit.files import as_json, hash_json, hash_tensors, read_json, read_tensors, write_json, write_tensors
 from saekit.identity import Identity, fingerprint
 from saekit.selection import Latents, select_latents
+from saekit.settings import choice, whole
 from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
+HEADER, WEIGHTS = "dictionary.json", "weights.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+COMPUTED = (torch.float32, torch.float64)  # dtypes that a dictionary computes in
+WIDENED = (torch.float16, torch.bfloat16)  # dtypes that become float32, which changes no value
+LAYOUTS = ("d_in, d_sae", "d_sae, d_in")
+LAYOUT_OF = {"W_enc": "enc_layout", "W_dec": "dec_layout"}
 NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
 
 class Described:
-    """What `info` says of a dictionary, whether it has been read yet or not."""
+    """What `info` records of a dictionary, whether it has been read yet or not."""
 
     info: Mapping[str, Any]
 
@@ -79,11 +85,13 @@ class Dictionary(Described):
     b_enc : Tensor
         Encoder bias, `[d_sae]`.
     W_dec : Tensor
-        Decoder directions as rows of unit norm, `[d_sae, d_in]`.
+        Decoder directions as rows of unit norm, `[d_sae, d_in]`. The one exception is a row of zeros:
+        its latent may be active, but adds nothing to a reconstruction.
     b_dec : Tensor
         Decoder bias, `[d_in]`.
     threshold : Tensor
-        Threshold of each latent, `[d_sae]`, at least 0, in the units of the pre-activations.
+        Threshold of each latent, `[d_sae]`, at least 0, in the units of the pre-activations; a latent
+        whose threshold is infinite is never active.
     k : int, optional
         For a TopK SAE only: of the latents above their threshold, the `k` largest of a row are
         kept. Such latents compete, so they cannot be moved (`require_independent`).
@@ -97,12 +105,29 @@ class Dictionary(Described):
         the rows' scale (`row_scale`).
     info : mapping
         What the dictionary is and where it comes from (`kind`, `model`, `hook_point`, `seed`,
-        training settings, ...), as JSON values.
+        training settings, ...), as values that JSON can hold.
+
+    Notes
+    -----
+    Tensors may be NumPy arrays and may require gradients, which they then lose. A dictionary computes
+    in float32, or in float64 if one of its tensors has that dtype; half precision is widened to float32,
+    which is exact. `Dictionary.from_weights` takes tensors of any orientation and norm.
 
     Raises
     ------
+    TypeError
+        If a tensor does not hold floating-point numbers, or `info` holds what JSON cannot.
     ValueError
         If a shape does not fit, a value is not finite, or a threshold is negative.
+
+    Examples
+    --------
+    >>> eye = torch.eye(3)
+    >>> dictionary = Dictionary(eye, torch.zeros(3), eye, torch.zeros(3), threshold=torch.ones(3))
+    >>> dictionary
+    Dictionary(unknown 3, d_in=3, width=3)
+    >>> dictionary.encode(torch.tensor([[0.5, 2.0, 3.0]]))
+    tensor([[0., 2., 3.]])
     """
 
     W_enc: Tensor
@@ -116,12 +141,12 @@ class Dictionary(Described):
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.W_enc.ndim != 2:
-            raise ValueError(f"W_enc must be [d_in, d_sae], found shape {list(self.W_enc.shape)}.")
-        d_in, d_sae = self.W_enc.shape
+        tensors = _tensors(self.tensors())
+        if tensors["W_enc"].ndim != 2:
+            raise ValueError(f"W_enc must be [d_in, d_sae], found shape {list(tensors['W_enc'].shape)}.")
+        d_in, d_sae = tensors["W_enc"].shape
         expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
         expected["rank_scale"] = (d_sae,)
-        tensors = self.tensors()
         for name in tensors.keys() - {"W_enc"}:
             shape, found = expected[name], tuple(tensors[name].shape)
             if found != shape:
@@ -130,17 +155,107 @@ class Dictionary(Described):
                     f"found {list(found)}."
                 )
         for name, tensor in tensors.items():
-            if not _is_finite(tensor):
-                raise ValueError(f"{name} holds values that are not finite.")
-        if (self.threshold < 0).any():
+            if name != "threshold":
+                _require_finite(tensor, f"{name} holds")
+        if not (tensors["threshold"] >= 0).all():  # or it is not a number
             raise ValueError("Thresholds must be at least 0: a latent is never negative.")
-        if self.k is not None and not 0 < self.k <= d_sae:
-            raise ValueError(f"k must be between 1 and the width {d_sae}, found {self.k}.")
-        if self.normalization not in (None, *NORMALIZATIONS):
-            raise ValueError(
-                f"normalization must be None or one of {', '.join(NORMALIZATIONS)}, found "
-                f"{self.normalization!r}."
-            )
+        if self.normalization is not None:
+            choice("normalization", self.normalization, NORMALIZATIONS)
+        given: dict[str, Any] = {**tensors, "info": as_json(self.info, "info")}
+        if self.k is not None:
+            given["k"] = whole("k", self.k, at_most=d_sae)
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_weights(
+        cls,
+        W_enc: Tensor | np.ndarray,
+        W_dec: Tensor | np.ndarray,
+        b_enc: Tensor | np.ndarray | None = None,
+        b_dec: Tensor | np.ndarray | None = None,
+        *,
+        threshold: Tensor | np.ndarray | float | None = None,
+        k: int | None = None,
+        subtract_b_dec: bool = False,
+        normalization: str | None = None,
+        d_in: int | None = None,
+        enc_layout: str | None = None,
+        dec_layout: str | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Dictionary:
+        """A dictionary of raw tensors, in any orientation and with decoder rows of any norm.
+
+        The SAE computes `h = (x - b_dec) @ W_enc + b_enc` (or `x @ W_enc + b_enc`), keeps `h` where it
+        exceeds its threshold, and adds up `latents @ W_dec + b_dec`. Decoder norms move into encoder,
+        biases and thresholds, in float64, so that reconstructions stay the same; latents are multiplied
+        by the norm of their decoder row.
+
+        Parameters
+        ----------
+        W_enc, W_dec : Tensor or array
+            Encoder and decoder, each `[d_in, d_sae]` or `[d_sae, d_in]`. Which of the two is told by
+            the sizes of biases and thresholds, or by `d_in`; where they leave it open, it is asked for.
+        b_enc, b_dec : Tensor or array, optional
+            Biases, `[d_sae]` and `[d_in]`; zero if left out.
+        threshold : Tensor, array or float, optional
+            In the units of `h`, `[d_sae]` or one number for all; zero (ReLU) if left out.
+        k : int, optional
+            Only the `k` largest latents of a row are kept (TopK).
+        subtract_b_dec : bool
+            Whether the encoder reads `x - b_dec`, as in SAELens by default and in dictionary_learning, or
+            `x`, as in Gemma Scope.
+        normalization : str, optional
+            See `Dictionary`.
+        d_in : int, optional
+            Dimension of the activations, where neither bias gives it.
+        enc_layout, dec_layout : str, optional
+            `"d_in, d_sae"` or `"d_sae, d_in"`: needed for square matrices.
+        info : mapping, optional
+            See `Dictionary`; `kind` is `"relu"`, `"jumprelu"` or `"topk"` if it is left out.
+
+        Raises
+        ------
+        TypeError
+            If a tensor does not hold floating-point numbers.
+        ValueError
+            If an orientation is not clear, shapes do not fit, or a value is not finite.
+
+        Examples
+        --------
+        >>> decoder = 2 * torch.eye(4)[:, :3]  # three latents of norm 2, as columns
+        >>> dictionary = Dictionary.from_weights(decoder.T / 2, decoder, b_dec=torch.ones(4))
+        >>> dictionary
+        Dictionary(relu 3, d_in=4, width=3)
+        >>> dictionary.W_dec
+        tensor([[1., 0., 0., 0.],
+                [0., 1., 0., 0.],
+                [0., 0., 1., 0.]])
+        >>> dictionary.encode(torch.tensor([[1.0, -1.0, 0.5, 0.0]]))
+        tensor([[2., 0., 1.]])
+        """
+        from saekit.folding import Unfolded  # which makes dictionaries itself
+
+        given: dict[str, Any] = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
+        if threshold is not None and np.ndim(threshold):
+            given["threshold"] = threshold
+        tensors: dict[str, Any] = {**_tensors({name: t for name, t in given.items() if t is not None})}
+        sizes = _sizes(tensors, d_in, {"W_enc": enc_layout, "W_dec": dec_layout})
+        like = tensors["W_enc"]
+        tensors["W_enc"] = _oriented("W_enc", tensors["W_enc"], sizes, LAYOUTS[0], enc_layout)
+        tensors["W_dec"] = _oriented("W_dec", tensors["W_dec"], sizes, LAYOUTS[1], dec_layout)
+        tensors.setdefault("b_enc", like.new_zeros(sizes[1]))
+        tensors.setdefault("b_dec", like.new_zeros(sizes[0]))
+        if threshold is not None and "threshold" not in tensors:
+            tensors["threshold"] = like.new_full((sizes[1],), float(threshold))
+        kind = "topk" if k is not None else "relu" if threshold is None else "jumprelu"
+        return Unfolded(
+            **tensors,
+            k=k,
+            pre_bias=tensors["b_dec"] if subtract_b_dec else None,
+            normalization=normalization,
+            info={"kind": kind, **(info or {})},
+        ).fold()
 
     @property
     def d_in(self) -> int:
@@ -160,12 +275,12 @@ class Dictionary(Described):
 
     @property
     def identity(self) -> Identity:
-        """What results say of this dictionary; compared by content."""
+        """What results record of this dictionary; compared by content."""
         return Identity(self.name, self.kind, self.width, self.seed, self.hook_point, self.content_hash)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 of the tensors and of what the dictionary records of itself, computed when they change."""
+        """SHA-256 of tensors, `k`, normalisation and `info`, computed again when the tensors change."""
         key = fingerprint(self.tensors().values())
         if self._hashed.get("key") != key:
             self._hashed.update(key=key, hash=self._hash())
@@ -190,7 +305,17 @@ class Dictionary(Described):
         return tensors if self.rank_scale is None else tensors | {"rank_scale": self.rank_scale}
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Dictionary:
-        """The same dictionary on another device or in another dtype."""
+        """The same dictionary on another device, or in float32 or float64.
+
+        Raises
+        ------
+        ValueError
+            If the dtype is another one: thresholds and close latents need single precision.
+        """
+        if dtype not in (None, *COMPUTED):
+            raise ValueError(
+                f"A dictionary computes in float32 or float64, found {dtype}: convert activations instead."
+            )
         tensors: dict[str, Any] = {n: t.to(device=device, dtype=dtype) for n, t in self.tensors().items()}
         return replace(self, **tensors)
 
@@ -211,17 +336,25 @@ class Dictionary(Described):
         Raises
         ------
         ValueError
-            If `x` does not have `d_in` columns.
+            If `x` does not have `d_in` columns, or a value is not finite.
         """
+        x = self._rows(x)
+        if (scale := self.row_scale(x)) is not None:
+            eps = LAYER_NORM_EPS if self.normalization == "layer_norm" else 0.0
+            x = (x - scale.centre) / (scale.factor + eps)
+        return affine(x, self.W_enc.T, self.b_enc)
+
+    def _rows(self, x: Tensor | np.ndarray) -> Tensor:
+        """Activations in this dictionary's dtype: an array becomes a tensor, and every value is finite."""
+        if not isinstance(x, Tensor):
+            x = torch.as_tensor(x, device=self.W_enc.device)
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(
                 f"{self.name} takes activations of shape [batch, {self.d_in}], found {list(x.shape)}."
             )
         x = x.to(self.W_enc.dtype)
-        if (scale := self.row_scale(x)) is not None:
-            eps = LAYER_NORM_EPS if self.normalization == "layer_norm" else 0.0
-            x = (x - scale.centre) / (scale.factor + eps)
-        return affine(x, self.W_enc.T, self.b_enc)
+        _require_finite(x, "The activations hold")
+        return x
 
     def _active(self, h: Tensor) -> Tensor:
         """Which pre-activations make active latents, as a Boolean `[batch, width]`."""
@@ -234,7 +367,13 @@ class Dictionary(Described):
         return active
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents of raw activations, dense: `[batch, d_in]` to `[batch, width]`."""
+        """Latents of raw activations, dense: `[batch, d_in]` to `[batch, width]`.
+
+        Raises
+        ------
+        ValueError
+            If `x` does not have `d_in` columns, or a value is not finite.
+        """
         h = self.pre_activations(x)
         return torch.where(self._active(h), h, 0.0)
 
@@ -242,8 +381,14 @@ class Dictionary(Described):
         """Active latents of raw activations `[batch, d_in]`, without a dense `[batch, width]`.
 
         Works through the rows in chunks, so memory stays bounded at any width.
+
+        Raises
+        ------
+        ValueError
+            As `encode`.
         """
         rows = max(1, CHUNK_ELEMENTS // self.width)
+        x = x if isinstance(x, Tensor) else self._rows(x)
         parts = []
         for chunk in x.split(rows):
             h = self.pre_activations(chunk)
@@ -263,8 +408,11 @@ class Dictionary(Described):
         Raises
         ------
         ValueError
-            If this dictionary normalises rows and their scale is not given.
+            If this dictionary normalises rows and their scale is not given, or a value is not finite.
         """
+        if not isinstance(latents, SparseLatents):
+            latents = torch.as_tensor(latents, device=self.W_enc.device).to(self.W_dec.dtype)
+        _require_finite(latents.values if isinstance(latents, SparseLatents) else latents, "The latents hold")
         if self.normalization is not None and scale is None:
             raise ValueError(
                 f"{self.name} normalises every row ({self.normalization}), so decoding needs their scale: "
@@ -277,7 +425,14 @@ class Dictionary(Described):
         return x_hat if scale is None else x_hat * scale.factor + scale.centre
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Raw activations in, their reconstruction out: `[batch, d_in]` both."""
+        """Raw activations in, their reconstruction out: `[batch, d_in]` both.
+
+        Raises
+        ------
+        ValueError
+            As `encode`.
+        """
+        x = self._rows(x)
         return self.decode(self.encode_sparse(x), self.row_scale(x))
 
     # ------------------------------------------------------------------ moving latents
@@ -329,10 +484,11 @@ class Dictionary(Described):
     # ------------------------------------------------------------------ files
 
     def save(self, folder: str | Path, *, half: bool = False) -> Path:
-        """Write `weights.safetensors` and `dictionary.json` into `folder`.
+        """Write the weights and `dictionary.json` into `folder`.
 
-        Each file is written to a temporary name and renamed; the JSON, which makes the folder a
-        dictionary, comes last.
+        The JSON, which names the weights' file and makes the folder a dictionary, comes last, and
+        each file replaces an old one in one step. A dictionary that is in the folder already is whole
+        until then: whenever the writing stops, the folder holds the old one or the new one.
 
         Parameters
         ----------
@@ -341,11 +497,20 @@ class Dictionary(Described):
         half : bool
             Store the encoder and the decoder directions in half precision; they are single
             precision, and directions of unit norm, again once loaded.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written.
         """
         folder, tensors = Path(folder), self.tensors()
         if half:
             tensors |= {name: tensors[name].half() for name in ("W_enc", "W_dec")}
-        write_tensors(folder / "weights.safetensors", tensors)
+        content = replace(self, **_from_half(tensors)).content_hash
+        weights = folder / WEIGHTS
+        if (folder / HEADER).exists():  # the old one keeps its weights until the new one is whole
+            weights = folder / f"weights-{content[:8]}.safetensors"
+        write_tensors(weights, tensors)
         header = {
             "format": FORMAT,
             "d_in": self.d_in,
@@ -353,9 +518,14 @@ class Dictionary(Described):
             "k": self.k,
             "normalization": self.normalization,
             "info": dict(self.info),
-            "hash": replace(self, **_from_half(tensors)).content_hash,
+            "hash": content,
         }
-        write_json(folder / "dictionary.json", header)
+        if weights.name != WEIGHTS:
+            header["weights"] = weights.name
+        write_json(folder / HEADER, header)
+        for other in folder.glob("weights*.safetensors"):
+            if other != weights:
+                other.unlink()
         return folder
 
     @classmethod
@@ -370,37 +540,135 @@ class Dictionary(Described):
             If a file is damaged, a tensor is missing or unknown, or the hash does not fit.
         """
         folder = Path(folder)
-        header_file, weights_file = folder / "dictionary.json", folder / "weights.safetensors"
-        if not header_file.exists() or not weights_file.exists():
-            raise FileNotFoundError(
-                f"{folder} holds no dictionary: expected dictionary.json and weights.safetensors."
-            )
-        header = read_json(header_file)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise ValueError(f"{header_file} does not say format {FORMAT!r}, so it is not read.")
-        try:
-            with safe_open(weights_file, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        except SafetensorError as error:
-            raise ValueError(f"{weights_file} is damaged or not a safetensors file: {error}.") from error
+        header = read_header(folder)
+        weights = folder / header["weights"]
+        if not weights.exists():
+            raise FileNotFoundError(f"{folder} holds no dictionary: expected {HEADER} and {weights.name}.")
+        tensors = read_tensors(weights)
         if set(tensors) - {"rank_scale"} != set(TENSORS):
             raise ValueError(
-                f"{weights_file} must hold exactly {', '.join(TENSORS)}; found {', '.join(sorted(tensors))}."
+                f"{weights} must hold exactly {', '.join(TENSORS)}; found {', '.join(sorted(tensors))}."
             )
-        dictionary = cls(
-            **_from_half(tensors),
-            k=header["k"],
-            normalization=header.get("normalization"),
-            info=header["info"],
-        )
+        settings = {name: header[name] for name in ("k", "normalization", "info")}
+        try:
+            dictionary = cls(**_from_half(tensors), **settings)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder} is damaged: {error}") from error
         if dictionary.content_hash != header["hash"]:
-            raise ValueError(f"{folder} is damaged: its content does not match the hash in dictionary.json.")
+            raise ValueError(f"{folder} is damaged: its content does not match the hash in {HEADER}.")
         return dictionary
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, without a copy of the tensor, which may be large."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax())
+def read_header(folder: Path) -> dict[str, Any]:
+    """What `dictionary.json` records, without reading any weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no dictionary.
+    ValueError
+        If the file is not what `Dictionary.save` writes.
+    """
+    file = folder / HEADER
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no dictionary: expected {HEADER} and {WEIGHTS}.")
+    header = read_json(file)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{file} does not say format {FORMAT!r}, so it is not read.")
+    header = {"weights": WEIGHTS, "normalization": None, "k": None, **header}
+    kinds = {"d_in": int, "width": int, "info": dict, "hash": str, "weights": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
+    if wrong or Path(header["weights"]).name != header["weights"]:
+        raise ValueError(f"{file} does not describe a dictionary: {', '.join(wrong) or 'weights'} is wrong.")
+    return header
+
+
+def _tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors without gradients, of one dtype that a dictionary computes in and on one device."""
+    tensors = {}
+    for name, value in given.items():
+        try:
+            tensor = torch.as_tensor(value).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be a tensor or an array, found {type(value).__name__}.") from error
+        if tensor.dtype not in COMPUTED + WIDENED or tensor.layout != torch.strided or tensor.is_meta:
+            raise TypeError(
+                f"{name} must be a dense tensor of float32 or float64 (or float16 or bfloat16, which are "
+                f"widened), found {tensor.dtype}, {tensor.layout} on {tensor.device}."
+            )
+        tensors[name] = tensor
+    devices = {str(tensor.device) for tensor in tensors.values()}
+    if len(devices) > 1:
+        raise ValueError(f"All tensors must be on one device, found {', '.join(sorted(devices))}.")
+    double = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    return {name: tensor.to(torch.float64 if double else torch.float32) for name, tensor in tensors.items()}
+
+
+def _require_finite(tensor: Tensor, what: str) -> None:
+    """Refuse values that are not finite, without a copy of the tensor, which may be large."""
+    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
+        raise ValueError(f"{what} values that are not finite.")
+
+
+def _sizes(
+    tensors: Mapping[str, Tensor], d_in: int | None, layouts: Mapping[str, str | None]
+) -> tuple[int, int]:
+    """`d_in` and `d_sae` of raw tensors, from whatever tells them apart.
+
+    Raises
+    ------
+    ValueError
+        If nothing does, or two things disagree.
+    """
+    for name in ("W_enc", "W_dec"):
+        if tensors[name].ndim != 2:
+            raise ValueError(f"{name} must be a matrix, found shape {list(tensors[name].shape)}.")
+    for name in ("b_enc", "b_dec", "threshold"):
+        if name in tensors and tensors[name].ndim != 1:
+            raise ValueError(f"{name} must have one dimension, found shape {list(tensors[name].shape)}.")
+    one, other = tensors["W_enc"].shape
+    told = {name: len(tensors[name]) for name in ("b_enc", "b_dec", "threshold") if name in tensors}
+    if d_in is not None:
+        told["d_in"] = whole("d_in", d_in)
+    sizes = set()
+    for name, size in told.items():
+        if size not in (one, other):
+            raise ValueError(f"{name} gives a size of {size}, but W_enc has shape {[one, other]}.")
+        rest = other if size == one else one
+        sizes.add((size, rest) if name in ("b_dec", "d_in") else (rest, size))
+    for name, layout in layouts.items():
+        if layout is not None:
+            rows, columns = tensors[name].shape
+            straight = choice(LAYOUT_OF[name], layout, LAYOUTS) == LAYOUTS[0]
+            sizes.add((rows, columns) if straight else (columns, rows))
+    if one == other:
+        sizes = {(one, other)}
+    if len(sizes) != 1:
+        what = "nothing tells" if not sizes else f"{', '.join(told)} and layouts disagree about"
+        raise ValueError(
+            f"W_enc has shape {[one, other]}, and {what} which of the two is d_in: give d_in=, or biases "
+            "that fit."
+        )
+    return sizes.pop()
+
+
+def _oriented(name: str, matrix: Tensor, sizes: tuple[int, int], wanted: str, layout: str | None) -> Tensor:
+    """A matrix in saekit's orientation."""
+    shape = tuple(matrix.shape)
+    if shape not in (sizes, sizes[::-1]):
+        raise ValueError(
+            f"{name} must have d_in={sizes[0]} and d_sae={sizes[1]} as its sizes, found shape {list(shape)}."
+        )
+    if sizes[0] == sizes[1]:
+        if layout is None:
+            raise ValueError(
+                f"{name} is square ({sizes[0]}), so its shape does not tell its orientation: give "
+                f'{LAYOUT_OF[name]}="{LAYOUTS[0]}" or "{LAYOUTS[1]}".'
+            )
+        found = choice(LAYOUT_OF[name], layout, LAYOUTS)
+    else:
+        found = LAYOUTS[0] if shape == sizes else LAYOUTS[1]
+    return matrix if found == wanted else matrix.T
 
 
 def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -409,5 +677,6 @@ def _from_half(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         name: tensor.float() if tensor.dtype == torch.half else tensor for name, tensor in tensors.items()
     }
     if tensors["W_dec"].dtype == torch.half:
-        full["W_dec"] /= full["W_dec"].norm(dim=1, keepdim=True)
+        norm = full["W_dec"].norm(dim=1, keepdim=True)
+        full["W_dec"] /= norm.where(norm > 0, 1)
     return full

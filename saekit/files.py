@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save as serialize_tensors
+
+# ------------------------------------------------------------------------------ writing
 
 
 @contextmanager
@@ -20,42 +26,73 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block ends well.
 
     The file is flushed to disk before it is renamed, so a reader sees the old file or the
-    whole new one. If the block raises (a full disk, a kill), `path` is left as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def writable_folder(folder: str | Path) -> Path:
-    """Make a folder, and try to write in it: called before work whose result is kept there.
+    whole new one. If the block raises (a full disk, an interrupt), `path` is left as it was.
 
     Raises
     ------
     OSError
-        If it cannot be made, or nothing can be written in it; the sentence names it.
+        If the file cannot be written; the sentence names `path`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Made here and not by `tempfile`, whose files only their owner can read.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        with open(temporary, "r+b") as written:  # Windows flushes only what is open for writing
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.strerror is None or str(path) in str(error):
+            raise
+        raise type(error)(error.errno, f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:
+    """Try a place before work starts whose results go there.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Made if needed.
+    needed : int
+        Bytes that will be written, if known.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written there, or fewer than `needed` bytes are free.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> writable_folder(folder) == Path(folder)
+    True
     """
     folder = Path(folder)
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".saekit-", dir=folder):
-            pass
+        probe.write_bytes(b"saekit")
+        probe.unlink()
     except OSError as error:
-        raise OSError(
+        raise type(error)(
             f"Nothing can be written to the folder {folder} ({error.strerror}): choose another one."
         ) from error
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(
+            f"{folder} has {free / 1e6:,.0f} MB free, but {needed / 1e6:,.0f} MB will be written: "
+            "choose another one."
+        )
     return folder
 
 
@@ -67,16 +104,25 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON that ends in a newline."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n"
     write_bytes(path, text.encode())
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file atomically."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, serialize_tensors(contiguous, metadata))
+    """Write a safetensors file atomically; tensors that share memory are written in full."""
+    separate: dict[str, torch.Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    write_bytes(path, serialize_tensors(separate, metadata))
+
+
+# ------------------------------------------------------------------------------ reading
 
 
 def read_json(path: str | Path) -> Any:
@@ -87,13 +133,119 @@ def read_json(path: str | Path) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not JSON.
+        If the file is not JSON, or is nested too deeply to be read.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from error
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file into memory of its own, so that the file may change afterwards.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged.
+    """
+    with parsing(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in list(file.keys())}
+
+
+@contextmanager
+def parsing(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises on the bytes of a file into one sentence that names the file.
+
+    Parsers of foreign bytes raise nearly anything: struct errors, index errors, overflows. A file that
+    is missing or must not be read stays the error that it is.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(f"{path} is damaged or not {kind}: {reason}.") from error
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file's size and time of change, by which a later reader sees that it is still the same file.
+
+    Tensors that are mapped from a file are read when they are used. A file that was cut in the
+    meantime would then end the process, and one that was written over would give other numbers.
+    """
+
+    path: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Stamp:
+        """The stamp of a file as it is now."""
+        stat = path.stat()
+        return cls(path, stat.st_size, stat.st_mtime_ns)
+
+    def check(self) -> None:
+        """Refuse a file that is no longer what it was.
+
+        Raises
+        ------
+        ValueError
+            If the file is gone or has another size or time of change.
+        """
+        if not self.path.is_file() or Stamp.of(self.path) != self:
+            raise ValueError(f"{self.path} has changed since it was opened: open it again.")
+
+
+# ------------------------------------------------------------------------------ plain values and hashes
+
+
+def as_json(value: Any, what: str) -> Any:
+    """A value made of JSON's own types: NumPy's and torch's numbers become Python's, tuples lists.
+
+    Parameters
+    ----------
+    value : mapping, sequence, number, string, Path or None
+        To be written as JSON later.
+    what : str
+        What it is called in an error.
+
+    Raises
+    ------
+    TypeError
+        If a part of it has no form in JSON; the sentence names the part.
+
+    Examples
+    --------
+    >>> as_json({"width": np.int64(512), "seeds": (0, 1)}, "info")
+    {'width': 512, 'seeds': [0, 1]}
+    """
+    if value is None or isinstance(value, str | int | float):
+        return _plain(value) if isinstance(value, np.generic) else value
+    if isinstance(value, Mapping):
+        return {str(key): as_json(part, f"{what}[{str(key)!r}]") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(part, f"{what}[{place}]") for place, part in enumerate(value)]
+    try:
+        return _plain(value)
+    except TypeError:
+        raise TypeError(f"{what} must be a value that JSON can hold, found {type(value).__name__}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that is not one of its types."""
+    if isinstance(value, Path | torch.dtype | torch.device):
+        return str(value)
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim:
+        return value.tolist()
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        return value.item()
+    raise TypeError(f"JSON has no form for {type(value).__name__}.")
 
 
 def hash_file(path: str | Path) -> str:
@@ -104,7 +256,7 @@ def hash_file(path: str | Path) -> str:
 
 def hash_json(value: Any) -> str:
     """SHA-256 of a value's canonical JSON: keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -121,6 +273,6 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 def home() -> Path:
     """The folder for converted models, activation stores and trained families.
 
-    `SAEKIT_HOME` if it is set, else `~/.cache/saekit`.
+    `SAEKIT_HOME` if it is set (`~` is the user's home), else `~/.cache/saekit`.
     """
-    return Path(os.environ.get("SAEKIT_HOME") or Path.home() / ".cache" / "saekit")
+    return Path(os.environ.get("SAEKIT_HOME") or "~/.cache/saekit").expanduser().absolute()

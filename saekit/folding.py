@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.dictionary import Described, Dictionary
+from saekit.dictionary import COMPUTED, Described, Dictionary
+from saekit.files import Stamp
+from saekit.selection import Latents, select_latents
+from saekit.settings import real
 
 BLOCK_ELEMENTS = 1 << 18  # of a matrix, held in float64 at once: 2 MB
+GATE_TOLERANCE = 1e-5  # by which rounding may move a gate, relative to `|w| + |b_gate|`
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +27,11 @@ class Unfolded(Described):
 
     - `z = ((x - mean) * scale) @ whitening`, or `x` normalised token by token;
     - `h = (z - pre_bias) @ (W_enc * gain) + b_enc`, and latent `i` is `h[i]` where `h[i] > 0` and
-      `h[i] > threshold[i]`, else 0;
+      `h[i] > threshold[i]`, else 0. In a gated SAE the gate is open where `h > b_mag - gain * b_gate`;
     - `z_hat = latents @ W_dec + b_dec`, and `x_hat` from `z_hat` as `x` from `z`.
 
     Its tensors may be views of files: `fold` reads them a block of latents at a time, so an
-    `Unfolded` costs no memory until then.
+    `Unfolded` costs no memory until then. A file that has changed by then is refused.
 
     Parameters
     ----------
@@ -61,6 +65,8 @@ class Unfolded(Described):
         Kept with the dictionary.
     origin : Path, optional
         The file or folder that it was read from, to be named where it cannot be folded.
+    stamps : tuple of Stamp
+        Of the files that its tensors are views of.
     """
 
     W_enc: Tensor
@@ -80,6 +86,11 @@ class Unfolded(Described):
     rescaled: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
     origin: Path | None = None
+    stamps: tuple[Stamp, ...] = ()
+
+    def __repr__(self) -> str:
+        source = "" if self.origin is None else f", from {self.origin.name}"
+        return f"Unfolded({self.kind}, d_in={self.d_in}, width={self.width}{source})"
 
     @property
     def d_in(self) -> int:
@@ -91,71 +102,112 @@ class Unfolded(Described):
         """Number of latents."""
         return self.W_enc.shape[1]
 
-    def fold(self, latents: Sequence[int] | slice | Tensor | None = None) -> Dictionary:
+    def fold(self, latents: Latents | None = None, *, dtype: torch.dtype = torch.float32) -> Dictionary:
         """The same function as a `Dictionary`, computed in float64 and kept in float32.
 
         Input normalisation and decoder norms move into encoder, biases and thresholds, so that
         decoder rows have unit norm; latents are rescaled by the norm of what they add to `x_hat`.
+        A latent whose decoder row is zero adds nothing: it keeps its unit and its row, and is never
+        active where the threshold is about `h` times that norm.
 
         Parameters
         ----------
-        latents : sequence of int, slice or Tensor, optional
-            Only these latents, in this order; all if left out.
+        latents : tensor, array, Series, list or slice, optional
+            Only these latents, in this order (`saekit.selection.select_latents`); all if left out.
+        dtype : torch.dtype
+            float32, or float64 if the result is to be kept in that.
 
         Raises
         ------
         ValueError
-            If a decoder row is zero, if `scale` is not positive, if only some latents are asked
-            for of a TopK SAE, or if this is a BatchTopK SAE without a threshold.
+            If `scale` is not positive, only some latents of a TopK SAE are asked for, this is a
+            BatchTopK SAE without a threshold, a gate would be lost to rounding, a value is not finite,
+            or a file that the tensors are in has changed.
+        TypeError, IndexError
+            If the latents are not indices or a mask, or are out of range.
+
+        Notes
+        -----
+        Folding a gated SAE makes one test of two: with `w`, `b` and `t` a latent's folded encoder column,
+        bias and threshold, and `g = (x @ w + b - t) / gain` its gate, the dictionary compares
+        `fl(x @ w + b)` with `t`. Let `u` be the unit roundoff. Rounding `b` and `t` moves the comparison by
+        at most `u |b| + u t`, and rounding the sum by `u |x @ w + b|`, which at the gate is `u t`; the
+        rounding of `w` and of the inner product is relative to `x @ w`, as in the SAE itself. In all the
+        gate moves by at most `u (|b| + 2 t)`, to first order, which is compared with `|w| + |b - t|`: what
+        the gate reads from a row of unit norm, and its bias, in the same unit. Where `exp(r_mag)` is
+        small `w` and `b - t` are, and `t` is not. If the share exceeds 1e-5 in float32, the dictionary is
+        kept in float64, where `u` is 5e8 times smaller; if it does so in float64, folding is refused.
+        Latents with `t = 0` are exempt: theirs is the test of the magnitude, which is compared with 0.
+
+        Examples
+        --------
+        >>> eye = torch.eye(2)
+        >>> sae = Unfolded(eye, torch.zeros(2), 3 * eye, torch.ones(2), pre_bias=torch.ones(2))
+        >>> dictionary = sae.fold()
+        >>> dictionary.encode(torch.tensor([[2.0, 0.0]]))
+        tensor([[3., 0.]])
+        >>> dictionary.reconstruct(torch.tensor([[2.0, 0.0]]))
+        tensor([[4., 1.]])
         """
         try:
-            return self._fold(latents)
-        except ValueError as error:
-            if self.origin is None:
+            return self._fold(latents, dtype)
+        except (ValueError, TypeError) as error:
+            if self.origin is None or (isinstance(error, TypeError) and latents is not None):
                 raise
             raise ValueError(f"{self.origin}: {error}") from error
 
-    def _fold(self, latents: Sequence[int] | slice | Tensor | None) -> Dictionary:
+    def _fold(self, latents: Latents | None, dtype: torch.dtype) -> Dictionary:
         if self.batch_k is not None:
             raise ValueError(
                 f"This BatchTopK SAE (k={self.batch_k}) was saved without an inference threshold, so what a "
                 "token activates depends on the batch it is in: saekit.as_jumprelu(saekit.open_sae(...), "
                 "activations) measures a threshold."
             )
-        if not self.scale > 0:
-            raise ValueError(f"scale must be positive, found {self.scale}.")
+        if dtype not in COMPUTED:
+            raise ValueError(f"A dictionary computes in float32 or float64, found {dtype}.")
+        real("scale", self.scale, above=0)
         index = torch.arange(self.width)
         if latents is not None:
             if self.k is not None:
                 raise ValueError(
                     f"Some latents of a TopK SAE are not an SAE: its {self.k} active ones are chosen of all."
                 )
-            index = index[latents]
+            index = select_latents(latents, self.width)
         width, device = len(index), self.W_enc.device
-        W_enc = torch.empty(self.d_in, width, device=device)
-        W_dec = torch.empty(width, self.d_in, device=device)
-        b_enc, threshold, rank_scale = (torch.empty(width, device=device) for _ in range(3))
+        W_enc = torch.empty(self.d_in, width, device=device, dtype=dtype)
+        W_dec = torch.empty(width, self.d_in, device=device, dtype=dtype)
+        b_enc, threshold, rank_scale = (torch.empty(width, device=device, dtype=dtype) for _ in range(3))
 
         start = 0
         for block in index.to(device).split(max(1, BLOCK_ELEMENTS // self.d_in)):
             here = slice(start, start := start + len(block))
+            for stamp in self.stamps:
+                stamp.check()
             encoder, bias, decoder, own_norm = self._block(block)
             norm = decoder.norm(dim=1)
-            if (norm == 0).any():
-                raise ValueError(
-                    f"Decoder rows of norm zero cannot be folded: {int((norm == 0).sum())} found."
-                )
-            own = own_norm if self.rescaled else torch.ones_like(norm)
-            W_enc[:, here] = encoder * norm
-            b_enc[here] = bias * norm
+            dead = norm == 0
+            norm = norm.where(~dead, 1.0)
+            own = own_norm.where(~dead, 1.0) if self.rescaled else torch.ones_like(norm)
+            cut = torch.zeros_like(norm)
+            if self.threshold is not None:
+                cut = (self.threshold[block].double() / own * norm).clamp(min=0)
+            if self.rescaled:  # what is compared is then 0, which exceeds no threshold
+                cut = cut.where(~dead, torch.inf)
+            encoder, bias = encoder * norm, bias * norm
+            if self.gain is not None:
+                lost = _gate_lost(encoder, bias, cut, torch.finfo(dtype).eps / 2)
+                if lost.any() and dtype == torch.float32:
+                    return self._fold(latents, torch.float64)
+                if lost.any():
+                    raise ValueError(
+                        f"{int(lost.sum())} latents have so small a gain exp(r_mag) that rounding would "
+                        f"decide their gates, the first of them latent {int(block[lost][0])}."
+                    )
+            W_enc[:, here], b_enc[here], threshold[here] = encoder, bias, cut
             W_dec[here] = decoder / norm[:, None]
             rank_scale[here] = own / norm
             if self.rank_scale is not None:
                 rank_scale[here] *= self.rank_scale[block]
-            if self.threshold is None:
-                threshold[here] = 0
-            else:
-                threshold[here] = (self.threshold[block].double() / own * norm).clamp(min=0)
 
         competes = self.k is not None and not torch.allclose(
             rank_scale, rank_scale[:1].expand_as(rank_scale), rtol=1e-6, atol=0
@@ -164,7 +216,7 @@ class Unfolded(Described):
             W_enc=W_enc,
             b_enc=b_enc,
             W_dec=W_dec,
-            b_dec=self._output_bias().float(),
+            b_dec=self._output_bias().to(dtype),
             threshold=threshold,
             k=self.k,
             rank_scale=rank_scale if competes else None,
@@ -197,6 +249,13 @@ class Unfolded(Described):
         return bias if self.mean is None else bias + self.mean.double()
 
 
+def _gate_lost(encoder: Tensor, bias: Tensor, threshold: Tensor, roundoff: float) -> Tensor:
+    """Latents whose gate rounding would move by more than `GATE_TOLERANCE`: see `Unfolded.fold`, Notes."""
+    moved = roundoff * (bias.abs() + 2 * threshold)
+    scale = encoder.norm(dim=0) + (bias - threshold).abs()
+    return (threshold > 0) & torch.isfinite(threshold) & (moved > GATE_TOLERANCE * scale)
+
+
 def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dictionary:
     """A dictionary with other decoder rows, of any norm, its encoder as it was.
 
@@ -217,4 +276,4 @@ def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dict
         k=dictionary.k,
         normalization=dictionary.normalization,
         info={**dictionary.info, "kind": kind},
-    ).fold()
+    ).fold(dtype=dictionary.W_enc.dtype)

@@ -1,8 +1,15 @@
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from dictionaries import make
+from dictionaries import make, parameters
 from safetensors.torch import load_file, save_file
 
 from saekit.dictionary import Dictionary
@@ -129,7 +136,7 @@ def test_a_normalised_row_is_not_decoded_without_its_scale():
         dictionary.decode(torch.zeros(3, 40))
     with pytest.raises(ValueError, match=r"unit of its own.*as_jumprelu"):
         dictionary.gather([0])
-    with pytest.raises(ValueError, match="normalization must be None or one of layer_norm"):
+    with pytest.raises(ValueError, match="normalization must be one of 'layer_norm'"):
         replace(make(), normalization="batch_norm")
 
 
@@ -145,3 +152,204 @@ def test_topk_latents_compete_by_their_ranks():
         assert set(dictionary.encode(x[row : row + 1])[0].nonzero()[:, 0].tolist()) == set(kept)
     with pytest.raises(ValueError, match=r"rank_scale must have shape \[40\]"):
         replace(make(), k=3, rank_scale=scale[:5])
+
+
+# ------------------------------------------------------------------------------ what a notebook hands over
+
+
+def test_arrays_gradients_and_numbers_are_normalised_when_given():
+    tensors = make().tensors()
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    info = {"width": np.int64(40), "seed": torch.tensor(3), "shape": (1, 2)}
+    dictionary = Dictionary(**arrays, k=np.int64(5), info=info)
+    assert type(dictionary.k) is int
+    assert dictionary.info == {"width": 40, "seed": 3, "shape": [1, 2]}
+    assert type(dictionary.info["width"]) is int
+    assert dictionary.W_enc.dtype == torch.float32
+    wanting = Dictionary(**{name: tensor.clone().requires_grad_() for name, tensor in tensors.items()})
+    assert not any(tensor.requires_grad for tensor in wanting.tensors().values())
+    mixed = Dictionary(**tensors | {"b_enc": tensors["b_enc"].double()})
+    assert {tensor.dtype for tensor in mixed.tensors().values()} == {torch.float64}
+    half = Dictionary(**{name: tensor.bfloat16() for name, tensor in tensors.items()})
+    assert torch.equal(half.W_enc, tensors["W_enc"].bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 2.5}, TypeError, r"k must be a whole number, found 2\.5"),
+        ({"W_enc": torch.ones(12, 40, dtype=torch.int64)}, TypeError, r"W_enc must be .*found torch\.int64"),
+        ({"b_enc": torch.ones(40).to_sparse()}, TypeError, r"b_enc must be a dense .*sparse"),
+        ({"b_enc": torch.ones(40, device="meta")}, TypeError, "b_enc must be .*on meta"),
+        ({"b_enc": torch.ones(40).to(torch.float8_e4m3fn)}, TypeError, "b_enc must be .*float8"),
+        ({"b_enc": "biases"}, TypeError, "b_enc must be a tensor or an array, found str"),
+        ({"threshold": torch.full((40,), torch.nan)}, ValueError, "Thresholds must be at least 0"),
+        ({"info": {"made by": object()}}, TypeError, r"info\['made by'\] must be a value that JSON can hold"),
+    ],
+)
+def test_what_is_no_tensor_or_setting_is_named(change, error, message):
+    with pytest.raises(error, match=message):
+        Dictionary(**{**make().tensors(), **change})
+
+
+def test_other_dtypes_are_refused():
+    assert make().to(dtype=torch.float64).W_enc.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"computes in float32 or float64, found torch\.bfloat16"):
+        make().to(dtype=torch.bfloat16)
+
+
+def test_activations_may_be_arrays_and_are_finite():
+    dictionary = make()
+    x = torch.randn(5, 12)
+    assert torch.equal(dictionary.encode(x.double().numpy()), dictionary.encode(x))
+    assert torch.equal(dictionary.reconstruct(x.numpy()), dictionary.reconstruct(x))
+    assert torch.equal(dictionary.encode_sparse(x.numpy()).dense(), dictionary.encode_sparse(x).dense())
+    for value in (torch.nan, torch.inf, -torch.inf):
+        bad = x.clone()
+        bad[3, 2] = value
+        for use in (dictionary.encode, dictionary.encode_sparse, dictionary.reconstruct):
+            with pytest.raises(ValueError, match="The activations hold values that are not finite"):
+                use(bad)
+        latents = dictionary.encode(x)
+        latents[0, 0] = value
+        with pytest.raises(ValueError, match="The latents hold values that are not finite"):
+            dictionary.decode(latents)
+    with pytest.raises(ValueError, match="not finite"):  # beyond single precision
+        dictionary.encode(torch.full((1, 12), 1e300, dtype=torch.float64))
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    decoder = torch.nn.functional.normalize(torch.randn(40, 12), dim=1)
+    zero = torch.zeros(40)
+    tied = Dictionary(decoder.T, zero, decoder, torch.zeros(12), zero)
+    again = Dictionary.load(tied.save(tmp_path))
+    assert torch.equal(again.W_enc, decoder.T)
+    assert again.content_hash == tied.content_hash
+
+
+def test_a_loaded_dictionary_outlives_its_file(tmp_path):
+    dictionary = make(d_in=64, width=500)
+    loaded = Dictionary.load(dictionary.save(tmp_path))
+    os.truncate(tmp_path / "weights.safetensors", 10)
+    assert torch.equal(loaded.W_enc, dictionary.W_enc)
+
+
+@pytest.mark.parametrize("change", [{"info": 3}, {"hash": None}, {"weights": "../x"}, {"k": 99}, {"k": "3"}])
+def test_a_header_that_is_wrong_is_an_error_that_names_the_file(tmp_path, change):
+    file = make().save(tmp_path) / "dictionary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        Dictionary.load(tmp_path)
+
+
+class Stop(BaseException):
+    """An interrupt."""
+
+
+@pytest.mark.parametrize("point", range(20))
+def test_an_interrupt_at_any_moment_leaves_the_old_or_the_new_dictionary(tmp_path, monkeypatch, point):
+    """Every call into the file system is a place to stop at; twenty of them at random."""
+    old, new = make(seed=1), make(seed=2)
+    folder = old.save(tmp_path / "folder")
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    calls, stop_at = 0, None
+    originals = {name: getattr(os, name) for name in ("open", "close", "fsync", "replace", "unlink", "mkdir")}
+
+    def counted(name):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise Stop
+            return originals[name](*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in originals:
+            patched.setattr(os, name, counted(name))
+        new.save(copy)
+        stop_at, calls = random.Random(point).randint(1, calls), 0
+        with contextlib.suppress(Stop):
+            new.save(folder)
+    assert Dictionary.load(folder).content_hash in (old.content_hash, new.content_hash)
+    assert Dictionary.load(new.save(folder)).content_hash == new.content_hash
+    assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".tmp") == [
+        ".json",
+        ".safetensors",
+    ]
+
+
+# ------------------------------------------------------------------------------ raw tensors
+
+
+def raw(seed=0, **change):
+    p = {name: tensor.float() for name, tensor in parameters(seed=seed).items()} | change
+    return p.pop("W_enc"), p.pop("W_dec"), p
+
+
+@pytest.mark.parametrize("enc", [False, True])
+@pytest.mark.parametrize("dec", [False, True])
+@pytest.mark.parametrize("subtract", [False, True])
+def test_raw_tensors_in_any_orientation_and_norm_are_the_same_function(enc, dec, subtract):
+    W_enc, W_dec, p = raw()
+    x = torch.randn(100, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
+    h = (x - p["b_dec"] * subtract) @ W_enc.double() + p["b_enc"]
+    latents = torch.where(h > p["threshold"], h, 0.0)
+    found = Dictionary.from_weights(
+        W_enc.T if enc else W_enc,
+        (W_dec.T if dec else W_dec).numpy(),
+        **p,
+        subtract_b_dec=subtract,
+        info={"seed": 3},
+    )
+    assert (found.kind, found.seed, found.width, found.d_in) == ("jumprelu", 3, 40, 12)
+    double = found.to(dtype=torch.float64)
+    clear = ((h - p["threshold"]).abs() > 1e-4).all(dim=1)
+    assert clear.sum() > 80
+    assert torch.equal((double.encode(x) > 0)[clear], (latents > 0)[clear])
+    expected = latents @ W_dec.double() + p["b_dec"]
+    torch.testing.assert_close(double.reconstruct(x)[clear], expected[clear], rtol=1e-5, atol=1e-4)
+
+
+def test_orientation_is_inferred_only_where_it_is_clear():
+    W_enc, W_dec, p = raw()
+    for told in ({"b_enc": p["b_enc"]}, {"b_dec": p["b_dec"]}, {"threshold": p["threshold"]}, {"d_in": 12}):
+        assert Dictionary.from_weights(W_enc.T, W_dec.T, **told).d_in == 12
+    assert Dictionary.from_weights(W_enc, W_dec, enc_layout="d_in, d_sae").width == 40
+    assert Dictionary.from_weights(W_enc, W_dec, enc_layout="d_sae, d_in").width == 12
+    with pytest.raises(ValueError, match=r"shape \[12, 40\], and nothing tells which .*give d_in="):
+        Dictionary.from_weights(W_enc, W_dec)
+    with pytest.raises(ValueError, match="b_enc, d_in and layouts disagree"):
+        Dictionary.from_weights(W_enc, W_dec, b_enc=p["b_enc"], d_in=40)
+    with pytest.raises(ValueError, match="b_dec gives a size of 13"):
+        Dictionary.from_weights(W_enc, W_dec, b_dec=torch.zeros(13))
+    with pytest.raises(ValueError, match="W_dec must have d_in=12 and d_sae=40 as its sizes"):
+        Dictionary.from_weights(W_enc, W_dec[:30], d_in=12)
+
+
+def test_square_matrices_need_their_layout():
+    W = torch.randn(12, 12)
+    with pytest.raises(ValueError, match=r'W_enc is square .* give enc_layout="d_in, d_sae"'):
+        Dictionary.from_weights(W, W)
+    with pytest.raises(ValueError, match=r"W_dec is square .* give dec_layout="):
+        Dictionary.from_weights(W, W, enc_layout="d_in, d_sae")
+    with pytest.raises(ValueError, match="enc_layout must be one of 'd_in, d_sae'"):
+        Dictionary.from_weights(W, W, enc_layout="rows", dec_layout="d_in, d_sae")
+    found = Dictionary.from_weights(W, W, enc_layout="d_sae, d_in", dec_layout="d_in, d_sae")
+    x = torch.randn(7, 12)
+    expected = (x @ W.T).relu() @ W.T
+    torch.testing.assert_close(found.reconstruct(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_raw_topk_tensors_and_a_common_threshold():
+    W_enc, W_dec, p = raw()
+    x = torch.randn(20, 12)
+    found = Dictionary.from_weights(W_enc, W_dec, b_enc=p["b_enc"], k=np.int64(4))
+    h = (x @ W_enc + p["b_enc"]).relu()
+    kept = torch.where(h >= h.sort(dim=1, descending=True).values[:, 3:4], h, 0.0)
+    torch.testing.assert_close(found.reconstruct(x), kept @ W_dec, rtol=1e-4, atol=1e-4)
+    assert found.kind == "topk"
+    common = Dictionary.from_weights(W_enc, W_dec, b_enc=p["b_enc"], threshold=0.5)
+    torch.testing.assert_close(common.threshold, 0.5 * W_dec.norm(dim=1))
+    assert Dictionary.from_weights(W_enc, W_dec, d_in=12).kind == "relu"

@@ -6,7 +6,7 @@ from dictionaries import parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saekit.dictionary import NORMALIZATIONS
+from saekit.dictionary import NORMALIZATIONS, Dictionary
 from saekit.folding import Unfolded
 
 D_IN, WIDTH, BATCH = 12, 40, 30
@@ -35,7 +35,9 @@ def original(sae: Unfolded, x):
     rank = h * sae.W_dec.norm(dim=1) if sae.rescaled else h
     threshold = torch.zeros(WIDTH, dtype=torch.float64) if sae.threshold is None else sae.threshold
     on = (rank > threshold) & (h > 0)
-    clear = ((rank - threshold).abs() > CLEAR * (1 + h.abs())).all(dim=1) & (h.abs() > CLEAR).all(dim=1)
+    exact = sae.rescaled & (sae.W_dec.norm(dim=1) == 0)  # a product with zero is not rounded
+    clear = (((rank - threshold).abs() > CLEAR * (1 + h.abs())) | exact).all(dim=1)
+    clear &= (h.abs() > CLEAR).all(dim=1)
     if sae.k is not None:
         ordered = torch.where(on, rank, 0.0).sort(dim=1, descending=True).values
         clear &= ordered[:, sae.k - 1] - ordered[:, sae.k] > CLEAR * (1 + ordered[:, 0])
@@ -129,13 +131,100 @@ def test_topk_latents_of_equal_norms_need_no_ranks_of_their_own():
 
 def test_what_cannot_be_folded_is_refused():
     p = parameters(D_IN, WIDTH)
-    with pytest.raises(ValueError, match="scale must be positive, found 0"):
+    with pytest.raises(ValueError, match="scale must be above 0, found 0"):
         Unfolded(**p, scale=0.0).fold()
     with pytest.raises(ValueError, match="Some latents of a TopK SAE"):
         Unfolded(**p, k=3).fold([0, 1])
     with pytest.raises(ValueError, match=r"k=3.*without an inference threshold.*as_jumprelu"):
         Unfolded(**p, batch_k=3).fold()
+    with pytest.raises(ValueError, match="scale must be finite"):
+        Unfolded(**p, scale=float("inf")).fold()
+    with pytest.raises(IndexError, match="latents must be between 0 and 39, found 40"):
+        Unfolded(**p).fold([40])
+
+
+# ------------------------------------------------------------------------------ gates
+
+
+def gated(seed, r_mag):
+    """A gated SAE whose gains are `exp(r_mag)`, and its two tests by their definition in float64."""
+    p = parameters(D_IN, WIDTH, seed)
+    gain = torch.full((WIDTH,), r_mag, dtype=torch.float64).exp()
+    b_gate, b_mag = random(seed + 1, WIDTH), random(seed + 2, WIDTH)
+    p |= {"b_enc": b_mag, "gain": gain, "threshold": b_mag - gain * b_gate}
+
+    def encode(x):
+        gate = x @ p["W_enc"] + b_gate
+        magnitude = gain * (x @ p["W_enc"]) + b_mag
+        latents = torch.where(gate > 0, magnitude.relu(), 0.0) * p["W_dec"].norm(dim=1)
+        return latents, gate, magnitude
+
+    return Unfolded(**p), encode
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), r_mag=st.floats(-22.0, 2.0))
+def test_gates_are_not_lost_however_small_their_gain(seed, r_mag):
+    sae, encode = gated(seed, r_mag)
+    x = random(seed + 3, BATCH, D_IN) * 3
+    expected, gate, magnitude = encode(x)
+    folded = sae.fold()
+    found = folded.encode(x if folded.W_enc.dtype == torch.float64 else x.float()).double()
+    # Outside the proved margin: |w| of a row of unit norm, so times the row's norm, and the gate's bias.
+    margin = 2e-5 * (1 + x.norm(dim=1, keepdim=True)) * (1 + sae.W_enc.norm(dim=0))
+    clear = (gate.abs() > margin) & (magnitude.abs() > 1e-5 * (1 + magnitude.abs()))
+    assert clear.double().mean() > 0.99
+    assert torch.equal((found > 0)[clear], (expected > 0)[clear])
+    same = (found > 0) == (expected > 0)
+    torch.testing.assert_close(found[same], expected[same], rtol=1e-5, atol=1e-5)
+
+
+def test_single_precision_is_kept_where_it_keeps_the_gates():
+    assert gated(0, 0.0)[0].fold().W_enc.dtype == torch.float32
+    assert gated(0, -16.0)[0].fold().W_enc.dtype == torch.float64
+    sae, _ = gated(0, -60.0)
+    with pytest.raises(ValueError, match=r"latents have so small a gain exp\(r_mag\)"):
+        sae.fold()
+
+
+# ------------------------------------------------------------------------------ latents that add nothing
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk"])
+def test_a_zero_decoder_row_adds_nothing_and_changes_nothing(kind, rescaled):
+    p = parameters(D_IN, WIDTH)
     p["W_dec"] = p["W_dec"].clone()
     p["W_dec"][[3, 5]] = 0
-    with pytest.raises(ValueError, match="norm zero cannot be folded: 2 found"):
+    threshold = p.pop("threshold")
+    if kind == "jumprelu":
+        p["threshold"] = threshold
+    sae = Unfolded(**p, k=4 if kind == "topk" else None, rescaled=rescaled, mean=random(1, D_IN), scale=0.7)
+    x = random(2, 300, D_IN) * 3
+    latents, x_hat, clear = original(sae, x)
+    folded = sae.fold().to(dtype=torch.float64)
+    assert clear.sum() > 200
+    torch.testing.assert_close(folded.reconstruct(x)[clear], x_hat[clear], rtol=1e-5, atol=1e-4)
+    expected = latents > 0
+    if rescaled:  # such a library shows h times the norm
+        expected &= sae.W_dec.norm(dim=1) > 0
+    assert torch.equal((folded.encode(x) > 0)[clear], expected[clear])
+    assert torch.equal(folded.W_dec[[3, 5]], torch.zeros(2, D_IN, dtype=torch.float64))
+    others = [latent for latent in range(WIDTH) if latent not in (3, 5)]
+    torch.testing.assert_close(folded.W_dec[others].norm(dim=1), torch.ones(WIDTH - 2).double())
+
+
+def test_a_latent_with_an_infinite_threshold_is_never_active(tmp_path):
+    p = parameters(D_IN, WIDTH)
+    p["threshold"] = p["threshold"].clone()
+    p["threshold"][7], p["threshold"][8] = torch.inf, -torch.inf
+    folded = Unfolded(**p, scale=2.0).fold()
+    x = random(1, 200, D_IN).float() * 10
+    active = folded.encode(x) > 0
+    assert not active[:, 7].any()
+    assert torch.equal(active[:, 8], folded.pre_activations(x)[:, 8] > 0)
+    again = Dictionary.load(folded.save(tmp_path))
+    assert again.content_hash == folded.content_hash
+    p["threshold"][7] = torch.nan
+    with pytest.raises(ValueError, match="Thresholds must be at least 0"):
         Unfolded(**p).fold()
