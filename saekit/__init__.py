@@ -1,28 +1,50 @@
-"""saekit: are the latents of sparse autoencoders unique, complete and atomic?"""
+"""Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
+
+Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
+SAEs             load_sae, load_family, open_sae, save_sae, releases_table, Dictionary, Family
+Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka
+Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
+Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
+Novelty          insertion, group_insertion, ce_insertion, compare, insert_latents
+Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0, ce_curve,
+                 pair_statistics, measure_overshoot, build_frankenstein
+Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
+                 side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
+                 multiple_choice_test, measure_rebuilt_ce
+Uniqueness       measure_uniqueness, family_uniqueness
+Latents          collect, logit_table, label_latents, label_meta_latents
+Explorers        LatentExplorer, SplittingExplorer, NoveltyExplorer, StitchingExplorer,
+                 MetaExplorer
+Figures          plots, figures, figures_folder, provenance_of, neuronpedia
+The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
+                 convergence_table, kinds_table, kinds_l0_table
+
+Results have `.summary`, most have `.frame`, and `.plot()` draws the obvious picture.
+Every module is there after `import saekit`, such as `saekit.corpora.text_files`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
 
-# Names are looked up on first use, so that importing saekit costs nothing and neither
-# TransformerLens nor the widgets are loaded before they are needed.
+# Names are looked up on first use: importing saekit costs nothing, and neither TransformerLens nor
+# the widgets are loaded before they are needed. There is no `__all__`, since with one `help(saekit)`
+# would print every docstring of the package.
 _EXPORTS = {
     "saekit.models": ("load_model",),
+    "saekit.corpora": ("pack", "split"),
+    "saekit.activations": ("ActivationStore", "harvest"),
+    "saekit.streaming": ("StreamedActivations",),
+    "saekit.dictionary": ("Dictionary",),
+    "saekit.family": ("Family",),
     "saekit.loading.names": ("load_family", "load_sae", "open_sae"),
     "saekit.loading.formats.writing": ("save_sae",),
     "saekit.loading.releases": ("releases_table",),
-    "saekit.corpora": ("pack", "split"),
-    "saekit.activations": ("ActivationStore", "harvest"),
     "saekit.loading.check_sae": ("check_sae",),
-    "saekit.dictionary": ("Dictionary",),
-    "saekit.family": ("Family",),
-    "saekit.series.tables": ("bundled_table", "convergence_table", "kinds_l0_table", "kinds_table"),
-    "saekit.series.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
-    "saekit.series.profiles": ("load_series", "store_for"),
-    "saekit.streaming": ("StreamedActivations",),
     "saekit.training.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
     "saekit.training.trainer": ("TrainingConfig", "train"),
     "saekit.metrics": ("ce_degradation", "evaluate"),
@@ -30,40 +52,40 @@ _EXPORTS = {
     "saekit.analysis": (
         "adjacency_overlap",
         "best_matches",
+        "build_frankenstein",
         "ce_curve",
         "ce_insertion",
-        "measure_rebuilt_ce",
         "collect",
         "compare",
         "compare_dictionaries",
         "cosine_distributions",
         "decomposition",
         "family_uniqueness",
-        "build_frankenstein",
         "group_insertion",
         "insert_latents",
         "insertion",
         "label_latents",
+        "label_meta_latents",
         "logit_table",
         "matched_curve",
         "matched_l0",
+        "measure_overshoot",
+        "measure_rebuilt_ce",
+        "measure_specificity",
+        "measure_splitting",
+        "measure_uniqueness",
         "meta_baselines",
-        "label_meta_latents",
         "meta_sae",
         "meta_sweep",
         "multiple_choice_test",
-        "measure_overshoot",
         "pair_statistics",
         "random_orders",
         "related_latents",
         "side_by_side",
-        "measure_specificity",
-        "measure_splitting",
         "splitting_through_meta",
         "splitting_tree",
         "stitch",
         "stitch_chain",
-        "measure_uniqueness",
     ),
     "saekit.provenance": ("provenance_of",),
     "saekit.widgets": (
@@ -73,12 +95,12 @@ _EXPORTS = {
         "SplittingExplorer",
         "StitchingExplorer",
     ),
+    "saekit.series.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
+    "saekit.series.profiles": ("load_series", "store_for"),
+    "saekit.series.tables": ("bundled_table", "convergence_table", "kinds_l0_table", "kinds_table"),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("figures", "plots")
 _SHORT = {"neuronpedia": "saekit.loading.neuronpedia"}  # modules that people call by a shorter name
-
-__all__ = ["__version__", *sorted(_HOMES), *_MODULES, *_SHORT]
 
 
 def __getattr__(name: str) -> Any:
@@ -94,4 +116,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    modules = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
+    return sorted({"__version__", *_HOMES, *_SHORT, *modules})
