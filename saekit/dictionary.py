@@ -234,8 +234,6 @@ class Dictionary(Described):
         >>> dictionary.encode(torch.tensor([[1.0, -1.0, 0.5, 0.0]]))
         tensor([[2., 0., 1.]])
         """
-        from saekit.folding import Unfolded  # which makes dictionaries itself
-
         given: dict[str, Any] = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
         if threshold is not None and np.ndim(threshold):
             given["threshold"] = threshold
@@ -249,13 +247,22 @@ class Dictionary(Described):
         if threshold is not None and "threshold" not in tensors:
             tensors["threshold"] = like.new_full((sizes[1],), float(threshold))
         kind = "topk" if k is not None else "relu" if threshold is None else "jumprelu"
-        return Unfolded(
-            **tensors,
-            k=k,
-            pre_bias=tensors["b_dec"] if subtract_b_dec else None,
-            normalization=normalization,
-            info={"kind": kind, **(info or {})},
-        ).fold()
+        # What `Unfolded.fold` does block by block, for tensors that are in memory as they are.
+        wide = {name: tensor.double() for name, tensor in tensors.items()}
+        norm = wide["W_dec"].norm(dim=1)
+        norm = norm.where(norm > 0, 1.0)
+        bias = wide["b_enc"] - wide["b_dec"] @ wide["W_enc"] if subtract_b_dec else wide["b_enc"]
+        folded = {
+            "W_enc": wide["W_enc"] * norm,
+            "b_enc": bias * norm,
+            "W_dec": wide["W_dec"] / norm[:, None],
+            "b_dec": wide["b_dec"],
+            "threshold": wide["threshold"].clamp(min=0) * norm if "threshold" in wide else 0 * norm,
+        }
+        if k is not None and not torch.allclose(norm, norm[:1].expand_as(norm), rtol=1e-6, atol=0):
+            folded["rank_scale"] = 1 / norm  # latents compete in the units that they were given in
+        single: dict[str, Any] = {name: tensor.float() for name, tensor in folded.items()}
+        return cls(**single, k=k, normalization=normalization, info={"kind": kind, **(info or {})})
 
     @property
     def d_in(self) -> int:
