@@ -7,7 +7,7 @@ Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dicti
 Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
 Novelty          insertion, group_insertion, ce_insertion, compare, insert_latents
 Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0, ce_curve,
-                 pair_statistics, measure_overshoot, build_frankenstein
+                 pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
                  multiple_choice_test, measure_rebuilt_ce
@@ -67,6 +67,7 @@ _EXPORTS = {
         "label_latents",
         "label_meta_latents",
         "logit_table",
+        "match_by_density",
         "matched_curve",
         "matched_l0",
         "measure_overshoot",

@@ -51,7 +51,12 @@ from saekit.analysis.similarity import (
 from saekit.analysis.specificity import Specificity, measure_specificity
 from saekit.analysis.splitting import Splitting, SplittingTree, measure_splitting, splitting_tree
 from saekit.analysis.stitching.frankenstein import Frankenstein, build_frankenstein
-from saekit.analysis.stitching.groups import DictionaryComparison, compare_dictionaries, insert_latents
+from saekit.analysis.stitching.groups import (
+    DictionaryComparison,
+    compare_dictionaries,
+    insert_latents,
+    match_by_density,
+)
 from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
 from saekit.analysis.stitching.overshoot import measure_overshoot
 from saekit.analysis.stitching.path import (
@@ -122,6 +127,7 @@ __all__ = [
     "label_latents",
     "label_meta_latents",
     "logit_table",
+    "match_by_density",
     "matched_curve",
     "matched_l0",
     "matching_pursuit",

@@ -4,6 +4,7 @@ Nothing is computed here that a result does not say, except for histograms. Capt
 state the numbers of the data that they are given.
 """
 
+from saekit.plots.comparison import group_comparison
 from saekit.plots.meta import (
     active_meta_latents,
     meta_baselines,
@@ -43,6 +44,7 @@ __all__ = [
     "density_histogram",
     "frankenstein",
     "frontier",
+    "group_comparison",
     "group_insertion_bars",
     "insertion_scatter",
     "kinds_frontier",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -14,6 +15,7 @@ from saekit.dictionary import Dictionary
 from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
 from saekit.moments import ratio_of_totals
 from saekit.results import Result
+from saekit.selection import Latents, select_latents
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -159,3 +161,46 @@ def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
         W_enc=torch.cat([dictionary.W_enc, more.W_enc], dim=1),
         info={**origin, "kind": "stitched"},
     )
+
+
+def match_by_density(
+    density: np.ndarray, first: Latents, second: Latents, *, tolerance: float = 0.05
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair latents of two groups that fire about equally often, so that both groups add the same L0.
+
+    Parameters
+    ----------
+    density : ndarray
+        Share of tokens on which each latent of the dictionary is active, `[width]`. Latents that are
+        never active are left out.
+    first, second : index array, list, Boolean mask or Series
+        The two groups.
+    tolerance : float
+        Greatest difference of the log densities of a pair.
+
+    Returns
+    -------
+    ndarray, ndarray
+        Latents of either group, place by place the pairs, by ascending density: as many pairs as there
+        can be.
+
+    Raises
+    ------
+    ValueError
+        If no two latents are within the tolerance.
+    """
+    density = np.asarray(density, dtype=float)
+    a, b = (select_latents(group, len(density)).numpy() for group in (first, second))
+    a, b = (group[density[group] > 0] for group in (a, b))
+    a, b = (group[np.argsort(density[group], kind="stable")] for group in (a, b))
+    pairs, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        apart = np.log(density[a[i]] / density[b[j]])
+        if abs(apart) <= tolerance:
+            pairs.append((a[i], b[j]))
+        # Of two that do not fit, the rarer one fits none of the others either: they are denser still.
+        i, j = i + (apart <= tolerance), j + (apart >= -tolerance)
+    if not pairs:
+        raise ValueError(f"No two latents of the groups have densities within {tolerance:.0%} of each other.")
+    matched_a, matched_b = zip(*pairs, strict=True)
+    return np.array(matched_a), np.array(matched_b)

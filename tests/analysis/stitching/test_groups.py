@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from dictionaries import make
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from saekit.analysis.stitching.groups import compare_dictionaries, insert_latents
+from saekit.analysis.stitching.groups import compare_dictionaries, insert_latents, match_by_density
 from saekit.metrics import ce_degradation, evaluate
 
 
@@ -63,3 +65,26 @@ def test_an_unknown_reference_is_named(model, store):
     result = compare_dictionaries(model, {"a": make(d_in=16)}, store, max_rows=2)
     with pytest.raises(KeyError, match="No dictionary is called 'c'"):
         result.against("c")
+
+
+def test_pairs_fire_equally_often_and_no_more_could_be_made():
+    random = np.random.default_rng(0)
+    density = np.exp(random.uniform(-6, -1, 60))
+    density[[3, 4]] = 0
+    is_first = np.arange(60) % 3 == 0
+    a, b = match_by_density(density, is_first, np.flatnonzero(~is_first), tolerance=0.1)
+    assert is_first[a].all()
+    assert not is_first[b].any()
+    assert len(set(a)) == len(a)
+    assert len(set(b)) == len(b)
+    assert (np.abs(np.log(density[a] / density[b])) <= 0.1).all()
+    alive = density > 0
+    left, right = np.flatnonzero(is_first & alive), np.flatnonzero(~is_first & alive)
+    near = np.abs(np.log(density[left][:, None] / density[right])) <= 0.1
+    most = (maximum_bipartite_matching(csr_array(near.astype(int))) >= 0).sum()
+    assert len(a) == most
+
+
+def test_groups_that_never_fit_are_refused():
+    with pytest.raises(ValueError, match="within 5%"):
+        match_by_density(np.array([0.1, 0.5]), [0], [1])
