@@ -1,0 +1,148 @@
+"""Every code block of README and docs runs, on a tiny model, tiny SAEs and text made on the spot."""
+
+import contextlib
+import io
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import saekit
+from conftest import sentences
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*$")
+TOOLS = {"pip", "python", "make", "pre-commit", "torchrun", "git"}  # lines of the shell that are not run
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, with the reason why it is not run, if there is one."""
+
+    language: str
+    code: str
+    line: int
+    not_run: str | None
+
+
+def blocks_of(text):
+    """The fenced blocks of a page, in order."""
+    blocks = []
+    for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        code = "\n".join(line.removeprefix(match[1]) for line in match[3].splitlines())
+        reason = NOT_RUN.search(text[: match.start()])
+        line = text[: match.start(3)].count("\n") + 1
+        blocks.append(Block(match[2], code, line, reason[1] if reason else None))
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, model_folder):
+    """What the pages assume: `my-model`, `my-text`, and from them `my-store` and `my-family`."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "my-model").symlink_to(model_folder)
+    (folder / "my-text").mkdir()
+    for number in range(40):
+        text = "\n\n".join(sentences(60, seed=number))
+        (folder / "my-text" / f"{number:02d}.txt").write_text(text, encoding="utf-8")
+    model = saekit.load_model(folder / "my-model")
+    documents = saekit.corpora.text_files(sorted((folder / "my-text").glob("*.txt")))
+    train, held_out = saekit.split(documents, held_out=0.3)
+    stores = {}
+    for name, side in {"train": train, "my-store": held_out}.items():
+        rows = saekit.pack(side, model.tokenizer, context_length=32, n_tokens=4096)
+        stores[name] = saekit.harvest(
+            model, rows, "blocks.1.hook_resid_post", path=folder / name, progress=False
+        )
+    for width, seed in [(32, 0), (64, 0), (64, 1), (128, 0)]:
+        config = saekit.TrainingConfig(saekit.ReLU(target_l0=6), width=width, seed=seed, steps=100)
+        result = saekit.train(config, stores["train"], progress=False)
+        result.dictionary.save(folder / "my-family" / f"{width}-seed{seed}")
+    return folder
+
+
+@pytest.fixture
+def workplace(world, tmp_path, monkeypatch):
+    """A folder of its own for a page, with what the pages assume in it."""
+    for name in ("my-model", "my-text", "my-store", "my-family"):
+        (tmp_path / name).symlink_to(world / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SAEKIT_FIGURES", str(tmp_path / "figures"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_block_runs(page, workplace):
+    namespace = {"__name__": "__main__"}
+    blocks = blocks_of(page.read_text(encoding="utf-8"))
+    for number, block in enumerate(blocks):
+        if block.not_run or block.language == "text":
+            continue
+        where = f"{page.name}, line {block.line}"
+        if block.language == "python":
+            printed = io.StringIO()
+            code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+            following = blocks[number + 1] if number + 1 < len(blocks) else None
+            if following and following.language == "text":
+                assert printed.getvalue().rstrip() == following.code.rstrip(), where
+        else:
+            assert block.language == "sh", f"{where}: a block must be python, sh or text"
+            for line in block.code.replace("\\\n", " ").splitlines():
+                run_in_shell(line, where)
+
+
+def run_in_shell(line, where):
+    """Run a line that begins with `saekit`; check that a target of make exists."""
+    words = shlex.split(line, comments=True)
+    if not words:
+        return
+    if words[0] == "saekit":
+        assert saekit.cli.main(["--quiet", *words[1:]]) == 0, where
+    elif words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(words[1:]) <= set(targets), where
+    else:
+        assert words[0] in TOOLS, where
+
+
+def test_few_blocks_are_not_run_and_each_has_its_reason():
+    left_out = [
+        (name, block.line, block.not_run)
+        for name, page in zip(NAMES, PAGES, strict=True)
+        for block in blocks_of(page.read_text(encoding="utf-8"))
+        if block.not_run
+    ]
+    assert len(left_out) <= 8, left_out
+    assert all(re.match(r"needs ", reason) for *_, reason in left_out), left_out
+
+
+def test_the_harness_sees_blocks_outputs_and_failures(workplace, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match="line 2"):
+        test_every_block_runs(page, workplace)
+    page.write_text("<!-- not run: needs a hub -->\n```python\n1 / 0\n```\n")
+    assert [block.not_run for block in blocks_of(page.read_text())] == ["needs a hub"]
+    page.write_text("- item\n\n    ```sh\n    make nothing\n    ```\n")
+    with pytest.raises(AssertionError, match="line 4"):
+        test_every_block_runs(page, workplace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path = target.partition("#")[0]
+        if re.match(r"https?:|mailto:", target) or not path:
+            continue
+        # Pages of the site that are made of notebooks are named as the site names them.
+        found = page.parent / re.sub(r"^(\.\./)?notebooks/(\w+)\.md$", r"../notebooks/\2.ipynb", path)
+        alternatives = [page.parent / path, found, page.parent / ".." / found]
+        assert any(alternative.exists() for alternative in alternatives), target
