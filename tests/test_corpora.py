@@ -235,6 +235,7 @@ def test_the_embedded_sources_are_all_there():
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_prompts_kept_for_probing_stay_out(corpus, prompts):
     folder = corpora._package_folder("sae_probes") / "data" / "cleaned_data"
     kept = {

@@ -168,6 +168,7 @@ def test_nothing_there_is_said(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its memory")
 @pytest.mark.parametrize(("case", "width"), [(1, 1536), (2, 24576)])
+@pytest.mark.slow
 def test_loading_takes_the_memory_of_what_is_asked_for(tmp_path, case, width):
     widths = (768, 1536, 12288, 24576)  # 77 MB together
     for each in widths:

@@ -68,6 +68,7 @@ def save(folder, name="fig", **kwargs):
     return draw(**plot_options).save(name, **options | kwargs)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path):
     """Another hash seed, time zone and user style, and having been shown before, change nothing."""
     user_style = (

@@ -382,6 +382,7 @@ def test_half_a_character_has_a_string_of_its_own(model):
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_the_embedded_model_has_learnt_language():
     model = load_model()
     text = "The Moon is the only natural satellite of Earth. It orbits our planet about once a month."

@@ -228,6 +228,7 @@ def test_no_text_overlaps_or_leaves_the_figure(name):
     check_texts(plot(name).figure)
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path):
     names = ["splitting_tree_plot", "insertion_scatter", "max_cosine_distribution", "activation_norms"]
     here = {name: hashes(name, tmp_path / "here" / name) for name in names}

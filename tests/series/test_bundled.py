@@ -45,6 +45,7 @@ def world(store, model, tmp_path_factory):
         yield SimpleNamespace(package=package, folder=bundling.trained_folder("relu", store))
 
 
+@pytest.mark.slow
 def test_members_are_bundled_and_measured(world, store):
     table = bundled_table()
     assert list(zip(table["kind"], table["width"], table["seed"], strict=True)) == [
@@ -92,6 +93,7 @@ def test_single_precision_where_half_changes_too_much(world, monkeypatch):
     assert load_family("relu")[40].content_hash == trained.content_hash
 
 
+@pytest.mark.slow
 def test_the_widest_is_trained_on_request_only(world, capsys):
     assert not (world.folder / "56-seed0").exists()
     assert cli.main(["--quiet", "families"]) == 0

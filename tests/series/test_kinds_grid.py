@@ -43,6 +43,7 @@ def world(store, model, tmp_path_factory):
         yield SimpleNamespace(tables=tables, trained=kinds.train_kinds(progress=False))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_every_dictionary(world, store, model):
     table = series_tables.kinds_table()
     assert list(zip(table["kind"], table["width"], table["target_l0"], strict=True)) == [

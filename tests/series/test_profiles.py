@@ -389,6 +389,7 @@ def times(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_one_command_runs_the_series_on_local_saes_and_checks_them(world):
     first = reproduce(world)
     assert first.returncode == 0, first.stderr

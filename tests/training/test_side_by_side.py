@@ -30,6 +30,7 @@ def trained(store, tmp_path_factory):
     return jobs
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_the_bits_of_one_after_the_other(trained, store):
     for config, folder in trained[:2]:
         expected = train(config, store, held_out=store, progress=False)

@@ -253,6 +253,7 @@ run(config(), activations(), checkpoint=sys.argv[2], checkpoint_every=10)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), str(checkpoint)]

@@ -272,6 +272,7 @@ def kernel():
         manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.slow
 def test_running_a_cell_again_frees_what_it_displayed(kernel):
     kernel.run("first", LATENT)
     kernel.run("second", f"novelty = {NOVELTY}\nnovelty")

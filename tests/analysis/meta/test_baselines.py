@@ -167,6 +167,7 @@ def test_pursuit_finds_planted_terms():
 # ---------------------------------------------------------------------- other encoders
 
 
+@pytest.mark.slow
 def test_refit_learns_the_encoder_alone():
     base, truth = planted()
     config = QUICK.config(ROWS, width=META, k=2, seed=0)

@@ -22,6 +22,7 @@ def planted():
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.slow
 def test_planted_directions_are_recovered(kind, planted):
     directions, x, held_out = planted
     sparsity = {"k": ACTIVE} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(ACTIVE)}
