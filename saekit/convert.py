@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +9,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from saekit.activations import ActivationStore, batches_of
+from saekit import settings
+from saekit.activations import ActivationStore
 from saekit.dictionary import LAYER_NORM_EPS, Dictionary
 from saekit.folding import Unfolded
-from saekit.metrics import Moments, fvu, n_excluded
+from saekit.moments import fvu
+from saekit.passes import Batch, one_pass
+from saekit.results import Result
 from saekit.sparse import SparseLatents
 
 
-@dataclass(frozen=True, eq=False)
-class Conversion:
+@dataclass(frozen=True, eq=False, repr=False)
+class Conversion(Result):
     """A dictionary with a threshold in place of its competition, and what that changed.
 
     Attributes
@@ -68,6 +70,8 @@ def as_jumprelu(
     *,
     constant_scale: bool = True,
     batch_size: int = 4096,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Conversion:
     """Replace competition between latents, and normalisation of single rows, by constants.
 
@@ -91,13 +95,25 @@ def as_jumprelu(
         Replace the normalisation of rows. Without this a dictionary that normalises rows goes on
         doing so: its latents no longer compete, but still cannot be moved.
     batch_size : int
-        Tokens at a time.
+        Tokens per batch.
+    progress : bool
+        Show progress bars in tokens: one for measuring the constants, one for what they change.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If the dictionary's latents are already independent, or none is ever active.
+        If the dictionary's latents are already independent, or none is ever active; if it does not
+        belong together with the activations, one of these is not finite, or there are none.
+
+    Examples
+    --------
+    >>> converted = as_jumprelu(topk, x)
+    >>> converted.dictionary
+    Dictionary(jumprelu 8 (seed 0), d_in=6, width=8)
     """
+    batch_size = settings.whole("batch_size", batch_size)
     batch_k = dictionary.batch_k if isinstance(dictionary, Unfolded) else None
     if isinstance(dictionary, Unfolded):
         # Ranks are kept for TopK SAEs only, so this one is read as a TopK SAE that keeps every latent.
@@ -106,59 +122,96 @@ def as_jumprelu(
     if dictionary.k is None and (dictionary.normalization is None or not constant_scale):
         raise ValueError(f"{dictionary.name} needs no conversion: its latents do not depend on each other.")
 
-    def compete(x: Tensor) -> SparseLatents:
-        latents = dictionary.encode_sparse(x)
-        if batch_k is None:
-            return latents
-        return _largest(latents, batch_k * len(x), _ranks(dictionary, latents))
-
-    batches = _Batches(activations, batch_size, dictionary)
-    threshold = None
-    if dictionary.k is not None:
-        threshold = _least_kept(dictionary, compete, batches, whole_batch=batch_k is not None)
+    constants = _Constants(dictionary, batch_k)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "progress": progress,
+        "allow_mismatch": allow_mismatch,
+    }
+    one_pass(activations, constants.add, dictionaries=[dictionary], purpose="measuring constants", **options)
+    threshold = None if dictionary.k is None else constants.threshold
     converted = _with_threshold(dictionary, threshold)
-    if constant_scale:
-        converted = _with_constant_scale(converted, batches)
+    if constant_scale and dictionary.normalization is not None:
+        converted = _with_constant_scale(converted, *constants.scale)
 
-    moments = Moments(dictionary.d_in)
     errors, active, common = [0.0, 0.0], [0, 0], 0
-    for x in batches:
-        found = compete(x), converted.encode_sparse(x)
+
+    def compare(batch: Batch) -> None:
+        nonlocal common
+        found = _compete(dictionary, batch, batch_k), batch.latents(converted)
         for i, (version, latents) in enumerate(zip((dictionary, converted), found, strict=True)):
-            x_hat = version.decode(latents, version.row_scale(x))
-            errors[i] += float((x - x_hat).double().square().sum())
+            x_hat = version.decode(latents, version.row_scale(batch.x))
+            errors[i] += float((batch.x - x_hat).double().square().sum())
             active[i] += len(latents.values)
         entries = (latents.rows * latents.width + latents.indices for latents in found)
         common += int(torch.isin(*entries).sum())
-        moments.update(x)
+
+    tokens = one_pass(
+        activations, compare, dictionaries=[dictionary, converted], purpose="comparing", **options
+    )
+    either = sum(active) - common
     return Conversion(
         dictionary=converted,
         frame=pd.DataFrame(
             {
                 "dictionary": [dictionary.name, converted.name],
-                "l0": [count / moments.n for count in active],
-                "mse": [error / moments.n for error in errors],
-                "fvu": [fvu(error, moments.total_variance) for error in errors],
+                "l0": [count / tokens.n_tokens for count in active],
+                "mse": [error / tokens.n_tokens for error in errors],
+                "fvu": [fvu(error, tokens.total_variance) for error in errors],
             }
         ),
         threshold=threshold,
-        share_changed=1 - common / (sum(active) - common),
-        n_tokens=moments.n,
-        n_excluded=n_excluded(activations),
+        share_changed=1 - common / either if either else 0.0,
+        n_tokens=tokens.n_tokens,
+        n_excluded=tokens.n_excluded,
     )
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """The activations, to be gone through more than once."""
+def _compete(dictionary: Dictionary, batch: Batch, batch_k: int | None) -> SparseLatents:
+    """The latents of a batch that are left after they have competed, within tokens or in the batch."""
+    latents = batch.latents(dictionary)
+    if batch_k is None:
+        return latents
+    return _largest(latents, batch_k * len(batch), _ranks(dictionary, latents))
 
-    activations: ActivationStore | Tensor
-    size: int
-    dictionary: Dictionary
 
-    def __iter__(self) -> Any:
-        device = self.dictionary.W_enc.device
-        return (x for _, x in batches_of(self.activations, self.size, device=device))
+class _Constants:
+    """Means over tokens (or whole batches, for BatchTopK) of what differs between them."""
+
+    def __init__(self, dictionary: Dictionary, batch_k: int | None) -> None:
+        self.dictionary, self.batch_k = dictionary, batch_k
+        self._least, self._n_least = 0.0, 0
+        self._scale, self._n_scale = torch.zeros(2, dtype=torch.float64), 0
+
+    def add(self, batch: Batch) -> None:
+        """Add a batch's lowest ranks that are kept, and the scales of its rows."""
+        if self.dictionary.k is not None:
+            latents = _compete(self.dictionary, batch, self.batch_k)
+            ranks = _ranks(self.dictionary, latents)
+            if self.batch_k is not None:
+                least = ranks.amin(dim=0, keepdim=True) if len(ranks) else ranks
+            else:
+                least = torch.segment_reduce(ranks, "min", offsets=latents.offsets)[latents.counts > 0]
+            self._least += float(least.double().sum())
+            self._n_least += len(least)
+        if (scale := self.dictionary.row_scale(batch.x)) is not None:
+            self._scale += torch.stack([part.double().sum() for part in scale]).cpu()
+            self._n_scale += len(batch)
+
+    @property
+    def threshold(self) -> float:
+        """The mean of the lowest rank that is kept."""
+        if not self._n_least:
+            raise ValueError(
+                f"No latent of {self.dictionary.name} is active, so there is no threshold to find."
+            )
+        return self._least / self._n_least
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The mean centre and factor of the rows."""
+        centre, factor = (self._scale / self._n_scale).tolist()
+        return centre, factor
 
 
 def _ranks(dictionary: Dictionary, latents: SparseLatents) -> Tensor:
@@ -173,28 +226,6 @@ def _largest(latents: SparseLatents, n: int, ranks: Tensor) -> SparseLatents:
     kept = torch.zeros(len(ranks), dtype=torch.bool, device=ranks.device)
     kept[ranks.topk(min(n, len(ranks))).indices] = True
     return latents.where(kept)
-
-
-def _least_kept(
-    dictionary: Dictionary,
-    compete: Callable[[Tensor], SparseLatents],
-    batches: _Batches,
-    *,
-    whole_batch: bool,
-) -> float:
-    """The mean, over tokens or over whole batches, of the lowest rank that is kept."""
-    total, n = 0.0, 0
-    for x in batches:
-        latents = compete(x)
-        ranks = _ranks(dictionary, latents)
-        if whole_batch:
-            least = ranks.amin(dim=0, keepdim=True) if len(ranks) else ranks
-        else:
-            least = torch.segment_reduce(ranks, "min", offsets=latents.offsets)[latents.counts > 0]
-        total, n = total + float(least.double().sum()), n + len(least)
-    if not n:
-        raise ValueError(f"No latent of {dictionary.name} is active, so there is no threshold to find.")
-    return total / n
 
 
 def _with_threshold(dictionary: Dictionary, threshold: float | None) -> Dictionary:
@@ -212,20 +243,11 @@ def _with_threshold(dictionary: Dictionary, threshold: float | None) -> Dictiona
     )
 
 
-def _with_constant_scale(dictionary: Dictionary, batches: _Batches) -> Dictionary:
-    """A dictionary that normalises rows by their mean centre and factor instead of each row's own.
+def _with_constant_scale(dictionary: Dictionary, centre: float, factor: float) -> Dictionary:
+    """A dictionary that normalises rows by one centre and factor instead of each row's own.
 
     Subtracting a row's mean is linear, so on the way in it stays exact: it moves into the encoder.
     """
-    if dictionary.normalization is None:
-        return dictionary
-    total, n = torch.zeros(2, dtype=torch.float64), 0
-    for x in batches:
-        scale = dictionary.row_scale(x)
-        assert scale is not None
-        total += torch.stack([part.double().sum() for part in scale]).cpu()
-        n += len(x)
-    centre, factor = (total / n).tolist()
     W_enc, shrink = dictionary.W_enc.double(), 1.0
     if dictionary.normalization == "layer_norm":
         W_enc = W_enc - W_enc.mean(dim=0)

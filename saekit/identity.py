@@ -100,3 +100,12 @@ def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
             rounded = part.to(torch.bfloat16).cpu().contiguous()
             digest.update(rounded.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def distinct_names(identities: Iterable[Identity]) -> list[str]:
+    """Names for a table, each with the beginning of its hash where another dictionary has the same name."""
+    found = list(identities)
+    hashes: dict[str, set[str]] = {}
+    for identity in found:
+        hashes.setdefault(identity.name, set()).add(identity.hash)
+    return [f"{i.name} [{i.hash[:8]}]" if len(hashes[i.name]) > 1 else i.name for i in found]

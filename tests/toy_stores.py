@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from saekit.activations import ActivationStore
+from saekit.files import hash_tensors
 
 
 def in_memory(x, *, tokens, special, excluded, document=None, documents=()):
@@ -17,6 +18,7 @@ def in_memory(x, *, tokens, special, excluded, document=None, documents=()):
         "hook_point": "toy",
         "dtype": "float32",
         "shard_rows": rows,
+        "hash": hash_tensors({"x": x, "tokens": tokens, "excluded": excluded}),
     }
     store = ActivationStore(Path("toy"), manifest)
     store.__dict__.update(

@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array, vstack
+from tqdm.auto import tqdm
 
+from saekit import settings
 from saekit.activations import ActivationStore
-from saekit.analysis.latents import LatentActivations, LogitTable, display_strings
+from saekit.analysis.latents import (
+    LatentActivations,
+    LogitTable,
+    display_strings,
+    require_vocabulary,
+)
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.dictionary import Dictionary
+from saekit.identity import Identity
+from saekit.results import Result
+from saekit.selection import select_latent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,16 +34,16 @@ N_WORDS = 3  # in a label
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
+@dataclass(frozen=True, eq=False, repr=False)
+class Labels(Result):
     """A description of every latent of a dictionary, or of every meta-latent.
 
     Attributes
     ----------
-    name : str
-        The dictionary's name.
+    dictionary : Identity
+        The dictionary.
     frame : DataFrame
-        One row a latent: `latent`; `label` (its three first words, or `"dead"`); `dead`;
+        One row per latent: `latent`; `label` (its three first words, or `"dead"`); `dead`;
         `top_tokens` (a tuple, see `label_latents` and `label_meta_latents`) and `lift` (of these taken
         together, NaN without any). With a logit table also `top_logits` and `bottom_logits`
         (tuples of the tokens most promoted and suppressed) and `agrees` (whether one of the top
@@ -45,10 +55,15 @@ class Labels:
         Display string of each token id.
     """
 
-    name: str
+    dictionary: Identity
     frame: pd.DataFrame
     tokens: csr_array
     vocabulary: Sequence[str] | PreTrainedTokenizerBase
+
+    @property
+    def name(self) -> str:
+        """The dictionary's name."""
+        return str(self.dictionary)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -58,12 +73,10 @@ class Labels:
 
         Raises
         ------
-        IndexError
-            If there is no such latent.
+        TypeError, IndexError
+            If the latent is not a whole number, or is out of range.
         """
-        if not 0 <= latent < len(self):
-            raise IndexError(f"{self.name} has labels 0 to {len(self) - 1}, found {latent}.")
-        return self.frame["label"].iat[latent]
+        return str(self.frame["label"].iat[select_latent(latent, len(self))])
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -95,6 +108,7 @@ def label_latents(
     logits: LogitTable | None = None,
     *,
     min_count: int = 5,
+    progress: bool = False,
 ) -> Labels:
     """Describe every latent of a dictionary by the tokens it is active on and those it promotes.
 
@@ -117,27 +131,37 @@ def label_latents(
         Of this dictionary.
     min_count : int
         Leave tokens that occur less often out of the top tokens: their means are noise.
+    progress : bool
+        Show a progress bar in latents.
 
     Raises
     ------
     ValueError
-        If activations or logits are of another width than the dictionary.
+        If activations or logits are those of another dictionary, the activations were collected
+        over another store, or the vocabulary is shorter than the store's token ids reach.
 
     Notes
     -----
     Leask et al. (ICLR 2025) have a language model write the descriptions; these are ours, and need
     none.
+
+    Examples
+    --------
+    >>> labels = label_latents(dictionary, collected, store, vocabulary)
+    >>> labels.of(0)
+    'king'
     """
-    for what, width in (("activations", activations.width), ("logits", _width(logits))):
-        if width not in (None, dictionary.width):
-            raise ValueError(
-                f"The {what} must have the {dictionary.width} latents of {dictionary.name}, found {width}."
-            )
+    min_count = settings.whole("min_count", min_count, at_least=0)
+    activations.dictionary.require(dictionary.identity, "The dictionary of the activations")
+    if logits is not None:
+        logits.dictionary.require(dictionary.identity, "The dictionary of the logit table")
+    activations.require_store(store)
     tokens = store.tokens.flatten()
+    require_vocabulary(vocabulary, int(tokens.max()) + 1)
     evidence = [activations.top(latent, WORDS_FROM) for latent in range(dictionary.width)]
     texts = [
         _text(words(tokens[positions].tolist(), values.tolist(), vocabulary))
-        for positions, values in evidence
+        for positions, values in tqdm(evidence, disable=not progress, unit="latent", desc="labels")
     ]
     strongest = _by_token(
         np.concatenate([tokens[positions].numpy() for positions, _ in evidence]),
@@ -146,7 +170,7 @@ def label_latents(
         len(vocabulary),
     )
     top, lift = _top_tokens(activations, store, len(vocabulary), min_count)
-    return _labels(dictionary.name, texts, _shares(strongest), top, lift, vocabulary, logits)
+    return _labels(dictionary.identity, texts, _shares(strongest), top, lift, vocabulary, logits)
 
 
 def words(
@@ -157,7 +181,7 @@ def words(
     Tokens that differ only in surrounding space count as one word; ties go by the alphabet.
     """
     totals: dict[str, float] = {}
-    for token, weight in zip(display_strings(vocabulary, ids), weights, strict=True):
+    for token, weight in zip(display_strings(vocabulary, list(ids)), weights, strict=True):
         word = _word(token)
         totals[word] = totals.get(word, 0.0) + weight
     return sorted(totals, key=lambda word: (-totals[word], word))
@@ -185,7 +209,13 @@ def _top_tokens(
 # ---------------------------------------------------------------------- meta-latents
 
 
-def label_meta_latents(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTable | None = None) -> Labels:
+def label_meta_latents(
+    meta: MetaSAE,
+    labels: Sequence[Labels],
+    logits: LogitTable | None = None,
+    *,
+    progress: bool = False,
+) -> Labels:
     """Describe every meta-latent by the tokens of its latents and those its own direction promotes.
 
     Words and top tokens are those with the greatest share in the evidence of the 10 latents that
@@ -200,11 +230,14 @@ def label_meta_latents(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTab
         Of the latents of each of its bases, in order.
     logits : LogitTable, optional
         Of `meta.dictionary`.
+    progress : bool
+        Show a progress bar in meta-latents.
 
     Raises
     ------
     ValueError
-        If there are not as many labels as latents in each base, or logits as meta-latents.
+        If the labels are not those of the bases in their order, or the logits are those of another
+        dictionary.
 
     Notes
     -----
@@ -212,10 +245,8 @@ def label_meta_latents(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTab
     most active latents share, in a language model's words; the weighting is ours.
     """
     require_labels(meta, labels)
-    if _width(logits) not in (None, meta.width):
-        raise ValueError(
-            f"The logits must have the {meta.width} meta-latents of {meta.name}, found {_width(logits)}."
-        )
+    if logits is not None:
+        logits.dictionary.require(meta.identity, "The dictionary of the logit table")
     members = meta.decomposition.transpose()
     offsets = members.offsets.numpy()
     activation = csr_array(
@@ -229,8 +260,12 @@ def label_meta_latents(meta: MetaSAE, labels: Sequence[Labels], logits: LogitTab
     with np.errstate(invalid="ignore"):  # 0 / 0 where a meta-latent has no tokens
         lift = _row_sums(tokens, chosen) / _row_sums(tokens, chosen, usual[tokens.indices])
     vocabulary = labels[0].vocabulary
-    texts = [_text(words(*_row(tokens, row), vocabulary)) for row in range(meta.width)]
-    return _labels(meta.name, texts, tokens, _where(tokens, chosen), lift, vocabulary, logits)
+    bar = tqdm(range(meta.width), disable=not progress, unit="meta-latent", desc="labels")
+    texts = []
+    for row in bar:
+        ids, weights = _row(tokens, row)
+        texts.append(_text(words(ids.tolist(), weights.tolist(), vocabulary)))
+    return _labels(meta.identity, texts, tokens, _where(tokens, chosen), lift, vocabulary, logits)
 
 
 def require_labels(meta: MetaSAE, labels: Sequence[Labels]) -> None:
@@ -239,18 +274,19 @@ def require_labels(meta: MetaSAE, labels: Sequence[Labels]) -> None:
     Raises
     ------
     ValueError
-        If there are not as many labels as latents in each base.
+        If there is not one for each base, in order.
     """
-    found = [len(of_base) for of_base in labels]
-    if found != list(meta.widths):
-        raise ValueError(f"{meta.name} needs labels of widths {list(meta.widths)}, found {found}.")
+    if len(labels) != len(meta.bases):
+        raise ValueError(f"{meta.name} has {len(meta.bases)} bases, found labels of {len(labels)}.")
+    for place, (base, of_base) in enumerate(zip(meta.bases, labels, strict=True)):
+        of_base.dictionary.require(base, f"The dictionary of labels {place}")
 
 
 # ---------------------------------------------------------------------- helpers
 
 
 def _labels(
-    name: str,
+    dictionary: Identity,
     texts: list[str],
     tokens: csr_array,
     top: csr_array,
@@ -281,7 +317,7 @@ def _labels(
             for own, pushed in zip(top_tokens, promoted, strict=True)
         ]
         frame = frame.assign(top_logits=promoted, bottom_logits=suppressed, agrees=agrees)
-    return Labels(name, frame, tokens, vocabulary)
+    return Labels(dictionary, frame, tokens, vocabulary)
 
 
 def _text(found: Sequence[str]) -> str:
@@ -293,10 +329,6 @@ def _text(found: Sequence[str]) -> str:
 def _word(token: str) -> str:
     """A token without the space around it, unless there is nothing else."""
     return token.strip() or token
-
-
-def _width(logits: LogitTable | None) -> int | None:
-    return None if logits is None else len(logits.top_ids)
 
 
 def _by_token(ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, n_vocabulary: int) -> csr_array:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -13,11 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
+from saekit import settings
+from saekit.activations import ActivationStore
+from saekit.agreement import UnrecordedWarning
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
-from saekit.metrics import n_excluded
+from saekit.identity import Identity
 from saekit.models import token_strings
+from saekit.passes import Batch, Tokens, one_pass
+from saekit.results import Result
+from saekit.selection import Latents, select_latent, select_latents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,14 +36,14 @@ CHUNK_ELEMENTS = 1 << 25  # logits held at once by logit_table: 128 MB
 # ---------------------------------------------------------------------- activations by latent
 
 
-@dataclass(frozen=True, eq=False)
-class LatentActivations:
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentActivations(Result):
     """All activations of a dictionary over a set of tokens, by latent.
 
     Attributes
     ----------
-    name : str
-        The dictionary's name.
+    dictionary : Identity
+        The dictionary.
     offsets : Tensor
         Start of each latent's entries, int64 `[width + 1]`.
     positions : Tensor
@@ -46,14 +53,25 @@ class LatentActivations:
         The activations there, float32 `[entries]`.
     n_tokens, n_excluded : int
         Tokens used and positions left out.
+    total_variance : float
+        Of the tokens' activations: two collections over the same tokens share it.
+    store : str or None
+        Content hash of the store; None for a plain tensor.
     """
 
-    name: str
+    dictionary: Identity
     offsets: Tensor
     positions: Tensor
     values: Tensor
     n_tokens: int
     n_excluded: int
+    total_variance: float
+    store: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The dictionary's name."""
+        return str(self.dictionary)
 
     @property
     def width(self) -> int:
@@ -86,7 +104,7 @@ class LatentActivations:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a latent: `latent`, `n_active`, `density`, `mean`, `max`, `dead`."""
+        """One row per latent: `latent`, `n_active`, `density`, `mean`, `max`, `dead`."""
         return pd.DataFrame(
             {
                 "latent": range(self.width),
@@ -102,7 +120,7 @@ class LatentActivations:
     def summary(self) -> dict[str, Any]:
         """`dictionary`, `width`, `n_tokens`, `n_excluded`, `l0`, `n_dead`, `median_density`."""
         return {
-            "dictionary": self.name,
+            "dictionary": str(self.dictionary),
             "width": self.width,
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
@@ -119,13 +137,13 @@ class LatentActivations:
         IndexError
             If there is no such latent.
         """
-        if not 0 <= latent < self.width:
-            raise IndexError(f"{self.name} has latents 0 to {self.width - 1}, found {latent}.")
+        latent = select_latent(latent, self.width)
         part = slice(int(self.offsets[latent]), int(self.offsets[latent + 1]))
         return self.positions[part], self.values[part]
 
     def top(self, latent: int, n: int = 10) -> tuple[Tensor, Tensor]:
         """The up to `n` positions of greatest activation, greatest first, and the values there."""
+        n = settings.whole("n", n, at_least=0)
         positions, values = self.entries(latent)
         order = values.argsort(descending=True, stable=True)[:n]
         return positions[order], values[order]
@@ -166,9 +184,10 @@ class LatentActivations:
         list of Interval
             Empty if the latent is dead.
         """
+        latent, n = select_latent(latent, self.width), settings.whole("n", n)
         positions, _ = self.entries(latent)
         edges, place = self._bins(latent, bins)
-        random = np.random.default_rng([seed, latent])
+        random = np.random.default_rng([settings.whole("seed", seed, at_least=0), latent])
         found = []
         for i in reversed(range(len(edges) - 1)):
             inside = np.flatnonzero(place == i)
@@ -181,11 +200,26 @@ class LatentActivations:
 
     def _bins(self, latent: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
         """Edges of the bins, and the bin of each entry; an upper edge belongs to its bin."""
+        bins = settings.whole("bins", bins)
         values = self.entries(latent)[1].double().numpy()
         if not len(values):
             return np.zeros(1), np.zeros(0, dtype=np.int64)
         edges = np.linspace(0, values.max(), bins + 1)
         return edges, np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
+
+    def require_store(self, store: ActivationStore) -> None:
+        """Refuse a store other than the one that these were collected over, if that is known.
+
+        Raises
+        ------
+        ValueError
+            If the two stores differ in content: positions mean other tokens there.
+        """
+        if self.store is not None and self.store != store.content_hash:
+            raise ValueError(
+                f"The activations of {self.dictionary.described} were collected over the store "
+                f"[{self.store[:8]}], but the store [{store.content_hash[:8]}] was given."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +251,7 @@ def collect(
     *,
     batch_size: int = 4096,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> LatentActivations:
     """Encode a set of tokens once and keep every active entry, by latent.
 
@@ -229,37 +264,69 @@ def collect(
     activations : ActivationStore or Tensor
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     batch_size : int
-        Tokens at a time.
+        Tokens per batch.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If `d_in` does not fit or there are no tokens.
+        If the dictionary and the activations do not belong together, an activation is not finite,
+        or there are no tokens.
+
+    Examples
+    --------
+    >>> collected = collect(dictionary, x)
+    >>> collected.frame[["latent", "n_active"]].head(2)
+       latent  n_active
+    0       0        61
+    1       1        38
     """
-    latents, positions, values = [], [], []
-    n_tokens = 0
-    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
-        for where, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
-            batch = dictionary.encode_sparse(x)
-            latents.append(batch.indices.int().cpu())
-            positions.append(where[batch.rows.cpu()])
-            values.append(batch.values.float().cpu())
-            n_tokens += len(x)
-            bar.update(len(x))
-    if not n_tokens:
-        raise ValueError("There are no activations to collect: every position is excluded.")
-    latent = torch.cat(latents)
-    order = latent.argsort(stable=True)  # positions stay ascending within a latent
-    return LatentActivations(
-        name=dictionary.name,
-        offsets=F.pad(torch.bincount(latent, minlength=dictionary.width).cumsum(0), (1, 0)),
-        positions=torch.cat(positions)[order],
-        values=torch.cat(values)[order],
-        n_tokens=n_tokens,
-        n_excluded=n_excluded(activations),
+    entries = Entries(dictionary)
+    tokens = one_pass(
+        activations,
+        entries.add,
+        dictionaries=[dictionary],
+        purpose="collecting activations",
+        batch_size=batch_size,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
     )
+    return entries.collected(activations, tokens)
+
+
+class Entries:
+    """The active entries of a dictionary, gathered during a pass over activations."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self._latents: list[Tensor] = []
+        self._positions: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def add(self, batch: Batch) -> None:
+        """Keep the active entries of a batch."""
+        latents = batch.latents(self.dictionary)
+        self._latents.append(latents.indices.int().cpu())
+        self._positions.append(batch.positions[latents.rows.cpu()])
+        self._values.append(latents.values.float().cpu())
+
+    def collected(self, activations: ActivationStore | Tensor, tokens: Tokens) -> LatentActivations:
+        """All entries by latent, after the pass."""
+        latent = torch.cat(self._latents)
+        order = latent.argsort(stable=True)  # positions stay ascending within a latent
+        return LatentActivations(
+            dictionary=self.dictionary.identity,
+            offsets=F.pad(torch.bincount(latent, minlength=self.dictionary.width).cumsum(0), (1, 0)),
+            positions=torch.cat(self._positions)[order],
+            values=torch.cat(self._values)[order],
+            n_tokens=tokens.n_tokens,
+            n_excluded=tokens.n_excluded,
+            total_variance=tokens.total_variance,
+            store=None if isinstance(activations, Tensor) else activations.content_hash,
+        )
 
 
 # ---------------------------------------------------------------------- the text around a position
@@ -292,9 +359,71 @@ class Context:
     title: str
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Contexts(Result, Sequence[Context]):
+    """Windows of tokens around positions of a store, in the order asked for.
+
+    A sequence of `Context`.
+
+    Attributes
+    ----------
+    found : tuple of Context
+        The windows.
+    latent : int or None
+        The latent whose values they show, if any.
+    """
+
+    found: tuple[Context, ...]
+    latent: int | None = None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per context.
+
+        `position`, `token` and `value` at it, `text` (all tokens of the window), `source`, `title`.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "position": context.position,
+                    "token": context.tokens[context.focus],
+                    "value": context.values[context.focus],
+                    "text": "".join(context.tokens),
+                    "source": context.source,
+                    "title": context.title,
+                }
+                for context in self.found
+            ],
+            columns=["position", "token", "value", "text", "source", "title"],
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`latent`, `n_contexts`, `n_titles` (different ones), `greatest` (value; NaN without contexts)."""
+        values = [context.values[context.focus] for context in self.found]
+        return {
+            "latent": self.latent,
+            "n_contexts": len(self.found),
+            "n_titles": len({context.title for context in self.found}),
+            "greatest": max(values, default=float("nan")),
+        }
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @overload
+    def __getitem__(self, place: int) -> Context: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Context, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Context | tuple[Context, ...]:
+        return self.found[place]
+
+
 def contexts(
     store: ActivationStore,
-    positions: Iterable[int] | Tensor,
+    positions: Latents,
     vocabulary: Sequence[str] | PreTrainedTokenizerBase,
     *,
     activations: LatentActivations | None = None,
@@ -302,15 +431,15 @@ def contexts(
     before: int = 12,
     after: int = 12,
     sources: Sequence[str] | None = None,
-) -> list[Context]:
+) -> Contexts:
     """The tokens around positions of a store, clipped where their row or document ends.
 
     Parameters
     ----------
     store : ActivationStore
         Holds the tokens.
-    positions : sequence of int
-        Flat positions, in the order wanted.
+    positions : tensor, array, Series or list
+        Flat positions in the order wanted, or a Boolean mask over all positions.
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     activations, latent : LatentActivations and int, optional
@@ -323,21 +452,24 @@ def contexts(
     Raises
     ------
     ValueError
-        If more than 25 tokens are asked for, only one of `activations` and `latent` is given,
-        or `sources` names a source that the store does not have.
+        If more than 25 tokens are asked for, only one of `activations` and `latent` is given, the
+        activations were collected over another store, or `sources` names a source that the store
+        does not have.
+    TypeError, IndexError
+        If a position or the latent is not a whole number, or is out of range.
     """
-    return list(
-        _contexts(
-            store,
-            positions,
-            vocabulary,
-            activations=activations,
-            latent=latent,
-            before=before,
-            after=after,
-            sources=sources,
-        )
+    chosen = select_latents(positions, store.tokens.numel(), what="positions")
+    found = _contexts(
+        store,
+        chosen,
+        vocabulary,
+        activations=activations,
+        latent=latent,
+        before=before,
+        after=after,
+        sources=sources,
     )
+    return Contexts(tuple(found), latent)
 
 
 def top_contexts(
@@ -350,12 +482,15 @@ def top_contexts(
     before: int = 12,
     after: int = 12,
     sources: Sequence[str] | None = None,
-) -> list[Context]:
-    """A latent's contexts of greatest activation, at most one from a document.
+) -> Contexts:
+    """A latent's contexts of greatest activation, at most one per document.
 
     Parameters and errors as for `contexts`; `n` is the number of contexts. Empty if the latent
     is dead or silent in `sources`.
     """
+    latent = select_latent(latent, activations.width)
+    n = settings.whole("n", n)
+    activations.require_store(store)
     positions, _ = activations.top(latent, len(activations.entries(latent)[0]))
     documents = store.document.flatten()[positions].numpy()
     first = np.sort(np.unique(documents, return_index=True)[1])
@@ -369,12 +504,12 @@ def top_contexts(
         after=after,
         sources=sources,
     )
-    return [context for context, _ in zip(found, range(n), strict=False)]
+    return Contexts(tuple(context for context, _ in zip(found, range(n), strict=False)), latent)
 
 
 def _contexts(
     store: ActivationStore,
-    positions: Iterable[int] | Tensor,
+    positions: Tensor,
     vocabulary: Sequence[str] | PreTrainedTokenizerBase,
     *,
     activations: LatentActivations | None,
@@ -383,12 +518,18 @@ def _contexts(
     after: int,
     sources: Sequence[str] | None,
 ) -> Iterator[Context]:
-    if before < 0 or after < 0 or before + 1 + after > MAX_CONTEXT:
+    before, after = (
+        settings.whole(name, value, at_least=0) for name, value in (("before", before), ("after", after))
+    )
+    if before + 1 + after > MAX_CONTEXT:
         raise ValueError(
             f"At most {MAX_CONTEXT} tokens are shown at a time, found {before} before and {after} after."
         )
     if (activations is None) != (latent is None):
         raise ValueError("Give both activations and latent, or neither.")
+    if activations is not None:
+        activations.require_store(store)
+        latent = select_latent(latent, activations.width)
     known = {document["source"] for document in store.documents}
     unknown = sorted(set(sources or ()) - known)
     if unknown:
@@ -396,7 +537,7 @@ def _contexts(
 
     tokens, documents = store.tokens.flatten(), store.document.flatten()
     length = store.context_length
-    for position in map(int, positions):
+    for position in positions.tolist():
         document = int(documents[position])
         origin = store.documents[document] if document >= 0 else {"source": "", "title": ""}
         if sources is not None and origin["source"] not in sources:
@@ -420,24 +561,91 @@ def _contexts(
         )
 
 
-def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """Display strings of token ids, from a list of them or from a tokenizer."""
     if hasattr(vocabulary, "convert_ids_to_tokens"):
         return token_strings(vocabulary, list(ids))
     return [vocabulary[i] for i in ids]
 
 
+def require_vocabulary(vocabulary: Sequence[str] | PreTrainedTokenizerBase, n_tokens: int) -> None:
+    """Refuse a list of display strings that is shorter than the token ids reach.
+
+    Raises
+    ------
+    ValueError
+        If it holds fewer than `n_tokens` strings; a tokenizer may, since models pad their vocabulary.
+    """
+    if not hasattr(vocabulary, "convert_ids_to_tokens") and len(vocabulary) < n_tokens:
+        raise ValueError(f"The vocabulary needs {n_tokens} display strings, found {len(vocabulary)}.")
+
+
 # ---------------------------------------------------------------------- tokens
 
 
-@dataclass(frozen=True, eq=False)
-class LogitTable:
+IN_STREAM = re.compile(
+    r"(blocks\.\d+\.)?(hook_(resid_(pre|mid|post)|attn_out|mlp_out|mlp_in|in|out|embed|pos_embed)"
+    r"|ln[12]\.hook_in|(attn|mlp|attn\.o|mlp\.out)\.hook_out)"
+    r"|embed\.hook_out|ln_final\.hook_(in|out|normalized)|unembed\.hook_in"
+)  # hook points whose vectors are part of the residual stream, or are added to it
+IN_BLOCK = re.compile(r"blocks\.\d+\.(\w+\.)*hook_\w+")
+
+
+def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = False) -> None:
+    """Refuse logit effects of directions that are not in the residual stream.
+
+    Only there does the unembedding say what a direction promotes: inside a block (`attn.hook_z`,
+    `attn.hook_q`, `mlp.hook_post`) dimensions may agree with `d_model`, and mean something else.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Whose directions are to be read.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
+
+    Raises
+    ------
+    ValueError
+        If the dictionary's hook point lies inside a block.
+
+    Warns
+    -----
+    UnrecordedWarning
+        If the hook point is not recorded, or is not one of TransformerLens.
+    """
+    place = dictionary.hook_point
+    if place is not None and IN_STREAM.fullmatch(place):
+        return
+    if place is not None and IN_BLOCK.fullmatch(place):
+        message = (
+            "Logit effects need directions in the residual stream, but those of "
+            f"{dictionary.identity.described} are inside a block"
+        )
+        if not allow_mismatch:
+            raise ValueError(
+                f"{message}: use a dictionary on hook_resid_pre, hook_resid_post, hook_attn_out or "
+                "hook_mlp_out, or pass allow_mismatch=True if this is what you want."
+            )
+        warnings.warn(f"{message}.", stacklevel=3)
+        return
+    found = "does not record its hook point" if place is None else f"is on {place!r}, which is not known here"
+    warnings.warn(
+        f"{dictionary.identity.described} {found}: its logit effects mean something only if it is on the "
+        "residual stream.",
+        UnrecordedWarning,
+        stacklevel=3,
+    )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitTable(Result):
     """The tokens that each latent's decoder direction promotes and suppresses.
 
     Attributes
     ----------
-    name : str
-        The dictionary's name.
+    dictionary : Identity
+        The dictionary.
     top_ids, top_logits : Tensor
         The `n` tokens of greatest logit, greatest first, `[width, n]` each.
     bottom_ids, bottom_logits : Tensor
@@ -446,7 +654,7 @@ class LogitTable:
         Display strings.
     """
 
-    name: str
+    dictionary: Identity
     top_ids: Tensor
     top_logits: Tensor
     bottom_ids: Tensor
@@ -454,7 +662,8 @@ class LogitTable:
     vocabulary: Sequence[str] | PreTrainedTokenizerBase
 
     def latent(self, latent: int) -> pd.DataFrame:
-        """One row a place: `rank`, `top_token`, `top_logit`, `bottom_token`, `bottom_logit`."""
+        """One row per rank: `rank`, `top_token`, `top_logit`, `bottom_token`, `bottom_logit`."""
+        latent = select_latent(latent, len(self.top_ids))
         return pd.DataFrame(
             {
                 "rank": range(1, self.top_ids.shape[1] + 1),
@@ -467,7 +676,7 @@ class LogitTable:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a latent and place: `latent`, then the columns of `latent()`."""
+        """One row per latent and rank: `latent`, then the columns of `latent()`."""
         width, n = self.top_ids.shape
         return pd.DataFrame(
             {
@@ -483,7 +692,7 @@ class LogitTable:
     @property
     def summary(self) -> dict[str, Any]:
         """`dictionary`, `width`, `n`."""
-        return {"dictionary": self.name, "width": len(self.top_ids), "n": self.top_ids.shape[1]}
+        return {"dictionary": str(self.dictionary), "width": len(self.top_ids), "n": self.top_ids.shape[1]}
 
 
 def logit_table(
@@ -493,6 +702,8 @@ def logit_table(
     *,
     n: int = 10,
     chunk: int | None = None,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> LogitTable:
     """The tokens whose logits each decoder direction raises and lowers most.
 
@@ -507,30 +718,88 @@ def logit_table(
     n : int
         Tokens on each side.
     chunk : int, optional
-        Latents at a time; by default as many as keep the logits within 128 MB.
+        Latents per matrix product; by default as many as keep the logits within 128 MB.
+    progress : bool
+        Show a progress bar in latents.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If the unembedding does not fit the dictionary, or has fewer than `n` tokens.
+        If the dictionary is not on the residual stream (see `require_residual_stream`), the
+        unembedding does not fit it, is not finite, or has fewer than `n` tokens, or the vocabulary
+        is shorter than the unembedding.
+
+    Examples
+    --------
+    >>> table = logit_table(dictionary, unembedding, vocabulary, n=2)
+    >>> table.latent(0)[["rank", "top_token", "bottom_token"]]
+       rank top_token bottom_token
+    0     1      king        stone
+    1     2     river         moon
     """
+    require_residual_stream(dictionary, allow_mismatch=allow_mismatch)
     if unembedding.ndim != 2 or unembedding.shape[0] != dictionary.d_in:
         raise ValueError(
             f"The unembedding must be [{dictionary.d_in}, vocab] for {dictionary.name}, "
             f"found {list(unembedding.shape)}."
         )
-    if not 0 < n <= unembedding.shape[1]:
-        raise ValueError(f"n must be between 1 and the {unembedding.shape[1]} tokens, found {n}.")
-    chunk = chunk or max(1, CHUNK_ELEMENTS // unembedding.shape[1])
+    if not unembedding.isfinite().all():
+        raise ValueError("The unembedding holds values that are not finite.")
+    n = settings.whole("n", n, at_most=unembedding.shape[1])
+    require_vocabulary(vocabulary, unembedding.shape[1])
+    if chunk is None:
+        chunk = max(1, CHUNK_ELEMENTS // unembedding.shape[1])
     top, bottom = [], []
-    with torch.no_grad():
-        for part in dictionary.W_dec.split(chunk):
+    with (
+        torch.no_grad(),
+        tqdm(total=dictionary.width, disable=not progress, unit="latent", desc="logit effects") as bar,
+    ):
+        for part in dictionary.W_dec.split(settings.whole("chunk", chunk)):
             logits = part @ unembedding.to(part)
             top.append(largest(logits, n))
             bottom.append(largest(-logits, n))
+            bar.update(len(part))
     top_logits, top_ids = (torch.cat(parts).cpu() for parts in zip(*top, strict=True))
     bottom_logits, bottom_ids = (torch.cat(parts).cpu() for parts in zip(*bottom, strict=True))
-    return LogitTable(dictionary.name, top_ids, top_logits, bottom_ids, -bottom_logits, vocabulary)
+    return LogitTable(dictionary.identity, top_ids, top_logits, bottom_ids, -bottom_logits, vocabulary)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TopTokens(Result):
+    """The tokens on which a latent is most active.
+
+    Attributes
+    ----------
+    dictionary : Identity
+        The dictionary.
+    latent : int
+        Which latent.
+    by : str
+        What the tokens are ordered by: `"mean"` or `"lift"`.
+    frame : DataFrame
+        One row per token, greatest first: `token_id`, `token`, `count` (occurrences at used
+        positions), `n_active` (those with the latent active), `mean` (activation over all
+        occurrences), `lift` (share of occurrences with the latent active over its density). Empty
+        if the latent is dead.
+    """
+
+    dictionary: Identity
+    latent: int
+    by: str
+    frame: pd.DataFrame
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`dictionary`, `latent`, `by`, `n_tokens`, `top` (the first token, or None)."""
+        return {
+            "dictionary": str(self.dictionary),
+            "latent": self.latent,
+            "by": self.by,
+            "n_tokens": len(self.frame),
+            "top": self.frame["token"].iat[0] if len(self.frame) else None,
+        }
 
 
 def top_tokens(
@@ -542,7 +811,7 @@ def top_tokens(
     n: int = 10,
     by: str = "mean",
     min_count: int = 5,
-) -> pd.DataFrame:
+) -> TopTokens:
     """The tokens on which a latent is most active.
 
     Parameters
@@ -556,26 +825,23 @@ def top_tokens(
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     n : int
-        Tokens to give.
+        At most so many tokens.
     by : {"mean", "lift"}
         Greatest mean activation over all occurrences of the token, or greatest lift.
     min_count : int
         Leave out tokens that occur less often: their means and lifts are noise.
 
-    Returns
-    -------
-    DataFrame
-        `token_id`, `token`, `count` (occurrences at used positions), `n_active` (those with the
-        latent active), `mean` (activation over all occurrences), `lift` (share of occurrences
-        with the latent active over its density). Empty if the latent is dead.
-
     Raises
     ------
     ValueError
-        If `by` is neither `"mean"` nor `"lift"`.
+        If a setting is out of its range, or the activations were collected over another store.
+    TypeError, IndexError
+        If the latent is not a whole number, or is out of range.
     """
-    if by not in ("mean", "lift"):
-        raise ValueError(f'by must be "mean" or "lift", found {by!r}.')
+    latent = select_latent(latent, activations.width)
+    by = settings.choice("by", by, ("mean", "lift"))
+    n, min_count = settings.whole("n", n), settings.whole("min_count", min_count, at_least=0)
+    activations.require_store(store)
     positions, values = activations.entries(latent)
     tokens = store.tokens.flatten()
     counts = torch.bincount(tokens[store.positions])
@@ -593,4 +859,5 @@ def top_tokens(
             "lift": (n_active[ids] / counts[ids] / max(len(positions), 1) * activations.n_tokens).numpy(),
         }
     )
-    return frame.sort_values([by, "token_id"], ascending=[False, True]).head(n).reset_index(drop=True)
+    frame = frame.sort_values([by, "token_id"], ascending=[False, True]).head(n).reset_index(drop=True)
+    return TopTokens(activations.dictionary, latent, by, frame)

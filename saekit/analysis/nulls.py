@@ -1,4 +1,7 @@
-"""What a number would be without the structure that it is to show: nulls of directions and of rows."""
+"""What a number would be without the structure that it is to show: dictionaries, directions and rows.
+
+Every null of an analysis is made here, apart from those that only shuffle the analysis' own indices.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saekit import settings
 from saekit.activations import random_stream
 from saekit.dictionary import Dictionary
+from saekit.folding import with_directions
 
 NULLS = ("columns permuted", "random directions")  # of a dictionary
 ROW_NULLS = ("columns permuted", "Gaussian")  # of rows that a meta-SAE is trained on
@@ -38,10 +43,14 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
     Raises
     ------
     ValueError
-        If there is no such null.
+        If there is no such null, or the seed is negative.
+
+    Examples
+    --------
+    >>> null_dictionary(dictionary, "random directions")
+    Dictionary(relu-random-directions 8 (seed 0), d_in=6, width=8)
     """
-    if null not in NULLS:
-        raise ValueError(f"The nulls are {' and '.join(map(repr, NULLS))}, found {null!r}.")
+    null, seed = settings.choice("null", null, NULLS), settings.whole("seed", seed, at_least=0)
     decoder, encoder = dictionary.W_dec.cpu(), dictionary.W_enc.T.cpu()
     if null == "columns permuted":
         decoder, encoder = (null_rows(rows, null, seed=seed) for rows in (decoder, encoder))
@@ -54,6 +63,34 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
         W_enc=encoder.T.contiguous().to(dictionary.W_enc),
         info={**dictionary.info, "kind": f"{dictionary.kind}-{null.replace(' ', '-')}"},
     )
+
+
+def turned_dictionary(dictionary: Dictionary, W_dec: Tensor, *, seed: int = 0) -> Dictionary:
+    """A dictionary whose decoder rows are as far from the own ones as `W_dec`, in random directions.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+        Whose latents these are; its encoder stays as it is.
+    W_dec : Tensor
+        `[width, d_in]`: each row of the result has this row's norm, and this row's cosine with the
+        dictionary's own direction.
+    seed : int
+        Of the directions.
+    """
+    rows, given = F.normalize(dictionary.W_dec.double(), dim=1), W_dec.double()
+    generator = random_stream(settings.whole("seed", seed, at_least=0))
+    random = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
+    along = (rows * given).sum(1, keepdim=True)
+    across = (given.square().sum(1, keepdim=True) - along**2).clamp(min=0).sqrt()
+    aside = F.normalize(random - (random * rows).sum(1, keepdim=True) * rows, dim=1)
+    return with_directions(dictionary, along * rows + across * aside, kind=f"turned {dictionary.kind}")
+
+
+def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
+    """Directions drawn evenly from the sphere, `[n, d]`."""
+    generator = torch.Generator().manual_seed(settings.whole("seed", seed, at_least=0))
+    return F.normalize(torch.randn(n, d, generator=generator), dim=1)
 
 
 def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
@@ -73,11 +110,10 @@ def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
     Raises
     ------
     ValueError
-        If the kind is neither.
+        If the kind is neither, or the seed is negative.
     """
-    if kind not in ROW_NULLS:
-        raise ValueError(f"There is no null {kind!r}; expected one of {', '.join(ROW_NULLS)}.")
-    generator = torch.Generator().manual_seed(seed)
+    kind = settings.choice("kind", kind, ROW_NULLS)
+    generator = torch.Generator().manual_seed(settings.whole("seed", seed, at_least=0))
     if kind == "columns permuted":
         order = torch.rand(rows.shape, generator=generator).argsort(dim=0)
         return rows.gather(0, order)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,19 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from saekit import settings
 from saekit.activations import ActivationStore
-from saekit.analysis.latents import LatentActivations, collect
+from saekit.agreement import check_agreement
+from saekit.analysis.latents import Entries, LatentActivations, collect
 from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.identity import Identity
+from saekit.passes import one_pass
+from saekit.results import Result
 
 EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
@@ -30,18 +37,18 @@ TIE = 1e-9  # by how much going without a match is worth less than the last cand
 STATUSES = ("shared", "crowded", "alone")
 
 
-@dataclass(frozen=True, eq=False)
-class Uniqueness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Uniqueness(Result):
     """A one-to-one matching of the latents of two dictionaries, and each latent's own best match.
 
     Attributes
     ----------
-    a, b : str
-        Names of the dictionaries.
+    a, b : Identity
+        The dictionaries.
     theta : float
         Cosine from which two matched latents count as the same one.
     frame : DataFrame
-        One row a latent of `a`: `latent`; `match` (its latent of `b`; -1 if `b` is narrower and
+        One row per latent of `a`: `latent`; `match` (its latent of `b`; -1 if `b` is narrower and
         none was left) and `matched_cosine` (NaN then); `best_match`, `best_cosine`; `mutual_best`
         (the two are each other's best match); `encoder_match` and `encoder_cosine` (of the
         matching by encoder directions, made alike); `status`: `"shared"` (matched at theta or
@@ -59,8 +66,8 @@ class Uniqueness:
         Tokens that activations were compared on and positions left out; 0 without activations.
     """
 
-    a: str
-    b: str
+    a: Identity
+    b: Identity
     theta: float
     frame: pd.DataFrame
     frame_b: pd.DataFrame
@@ -86,8 +93,8 @@ class Uniqueness:
         same = pairs["match"] == pairs["encoder_match"]
         shared = pairs["matched_cosine"] >= self.theta
         summary = {
-            "a": self.a,
-            "b": self.b,
+            "a": str(self.a),
+            "b": str(self.b),
             "theta": self.theta,
             "n_a": len(frame),
             "n_b": len(self.frame_b),
@@ -113,6 +120,11 @@ class Uniqueness:
         return summary
 
     @property
+    def between_seeds(self) -> bool:
+        """Whether both dictionaries have one width."""
+        return self.a.width == self.b.width
+
+    @property
     def pairs(self) -> pd.DataFrame:
         """The rows of `frame` that have a match."""
         return self.frame[self.frame["match"] >= 0]
@@ -124,7 +136,13 @@ class Uniqueness:
         -------
         DataFrame
             `theta`, `share_matched_under`, `share_best_under`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a theta is not a number from 0 to 1.
         """
+        thetas = [settings.cosine("theta", theta) for theta in thetas]
         columns = {
             "share_matched_under": np.sort(self.pairs["matched_cosine"]),
             "share_best_under": np.sort(self.frame["best_cosine"]),
@@ -143,7 +161,7 @@ class Uniqueness:
         Returns
         -------
         DataFrame
-            A row each for `"shared"`, `"crowded"` and `"alone"`: `status`, `n_latents`, `share`,
+            One row each for `"shared"`, `"crowded"` and `"alone"`: `status`, `n_latents`, `share`,
             `mean_matched_cosine`, `mean_best_cosine`, and with activations `n_dead`,
             `median_density` (of those that are not dead), `mean_correlation`.
         """
@@ -173,6 +191,8 @@ def measure_uniqueness(
     activations: ActivationStore | Tensor | tuple[LatentActivations, LatentActivations] | None = None,
     candidates: int = CANDIDATES,
     exact_cosines: int = EXACT_COSINES,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Uniqueness:
     """Match the latents of two dictionaries one to one, so that the sum of their cosines is greatest.
 
@@ -188,19 +208,25 @@ def measure_uniqueness(
     a, b : Dictionary
         Usually two seeds of one width. Widths may differ, kinds too.
     theta : float
-        Cosine from which two matched latents count as the same one.
+        Cosine from which two matched latents count as the same one, from 0 to 1.
     activations : ActivationStore, Tensor or pair of LatentActivations, optional
         Tokens on which the activations of matched latents are compared, or what `collect` gave
-        for `a` and `b` on the same tokens: directions may agree where functions do not.
+        for `a` and `b` (in this order) on the same tokens: directions may agree where functions do
+        not.
     candidates : int
         Best matches of each latent, beyond `exact_cosines`.
     exact_cosines : int
         Greatest number of cosines (width times width) that are held at once.
+    progress : bool
+        Show progress bars in matchings (by decoder, by encoder) and in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If the dictionaries differ in `d_in`, or two `LatentActivations` do not fit.
+        If the dictionaries and the activations do not belong together, an activation is not
+        finite, or a setting is out of its range.
 
     Notes
     -----
@@ -208,20 +234,43 @@ def measure_uniqueness(
     from which a pair is shared, follow Paulo & Belrose (2025, arXiv:2501.16615); uniqueness is the
     first condition of a canonical set of units in Leask et al. (ICLR 2025). Dead latents are
     matched like all others.
+
+    Examples
+    --------
+    >>> result = measure_uniqueness(dictionary, other_seed, activations=x)
+    >>> result.summary["share_shared"], round(result.summary["mean_correlation"], 2)
+    (1.0, 0.99)
     """
-    if a.d_in != b.d_in:
-        raise ValueError(f"{a.name} has activations of dimension {a.d_in}, but {b.name} of {b.d_in}.")
-    decoder = _match(a.W_dec, b.W_dec, candidates, exact_cosines)
-    encoder = _match(a.W_enc.T, b.W_enc.T, candidates, exact_cosines)
+    theta = settings.cosine("theta", theta)
+    candidates = settings.whole("candidates", candidates)
+    exact_cosines = settings.whole("exact_cosines", exact_cosines, at_least=0)
+    collected = activations if isinstance(activations, tuple) else None
+    tokens = None if isinstance(activations, tuple) else activations
+    check_agreement(activations=tokens, dictionaries=[a, b], allow_mismatch=allow_mismatch)
+    if collected is not None:
+        _check_activations((a, b), collected, allow_mismatch)
+    with tqdm(total=2, disable=not progress, unit="matching", desc="uniqueness") as bar:
+        matchings = []
+        for directions in ((a.W_dec, b.W_dec), (a.W_enc.T, b.W_enc.T)):
+            matchings.append(_match(*directions, candidates, exact_cosines))
+            bar.update()
+    decoder, encoder = matchings
     frame, frame_b = (_frame(*sides, theta) for sides in zip(decoder.sides, encoder.sides, strict=True))
-    result = Uniqueness(a.name, b.name, theta, frame, frame_b, decoder.exact, decoder.gap)
-    if activations is None:
+    result = Uniqueness(a.identity, b.identity, theta, frame, frame_b, decoder.exact, decoder.gap)
+    if tokens is not None:
+        sides = Entries(a), Entries(b)
+        passed = one_pass(
+            tokens,
+            *(side.add for side in sides),
+            dictionaries=[a, b],
+            purpose="uniqueness",
+            progress=progress,
+            allow_mismatch=allow_mismatch,
+        )
+        collected = sides[0].collected(tokens, passed), sides[1].collected(tokens, passed)
+    if collected is None:
         return result
-    if isinstance(activations, tuple):
-        of_a, of_b = activations
-        _check_activations((a, of_a), (b, of_b))
-    else:
-        of_a, of_b = collect(a, activations), collect(b, activations)
+    of_a, of_b = collected
     matched = frame["match"].to_numpy()
     correlation = _correlation(of_a, of_b, matched)
     back = np.full(b.width, np.nan)
@@ -349,18 +398,28 @@ def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
     )
 
 
-def _check_activations(*sides: tuple[Dictionary, LatentActivations]) -> None:
-    for dictionary, activations in sides:
-        if activations.width != dictionary.width or activations.name != dictionary.name:
-            raise ValueError(
-                f"Activations of {dictionary.name} were expected, found those of {activations.name} "
-                f"with {activations.width} latents."
-            )
-    tokens = [activations.n_tokens for _, activations in sides]
-    if len(set(tokens)) > 1:
+def _check_activations(
+    dictionaries: tuple[Dictionary, Dictionary],
+    collected: tuple[LatentActivations, LatentActivations],
+    allow_mismatch: bool,
+) -> None:
+    """Refuse activations of other dictionaries, or of two sets of tokens."""
+    for place, dictionary, activations in zip(("first", "second"), dictionaries, collected, strict=True):
+        activations.dictionary.require(dictionary.identity, f"The dictionary of the {place} activations")
+    a, b = collected
+    if a.n_tokens != b.n_tokens:
         raise ValueError(
-            f"Activations of both must be on the same tokens, found {tokens[0]} and {tokens[1]}."
+            f"Activations of both must be on the same tokens, found {a.n_tokens} and {b.n_tokens}."
         )
+    # Sums over the same tokens differ by rounding where batches or devices do.
+    if a.store != b.store or not math.isclose(a.total_variance, b.total_variance, rel_tol=1e-6):
+        message = (
+            "Activations of both must be on the same tokens, but those that were collected differ "
+            f"(total variance {a.total_variance:.6g} and {b.total_variance:.6g})."
+        )
+        if not allow_mismatch:
+            raise ValueError(f"{message} Pass allow_mismatch=True if this is what you want.")
+        warnings.warn(message, stacklevel=3)
 
 
 def _with_activations(
@@ -401,8 +460,8 @@ def _correlation(own: LatentActivations, other: LatentActivations, match: np.nda
 # ---------------------------------------------------------------------- nulls and families
 
 
-@dataclass(frozen=True, eq=False)
-class FamilyUniqueness:
+@dataclass(frozen=True, eq=False, repr=False)
+class FamilyUniqueness(Result):
     """Matchings between seeds and between neighbouring widths, each beside its nulls.
 
     Attributes
@@ -412,9 +471,9 @@ class FamilyUniqueness:
     theta : float
         Cosine from which two matched latents count as the same one.
     results : mapping
-        By comparison (such as `"1152, other seed"` or `"1152 → 2304"`) and null (`""` for the
-        dictionaries themselves, else `"columns permuted"` or `"random directions"` in the place of
-        the second one): the `Uniqueness`.
+        By comparison (`Comparison.label`, such as `"1152, other seed"` or `"1152 → 2304"`) and null
+        (`""` for the dictionaries themselves, else `"columns permuted"` or `"random directions"` in
+        the place of the second one): the `Uniqueness`.
     missing : tuple of int
         Widths without a second seed.
     """
@@ -423,6 +482,7 @@ class FamilyUniqueness:
     theta: float
     results: dict[tuple[str, str], Uniqueness]
     missing: tuple[int, ...]
+    _plot: ClassVar[str] = "uniqueness_distributions"
 
     @property
     def compared(self) -> pd.DataFrame:
@@ -432,15 +492,15 @@ class FamilyUniqueness:
         """
         return pd.DataFrame(
             [
-                {"comparison": comparison, "null": null, "width": len(result.frame)}
-                | {"other": "other seed" if len(result.frame) == len(result.frame_b) else "next width"}
+                {"comparison": comparison, "null": null, "width": result.a.width}
+                | {"other": "other seed" if result.between_seeds else "next width"}
                 for (comparison, null), result in self.results.items()
             ]
         )
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a latent, comparison and null: `comparison`, `null` and `Uniqueness.frame`."""
+        """One row per latent, comparison and null: `comparison`, `null` and `Uniqueness.frame`."""
         parts = [
             result.frame.assign(comparison=comparison, null=null)
             for (comparison, null), result in self.results.items()
@@ -450,7 +510,7 @@ class FamilyUniqueness:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a comparison and null, and a row that says so for each missing second seed.
+        """One row per comparison and null, and a row with a note for each width without a second seed.
 
         Columns: `comparison`, `null`, `seeds` (whether it compares two seeds of one width), and
         from `Uniqueness.summary` `n_a`, `n_b`, `mean_matched_cosine`, `median_matched_cosine`,
@@ -459,12 +519,12 @@ class FamilyUniqueness:
         `share_correlated`, then `gap` and `note`.
         """
         rows = [
-            {"comparison": comparison, "null": null, "seeds": "→" not in comparison, "note": ""}
+            {"comparison": comparison, "null": null, "seeds": result.between_seeds, "note": ""}
             | result.summary
             for (comparison, null), result in self.results.items()
         ]
         rows += [
-            {"comparison": _between_seeds(width), "null": "", "seeds": True, "n_a": width}
+            {"comparison": f"{width}, other seed", "null": "", "seeds": True, "n_a": width}
             | {"n_b": width, "note": "no second seed"}
             for width in self.missing
         ]
@@ -497,51 +557,66 @@ def family_uniqueness(
     theta: float = 0.7,
     activations: ActivationStore | Tensor | None = None,
     seed: int = 0,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> FamilyUniqueness:
-    """Match every width with its second seed and with the next width, beside two nulls each.
+    """Match every width with its other seeds and with the next width, beside two nulls each.
 
     Parameters
     ----------
     family : Family
-        Dictionaries of several widths, with second seeds where there are any.
+        Dictionaries of several widths, with any number of further seeds.
     theta : float
-        Cosine from which two matched latents count as the same one.
+        Cosine from which two matched latents count as the same one, from 0 to 1.
     activations : ActivationStore or Tensor, optional
         Tokens on which the activations of matched latents are compared; each dictionary encodes
         them once.
     seed : int
         Of the nulls (see `null_dictionary`).
+    progress : bool
+        Show a progress bar in matched pairs of dictionaries.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
+
+    Raises
+    ------
+    ValueError
+        As `measure_uniqueness`.
 
     Notes
     -----
     See `measure_uniqueness`.
-    """
-    # Not a list: a family's members may be read one by one, and be more than fit into memory.
-    comparisons = chain(
-        (
-            (_between_seeds(width), family[width], second)
-            for width in family.widths
-            if (second := family.second_seed(width)) is not None
-        ),
-        ((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
-    )
-    collected: dict[tuple[int, int | None], LatentActivations] = {}
 
-    def of(dictionary: Dictionary, tokens: ActivationStore | Tensor) -> LatentActivations:
-        key = dictionary.width, dictionary.seed
+    Examples
+    --------
+    >>> result = family_uniqueness(family)
+    >>> result.summary["share_shared"]["8, other seed"]["measured"]
+    1.0
+    """
+    theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
+    comparisons = [*family.comparisons(null=True), *family.comparisons(null=False)]
+    collected: dict[tuple[int, int], LatentActivations] = {}
+
+    def of(key: tuple[int, int], tokens: ActivationStore | Tensor) -> LatentActivations:
         if key not in collected:
-            collected[key] = collect(dictionary, tokens)
+            collected[key] = collect(family.get(*key), tokens, allow_mismatch=allow_mismatch)
         return collected[key]
 
     results = {}
-    for name, a, b in comparisons:
-        both = None if activations is None else (of(a, activations), of(b, activations))
-        results[name, ""] = measure_uniqueness(a, b, theta=theta, activations=both)
-        for null in NULLS:
-            results[name, null] = measure_uniqueness(a, null_dictionary(b, null, seed=seed), theta=theta)
-    missing = tuple(width for width in family.widths if len(family.seeds(width)) < 2)
-    return FamilyUniqueness(family.kind, theta, results, missing)
-
-
-def _between_seeds(width: int) -> str:
-    return f"{width}, other seed"
+    total = len(comparisons) * (1 + len(NULLS))
+    with tqdm(total=total, disable=not progress, unit="pair", desc="uniqueness") as bar:
+        for comparison in comparisons:
+            a, b = comparison.small, comparison.large
+            both = None
+            if activations is not None:
+                both = of(comparison.small_key, activations), of(comparison.large_key, activations)
+            for null in ("", *NULLS):
+                results[comparison.label, null] = measure_uniqueness(
+                    a,
+                    null_dictionary(b, null, seed=seed) if null else b,
+                    theta=theta,
+                    activations=None if null else both,
+                    allow_mismatch=allow_mismatch,
+                )
+                bar.update()
+    return FamilyUniqueness(family.kind, theta, results, tuple(family.without_null))

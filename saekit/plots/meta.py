@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
     from saekit.analysis.meta.baselines import MetaBaselines
     from saekit.analysis.meta.latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
-    from saekit.analysis.meta.sae import MetaSAE
+    from saekit.analysis.meta.sae import MetaSAE, MetaSweep
     from saekit.analysis.splitting import SplittingTree
 
 META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"
@@ -157,23 +157,23 @@ def meta_baselines(result: MetaBaselines) -> Plot:
     )
 
 
-def meta_sweep(table: pd.DataFrame) -> Plot:
+def meta_sweep(result: MetaSweep) -> Plot:
     """Explained variance of meta-SAEs against their width, a line for each k.
 
     Parameters
     ----------
-    table : DataFrame
-        From `saekit.meta_sweep`.
+    result : MetaSweep
+        Meta-SAEs of several widths and sparsities.
 
     Raises
     ------
     ValueError
-        If the table is empty.
+        If it holds none.
     """
-    if table.empty:
+    if result.frame.empty:
         raise ValueError("The sweep plot needs at least one meta-SAE, found none.")
     columns = ["width", "k", "explained_variance", "explained_variance_held_out", "l0", "dead_fraction"]
-    data = table[columns].reset_index(drop=True)
+    data = result.frame[columns].reset_index(drop=True)
     held_out = bool(data["explained_variance_held_out"].notna().any())
     ks = sorted(set(data["k"]))
     colours = width_colours(ks)

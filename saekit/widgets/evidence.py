@@ -19,6 +19,7 @@ from saekit.activations import ActivationStore
 from saekit.analysis.labels import WORDS_FROM, words
 from saekit.analysis.latents import (
     Context,
+    Contexts,
     LatentActivations,
     LogitTable,
     collect,
@@ -130,11 +131,11 @@ class Evidence:
         columns = (n_active[order].tolist(), count[order].tolist(), mean[order].tolist())
         return list(zip(strings, *columns, strict=True))
 
-    def top(self, latent: int, n: int = 8) -> list[Context]:
+    def top(self, latent: int, n: int = 8) -> Contexts:
         """Contexts of greatest activation, at most one from a document."""
         return top_contexts(self.activations, latent, self.store, self.vocabulary, n=n, sources=self.sources)
 
-    def around(self, latent: int, positions: torch.Tensor) -> list[Context]:
+    def around(self, latent: int, positions: torch.Tensor) -> Contexts:
         """Contexts of given positions."""
         return contexts(
             self.store,

@@ -419,7 +419,7 @@ class MetaExplorer(Explorer):
         n = min(N_LOGITS, logits.shape[1])
         (top, top_ids), (bottom, bottom_ids) = largest(logits, n), largest(-logits, n)
         vocabulary = self.evidence[self.state.width].vocabulary
-        table = LogitTable("directions", top_ids, top, bottom_ids, -bottom, vocabulary)
+        table = LogitTable(self.meta.identity, top_ids, top, bottom_ids, -bottom, vocabulary)
         return [table.latent(place) for place in range(len(directions))]
 
     def _number(self, width: int, latent: int) -> str:

@@ -1,5 +1,6 @@
 """Labels of latents and meta-latents against brute force over dense latents."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_words_are_those_of_the_explorers(world, width):
 def test_top_tokens_are_those_of_the_analysis(world, width):
     for row in world.labels[width].frame.itertuples():
         expected = top_tokens(world.activations[width], row.latent, world.store, WORDS, n=5)
-        assert row.top_tokens == tuple(expected["token"])
+        assert row.top_tokens == tuple(expected.frame["token"])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -153,12 +154,20 @@ def test_without_logits_there_are_no_logits(world):
 
 
 def test_what_does_not_fit_is_refused(world):
-    with pytest.raises(ValueError, match=r"activations must have the 24 latents.*found 8"):
-        label_latents(world.family[24], world.activations[8], world.store, WORDS)
-    with pytest.raises(ValueError, match=r"logits must have the 24 latents.*found 8"):
-        label_latents(world.family[24], world.activations[24], world.store, WORDS, world.logits[8])
-    for latent in (-1, 24):
-        with pytest.raises(IndexError, match="labels 0 to 23"):
+    family, activations = world.family, world.activations
+    other = replace(family[24], b_enc=family[24].b_enc + 1)  # of the same name, width and seed
+    for dictionary, of_activations, logits in (
+        (family[24], activations[8], None),
+        (other, activations[24], None),
+        (family[24], activations[24], world.logits[8]),
+        (family[24], activations[24], logit_table(other, world.head, WORDS)),
+    ):
+        with pytest.raises(ValueError, match="was given in its place"):
+            label_latents(dictionary, of_activations, world.store, WORDS, logits)
+    with pytest.raises(ValueError, match=f"needs {len(WORDS)} display strings, found 3"):
+        label_latents(family[24], activations[24], world.store, WORDS[:3])
+    for latent, error in ((-1, IndexError), (24, IndexError), (1.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="latent"):
             world.labels[24].of(latent)
 
 
@@ -207,7 +216,18 @@ def test_meta_latents_are_told_from_their_latents(world, meta):
 
 
 def test_labels_of_other_bases_are_refused(world, meta):
-    with pytest.raises(ValueError, match=r"widths \[8, 24\], found \[24, 8\]"):
-        label_meta_latents(meta, [world.labels[24], world.labels[8]])
-    with pytest.raises(ValueError, match=r"5 meta-latents.*found 24"):
-        label_meta_latents(meta, [world.labels[8], world.labels[24]], world.logits[24])
+    of_bases = [world.labels[8], world.labels[24]]
+    for wrong in (
+        [world.labels[24], world.labels[8]],
+        [world.labels[8], replace(world.labels[24], dictionary=world.family[48].identity)],
+    ):
+        with pytest.raises(ValueError, match=r"dictionary of labels \d was .* given in its place"):
+            label_meta_latents(meta, wrong)
+    with pytest.raises(ValueError, match="has 2 bases, found labels of 1"):
+        label_meta_latents(meta, of_bases[:1])
+    with pytest.raises(ValueError, match="logit table was relu 24"):
+        label_meta_latents(meta, of_bases, world.logits[24])
+    found = label_meta_latents(meta, of_bases)
+    assert found.dictionary == meta.identity
+    assert found.name == meta.name
+    assert len(repr(found)) < 200

@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dictionaries import make
 from toy_stores import in_memory
 
+from saekit.agreement import MismatchError, UnrecordedWarning
 from saekit.analysis import collect, contexts, logit_table, top_contexts, top_tokens
 from saekit.dictionary import Dictionary
 
@@ -62,7 +67,7 @@ def test_entries_are_the_dense_latents(activations, dense) -> None:
         positions, values = activations.entries(latent)
         assert torch.equal(positions, dense[:, latent].nonzero()[:, 0])
         torch.testing.assert_close(values, dense[positions, latent], rtol=1e-5, atol=1e-6)
-    with pytest.raises(IndexError, match="latents 0 to 24, found 25"):
+    with pytest.raises(IndexError, match="between 0 and 24, found 25"):
         activations.entries(WIDTH)
 
 
@@ -131,8 +136,10 @@ def test_dead_latents_have_nothing_to_show(activations, store) -> None:
     assert activations.histogram(3).empty
     assert activations.intervals(3) == []
     assert len(activations.top(3)[0]) == 0
-    assert top_contexts(activations, 3, store, WORDS) == []
-    assert top_tokens(activations, 3, store, WORDS).empty
+    assert len(top_contexts(activations, 3, store, WORDS)) == 0
+    assert top_contexts(activations, 3, store, WORDS).frame.empty
+    assert top_tokens(activations, 3, store, WORDS).frame.empty
+    assert top_tokens(activations, 3, store, WORDS).summary["top"] is None
 
 
 def test_contexts_stop_at_rows_and_documents(store, activations, dense) -> None:
@@ -214,7 +221,9 @@ def test_logit_table_needs_a_fitting_unembedding(dictionary) -> None:
 
 @pytest.mark.parametrize("by", ["mean", "lift"])
 def test_top_tokens(store, activations, dense, by: str) -> None:
-    table = top_tokens(activations, 10, store, WORDS, n=1000, by=by, min_count=12)
+    result = top_tokens(activations, 10, store, WORDS, n=1000, by=by, min_count=12)
+    table = result.frame
+    assert result.summary["top"] == table["token"][0]
     tokens, used = store.tokens.flatten(), ~store.excluded.flatten()
     density = float((dense[:, 10] > 0).sum()) / int(used.sum())
     rows = table.set_index("token_id")
@@ -230,6 +239,130 @@ def test_top_tokens(store, activations, dense, by: str) -> None:
         assert row["lift"] == pytest.approx(float(active.double().mean()) / density, rel=1e-6)
     assert 0 < len(table) < VOCAB
     assert table[by].is_monotonic_decreasing
-    assert top_tokens(activations, 10, store, WORDS, n=3, by=by, min_count=12).equals(table.head(3))
-    with pytest.raises(ValueError, match="by must be"):
+    assert top_tokens(activations, 10, store, WORDS, n=3, by=by, min_count=12).frame.equals(table.head(3))
+    with pytest.raises(ValueError, match="by must be one of 'mean', 'lift', found 'count'"):
         top_tokens(activations, 10, store, WORDS, by="count")
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_contexts_are_a_result(store, activations, dense) -> None:
+    found = top_contexts(activations, 10, store, WORDS, n=3)
+    assert found.frame["value"].tolist() == [context.values[context.focus] for context in found]
+    assert found.frame["text"][0] == "".join(found[0].tokens)
+    assert found.summary["greatest"] == pytest.approx(float(dense[:, 10].max()), rel=1e-5)
+    assert len(repr(found)) < 200
+    assert len(repr(activations)) < 300
+
+
+def test_positions_are_masks_and_columns_too(store) -> None:
+    mask = torch.zeros(ROWS * LENGTH, dtype=torch.bool)
+    mask[[7, 70, 500]] = True
+    for positions in (mask, mask.numpy(), pd.Series([7, 70, 500]), [7, 70, 500]):
+        assert [context.position for context in contexts(store, positions, WORDS)] == [7, 70, 500]
+    for positions in ([ROWS * LENGTH], [-1]):
+        with pytest.raises(IndexError, match="positions must be between 0 and 559"):
+            contexts(store, positions, WORDS)
+
+
+@pytest.mark.parametrize("latent", [-1, WIDTH, 2.0, True, [1]])
+def test_a_latent_is_one_whole_number(store, activations, latent) -> None:
+    for call in (
+        lambda: activations.entries(latent),
+        lambda: activations.top(latent),
+        lambda: activations.histogram(latent),
+        lambda: activations.intervals(latent),
+        lambda: activations.values_at(latent, torch.arange(3)),
+        lambda: contexts(store, [5], WORDS, activations=activations, latent=latent),
+        lambda: top_contexts(activations, latent, store, WORDS),
+        lambda: top_tokens(activations, latent, store, WORDS),
+    ):
+        with pytest.raises((IndexError, TypeError), match="latent"):
+            call()
+    assert torch.equal(activations.entries(torch.tensor(3))[0], activations.entries(np.int64(3))[0])
+
+
+def test_another_store_is_refused(store, activations) -> None:
+    """Positions mean other tokens in it."""
+    other = in_memory(
+        torch.randn(ROWS, LENGTH, D_IN), tokens=store.tokens, special=store.special, excluded=store.excluded
+    )
+    for call in (
+        lambda: contexts(other, [0], WORDS, activations=activations, latent=1),
+        lambda: top_contexts(activations, 1, other, WORDS),
+        lambda: top_tokens(activations, 1, other, WORDS),
+    ):
+        with pytest.raises(ValueError, match="were collected over the store"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused(dictionary, bad) -> None:
+    x = torch.randn(20, D_IN)
+    x[7, 2] = bad
+    with pytest.raises(ValueError, match="activations of position 7 are not finite"):
+        collect(dictionary, x)
+
+
+def test_a_store_of_another_hook_point_is_refused(dictionary, store) -> None:
+    elsewhere = replace(dictionary, info={**dictionary.info, "hook_point": "blocks.3.hook_resid_post"})
+    with pytest.raises(MismatchError, match="hook point"):
+        collect(elsewhere, store)
+    with pytest.warns(UserWarning, match="do not belong together"):
+        found = collect(elsewhere, store, allow_mismatch=True)
+    assert found.dictionary == elsewhere.identity != dictionary.identity
+    assert found.store == store.content_hash
+
+
+# ---------------------------------------------------------------------- logit effects
+
+
+def at(dictionary: Dictionary, place: str | None) -> Dictionary:
+    return replace(dictionary, info={**dictionary.info, "hook_point": place})
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("blocks.0.attn.hook_z", "blocks.11.attn.hook_q", "blocks.2.mlp.hook_post", "blocks.2.mlp.hook_pre"),
+        *("blocks.1.ln1.hook_normalized", "blocks.1.hook_q_input", "blocks.1.attn.hook_result"),
+        *("blocks.1.mlp.hook_in", "blocks.1.attn.k.hook_out"),
+    ],
+)
+def test_directions_inside_a_block_have_no_logit_effects(dictionary, place) -> None:
+    unembedding = torch.randn(D_IN, VOCAB)
+    with pytest.raises(ValueError, match=r"need directions in the residual stream.*are inside a block"):
+        logit_table(at(dictionary, place), unembedding, WORDS)
+    with pytest.warns(UserWarning, match="inside a block"):
+        table = logit_table(at(dictionary, place), unembedding, WORDS, allow_mismatch=True)
+    assert table.summary["width"] == WIDTH
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("blocks.0.hook_resid_pre", "blocks.11.hook_resid_mid", "blocks.2.hook_resid_post"),
+        *("blocks.2.hook_mlp_out", "blocks.2.hook_attn_out", "hook_embed", "blocks.2.hook_out"),
+        *("ln_final.hook_normalized", "blocks.3.mlp.hook_out"),
+    ],
+)
+def test_directions_in_the_residual_stream_do(dictionary, place, recwarn) -> None:
+    logit_table(at(dictionary, place), torch.randn(D_IN, VOCAB), WORDS)
+    assert not recwarn
+
+
+@pytest.mark.parametrize(("place", "why"), [(None, "does not record"), ("layers.2.mlp", "not known here")])
+def test_an_unknown_place_is_a_warning(dictionary, place, why) -> None:
+    with pytest.warns(UnrecordedWarning, match=why):
+        logit_table(at(dictionary, place), torch.randn(D_IN, VOCAB), WORDS)
+
+
+def test_settings_of_a_logit_table_are_checked_first(dictionary) -> None:
+    here, unembedding = at(dictionary, "blocks.0.hook_resid_pre"), torch.randn(D_IN, VOCAB)
+    with pytest.raises(ValueError, match="n must be between 1 and 30, found 31"):
+        logit_table(here, unembedding, WORDS, n=31)
+    with pytest.raises(ValueError, match="needs 30 display strings, found 29"):
+        logit_table(here, unembedding, WORDS[:-1])
+    with pytest.raises(ValueError, match="not finite"):
+        logit_table(here, unembedding.fill_(torch.nan), WORDS)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from dictionaries import make
 
+from saekit.agreement import MismatchError
 from saekit.analysis import collect
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import best_matches
@@ -144,13 +146,68 @@ def test_correlation_is_that_of_the_dense_activations() -> None:
     assert collected.frame.equals(result.frame)
     with pytest.raises(ValueError, match="same tokens, found 500 and 400"):
         measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])))
-    with pytest.raises(ValueError, match="were expected"):
+    with pytest.raises(ValueError, match="dictionary of the first activations was relu 24"):
         measure_uniqueness(a, b, activations=(collect(b, x), collect(a, x)))
+    with pytest.raises(ValueError, match=r"collected differ.*allow_mismatch"):
+        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x + 0.01 * x.abs())))
 
 
-def test_dimensions_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"dimension 12, but .* of 8"):
+def test_collections_swapped_by_mistake_are_refused() -> None:
+    """Two SAEs without seeds have one name and one width; what tells them apart is their content."""
+    a = make(d_in=16, width=50)
+    b, _ = shuffled(a, noise=0.05)
+    a, b = (replace(dictionary, info={"kind": "relu"}) for dictionary in (a, b))
+    assert a.name == b.name
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(2))
+    of_a, of_b = collect(a, x), collect(b, x)
+    right = measure_uniqueness(a, b, activations=(of_a, of_b)).summary["mean_correlation"]
+    assert right == measure_uniqueness(a, b, activations=x).summary["mean_correlation"] > 0.9
+    for swapped in ((of_b, of_a), (of_a, of_a), (of_b, of_b)):
+        with pytest.raises(ValueError, match="was given in its place"):
+            measure_uniqueness(a, b, activations=swapped)
+
+
+def test_dictionaries_must_belong_together() -> None:
+    with pytest.raises(ValueError, match=r"has d_in 12, but .* has 8"):
         measure_uniqueness(make(d_in=12), make(d_in=8))
+
+    def at(place):
+        made = make()
+        return replace(made, info={**made.info, "hook_point": place})
+
+    a, b = at("blocks.1.hook_resid_post"), at("blocks.2.hook_resid_post")
+    with pytest.raises(MismatchError, match="hook point"):
+        measure_uniqueness(a, b)
+    with pytest.warns(UserWarning, match="do not belong together"):
+        assert measure_uniqueness(a, b, allow_mismatch=True).summary["share_shared"] == 1
+
+
+@pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan"), "0.7"])
+def test_theta_is_a_cosine(theta) -> None:
+    a, b = make(), make(seed=1)
+    for call in (
+        lambda: measure_uniqueness(a, b, theta=theta),
+        lambda: family_uniqueness(Family([a, b]), theta=theta),
+        lambda: measure_uniqueness(a, b).unmatched([0.5, theta]),
+    ):
+        with pytest.raises((TypeError, ValueError), match="theta must be"):
+            call()
+    with pytest.raises(TypeError, match="candidates must be a whole number"):
+        measure_uniqueness(a, b, candidates=2.5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_activations_that_are_not_finite_are_refused_as_everywhere(bad) -> None:
+    """One rule, whatever the analysis."""
+    a, b = make(), make(seed=1)
+    x = torch.randn(50, 12)
+    x[31, 4] = bad
+    for call in (
+        lambda: measure_uniqueness(a, b, activations=x),
+        lambda: family_uniqueness(Family([a, b]), activations=x),
+    ):
+        with pytest.raises(ValueError, match="position 31 are not finite"):
+            call()
 
 
 def test_nulls_keep_what_they_say_and_nothing_else() -> None:
@@ -169,6 +226,24 @@ def test_nulls_keep_what_they_say_and_nothing_else() -> None:
     assert not torch.equal(null_dictionary(a, "random directions", seed=1).W_dec, random.W_dec)
     with pytest.raises(ValueError, match="found 'nothing'"):
         null_dictionary(a, "nothing")
+
+
+def test_a_family_has_any_number_of_seeds() -> None:
+    first = make(d_in=12, width=20)
+    others = []
+    for seed in (1, 2):
+        moved, _ = shuffled(first, noise=0.05 * seed, seed=seed)
+        others.append(replace(moved, info={**moved.info, "seed": seed}))
+    result = family_uniqueness(Family([first, *others]))
+    table = result.table.set_index(["comparison", "null"])
+    assert [name for name, null in table.index if not null] == ["20, seed 1", "20, seed 2"]
+    assert table["seeds"].all()
+    for other in others:
+        found = result.results[f"20, seed {other.seed}", ""]
+        assert (found.a, found.b) == (first.identity, other.identity)
+        assert found.summary == measure_uniqueness(first, other).summary
+    assert result.missing == ()
+    assert len(repr(result)) < 200
 
 
 def test_a_family_has_seeds_widths_and_nulls_side_by_side() -> None:

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import PathPatch, StepPatch
 from plot_checks import check_bundle, check_texts
+from scipy.sparse import csr_array
 
 from saekit import plots
 from saekit.analysis import MetaSAE
+from saekit.analysis.labels import Labels
 from saekit.analysis.meta.baselines import MetaBaselines
 from saekit.analysis.meta.latents import MetaSplitting, cosine_distributions, side_by_side
 from saekit.analysis.meta.latents import related_latents as graph_of
+from saekit.analysis.meta.sae import MetaSweep
 from saekit.dictionary import Dictionary
 from saekit.plots.meta import FLOOR
 
@@ -47,7 +50,9 @@ def meta(threshold=THRESHOLD):
 
 
 def labels(name):
-    return SimpleNamespace(of=lambda latent: f"{name} {latent} {LABEL}")
+    of = {"small": meta().sources[0], "large": meta().sources[1], "meta": meta()}[name]
+    frame = pd.DataFrame({"label": [f"{name} {latent} {LABEL}" for latent in range(of.width)]})
+    return Labels(of.identity, frame, csr_array((of.width, 1)), ["word"])
 
 
 def child(width, latent, cosine, *children):
@@ -100,7 +105,8 @@ def baselines(held_out=True):
     frame["explained_variance_uncentred"] = frame["explained_variance"] + 0.01
     frame["explained_variance_held_out"] = frame["explained_variance"] - 0.05 if held_out else np.nan
     frame["difference"] = frame["explained_variance"] - 0.4
-    return MetaBaselines("meta 8 (k 3) of relu 30 (seed 0)", 3, frame)
+    small = meta().sources[0].identity
+    return MetaBaselines(meta().identity, 3, {str(small): small}, frame)
 
 
 @cache
@@ -108,7 +114,8 @@ def sweep(held_out=True):
     table = pd.DataFrame([{"width": width, "k": k} for width in (8, 16, 64) for k in (2, 4)])
     table["explained_variance"] = 0.05 * np.log2(table["width"]) * np.sqrt(table["k"])
     table["explained_variance_held_out"] = table["explained_variance"] - 0.1 if held_out else np.nan
-    return table.assign(l0=table["k"] + 0.1, dead_fraction=0.02, recipe="lesswrong")
+    table = table.assign(l0=table["k"] + 0.1, dead_fraction=0.02, recipe="lesswrong")
+    return MetaSweep(meta().bases, table)
 
 
 BUILD = {
@@ -287,7 +294,7 @@ def test_active_meta_latents_are_counted_by_width():
 
 
 def test_sweep_lines_are_the_table():
-    found, table = plot("meta_sweep"), sweep()
+    found, table = plot("meta_sweep"), sweep().frame
     lines = iter(found.figure.axes[0].lines)
     for k in (2, 4):
         part = table[table["k"] == k]
@@ -303,7 +310,7 @@ def test_sweep_lines_are_the_table():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plots.meta_sweep(sweep()[:0]), "at least one meta-SAE"),
+        (lambda: plots.meta_sweep(MetaSweep((), sweep().frame[:0])), "at least one meta-SAE"),
         (
             lambda: plots.related_latents(graph_of(meta(threshold=2.0), 4)),
             "No meta-latent is active on latent 4",

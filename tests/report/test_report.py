@@ -50,7 +50,12 @@ def family(store):
         noise = torch.randn(width, store.d_in, generator=torch.Generator().manual_seed(width + seed))
         rows = torch.nn.functional.normalize(directions[:width] + (0.4 + 0.5 * seed) * noise, dim=1)
         encoder = rows.T / spread * 0.5
-        info = {"kind": "relu", "seed": seed, "hook_point": store.hook_point, "model": "<b>tiny & random</b>"}
+        info = {
+            "kind": "relu",
+            "seed": seed,
+            "hook_point": store.hook_point,
+            "model": "<b>tiny & random</b>/tiny-llama",
+        }
         bias = -centre @ encoder
         return Dictionary(encoder, bias, rows, centre, torch.full((width,), 0.3), info=info)
 

@@ -13,7 +13,7 @@ from saekit.widgets import Evidence, NoveltyExplorer
 def test_top_tokens_are_those_of_the_analysis(world):
     for width in world.family.widths:
         for latent in range(width):
-            expected = top_tokens(world.activations[width], latent, world.store, WORDS, n=8)
+            expected = top_tokens(world.activations[width], latent, world.store, WORDS, n=8).frame
             found = world.evidence[width].top_tokens(latent)
             assert [row[:3] for row in found] == list(
                 expected[["token", "n_active", "count"]].itertuples(index=False, name=None)

@@ -15,36 +15,41 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array, triu
+from tqdm.auto import tqdm
 
+from saekit import settings
+from saekit.agreement import check_agreement
 from saekit.analysis.meta.latents import decomposition_matrix
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import CHUNK_ELEMENTS
 from saekit.dictionary import Dictionary
+from saekit.identity import Identity
+from saekit.results import Result
 
 BLOCK = 1024  # latents whose neighbours are held at once
 FLOOR_STEP = 0.1  # by which the floor of the cosines is lowered until there are edges enough
 
 
-@dataclass(frozen=True, eq=False)
-class AdjacencyOverlap:
+@dataclass(frozen=True, eq=False, repr=False)
+class AdjacencyOverlap(Result):
     """Whether latents that share a meta-latent are those that are near the same smaller latent.
 
     Attributes
     ----------
-    dictionary, small : str
-        Names of the dictionary whose latents are joined and of the smaller one.
+    dictionary, small : Identity
+        The dictionary whose latents are joined and the smaller one.
     n_pairs : int
         Pairs of its latents.
     frame : DataFrame
-        One row a graph to compare with, that of the smaller dictionary and that of as many random
+        One row per graph to compare with, that of the smaller dictionary and that of as many random
         directions: `graph`, `tau` (the cosine to exceed), `n_edges` and `n_edges_meta` (of this
         graph and of that of shared meta-latents), `n_shared`, `overlap` (shared edges over the
         latter's), `chance` (what the overlap is on average if the graph's nodes are shuffled).
     """
 
-    dictionary: str
-    small: str
+    dictionary: Identity
+    small: Identity
     n_pairs: int
     frame: pd.DataFrame
 
@@ -53,8 +58,8 @@ class AdjacencyOverlap:
         """`dictionary`, `small`, `n_edges`, `tau`, `overlap`, `chance`, `overlap_random_directions`."""
         row, random = self.frame.iloc[0], self.frame.iloc[1]
         return {
-            "dictionary": self.dictionary,
-            "small": self.small,
+            "dictionary": str(self.dictionary),
+            "small": str(self.small),
             "n_edges": int(row["n_edges_meta"]),
             "tau": float(row["tau"]),
             "overlap": float(row["overlap"]),
@@ -63,7 +68,15 @@ class AdjacencyOverlap:
         }
 
 
-def adjacency_overlap(meta: MetaSAE, small: Dictionary, *, base: int = -1, seed: int = 0) -> AdjacencyOverlap:
+def adjacency_overlap(
+    meta: MetaSAE,
+    small: Dictionary,
+    *,
+    base: int = -1,
+    seed: int = 0,
+    progress: bool = False,
+    allow_mismatch: bool = False,
+) -> AdjacencyOverlap:
     """Compare the graph of shared meta-latents with that of shared neighbours in a smaller dictionary.
 
     In the first, two latents are joined if a meta-latent is active on both. In the second, if the
@@ -80,11 +93,17 @@ def adjacency_overlap(meta: MetaSAE, small: Dictionary, *, base: int = -1, seed:
         Place in `meta.bases` of the dictionary whose latents are joined.
     seed : int
         Of the random directions.
+    progress : bool
+        Show a progress bar in counts of a graph's edges (about 20 for each of the two graphs).
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If `small` is of another dimension, or no two latents share a meta-latent.
+        If `small` does not belong together with the base, or no two latents share a meta-latent.
+    TypeError, IndexError
+        If there is no such base.
 
     Notes
     -----
@@ -93,33 +112,35 @@ def adjacency_overlap(meta: MetaSAE, small: Dictionary, *, base: int = -1, seed:
     from latents being near each other, whatever they are near to. The graphs are looked through in
     blocks of rows and never held as a whole.
     """
-    place = range(len(meta.bases))[base]
+    place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     source = meta.sources[place]
+    check_agreement(dictionaries=[source, small], allow_mismatch=allow_mismatch)
     shared = decomposition_matrix(meta, place).astype(bool)
     n_pairs, n_edges = source.width * (source.width - 1) // 2, _n_edges(shared)
     if not n_edges:
         raise ValueError(f"No two latents of {source.name} share a meta-latent.")
-    graphs = {small.name: small, "random directions": null_dictionary(small, "random directions", seed=seed)}
+    random = null_dictionary(small, "random directions", seed=seed)
     rows = []
-    for name, other in graphs.items():
-        tau, near = _matched(source, other, n_edges)
-        n_near = _n_edges(near)
-        both = sum(
-            _joined(shared, start).multiply(_joined(near, start)).count_nonzero()
-            for start in range(0, source.width, BLOCK)
-        )
-        rows.append(
-            {
-                "graph": name,
-                "tau": tau,
-                "n_edges": n_near,
-                "n_edges_meta": n_edges,
-                "n_shared": both,
-                "overlap": both / n_edges,
-                "chance": n_near / n_pairs,
-            }
-        )
-    return AdjacencyOverlap(source.name, small.name, n_pairs, pd.DataFrame(rows))
+    with tqdm(disable=not progress, unit="count", desc="adjacency") as bar:
+        for name, other in ((small.name, small), ("random directions", random)):
+            tau, near = _matched(source, other, n_edges, bar)
+            n_near = _n_edges(near)
+            both = sum(
+                _joined(shared, start).multiply(_joined(near, start)).count_nonzero()
+                for start in range(0, source.width, BLOCK)
+            )
+            rows.append(
+                {
+                    "graph": name,
+                    "tau": tau,
+                    "n_edges": n_near,
+                    "n_edges_meta": n_edges,
+                    "n_shared": both,
+                    "overlap": both / n_edges,
+                    "chance": n_near / n_pairs,
+                }
+            )
+    return AdjacencyOverlap(source.identity, small.identity, n_pairs, pd.DataFrame(rows))
 
 
 def _joined(links: csr_array, start: int) -> csr_array:
@@ -127,18 +148,20 @@ def _joined(links: csr_array, start: int) -> csr_array:
     return triu(links[start : start + BLOCK] @ links[start:].T, k=1, format="csr")
 
 
-def _n_edges(links: csr_array) -> int:
+def _n_edges(links: csr_array, bar: tqdm[Any] | None = None) -> int:
     """Pairs of rows that share a column."""
+    if bar is not None:
+        bar.update()
     return sum(_joined(links, start).nnz for start in range(0, links.shape[0], BLOCK))
 
 
-def _matched(source: Dictionary, other: Dictionary, n_edges: int) -> tuple[float, csr_array]:
+def _matched(source: Dictionary, other: Dictionary, n_edges: int, bar: tqdm[Any]) -> tuple[float, csr_array]:
     """The cosine tau that gives this number of edges, as near as can be, and what exceeds it."""
     floor = 1.0
     while True:
         floor -= FLOOR_STEP
         cosines = _cosines_above(source, other, floor)
-        if floor < -1 or _n_edges(cosines.astype(bool)) >= n_edges:
+        if floor < -1 or _n_edges(cosines.astype(bool), bar) >= n_edges:
             break
 
     def above(tau: float) -> csr_array:
@@ -148,8 +171,8 @@ def _matched(source: Dictionary, other: Dictionary, n_edges: int) -> tuple[float
 
     # The number of edges changes only where tau passes a cosine, and falls as tau rises.
     steps = np.unique(np.append(cosines.data, np.float32(floor))).tolist()
-    at = bisect_left(range(len(steps)), -n_edges, key=lambda i: -_n_edges(above(steps[i])))
-    tau = min(steps[max(at - 1, 0) : at + 1], key=lambda tau: abs(_n_edges(above(tau)) - n_edges))
+    at = bisect_left(range(len(steps)), -n_edges, key=lambda i: -_n_edges(above(steps[i]), bar))
+    tau = min(steps[max(at - 1, 0) : at + 1], key=lambda tau: abs(_n_edges(above(tau), bar) - n_edges))
     return tau, above(tau)
 
 

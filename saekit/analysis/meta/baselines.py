@@ -20,10 +20,14 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saekit import settings
+from saekit.agreement import check_agreement
 from saekit.analysis.meta.sae import MetaSAE, Recipe, explained_variance
-from saekit.analysis.nulls import ROW_NULLS, null_rows
+from saekit.analysis.nulls import ROW_NULLS, null_rows, random_directions
 from saekit.dictionary import Dictionary
 from saekit.files import hash_tensors
+from saekit.identity import Identity, distinct_names
+from saekit.results import Result
 from saekit.sparse import SparseLatents
 from saekit.training.trainer import TrainingConfig, train
 from saekit.training.variants import BatchTopK
@@ -35,18 +39,20 @@ CHUNK_ELEMENTS = 1 << 24  # inner products held at once: 64 MB
 # ---------------------------------------------------------------------- the table
 
 
-@dataclass(frozen=True, eq=False)
-class MetaBaselines:
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaBaselines(Result):
     """A meta-SAE beside its baselines and nulls.
 
     Attributes
     ----------
-    meta : str
-        The meta-SAE's name.
+    meta : Identity
+        The meta-SAE.
     terms : int
-        Its k, which every baseline has too, unless the frame says otherwise.
+        Its k, which every baseline has too, unless the frame has another number.
+    dictionaries : mapping
+        `Identity` of each variant that is a dictionary, by its name in the frame.
     frame : DataFrame
-        One row a variant, the meta-SAE first:
+        One row per variant, the meta-SAE first:
 
         - `variant`, the dictionary: the meta-SAE's own, `nearest small latents`,
           `random directions`, `k-means`, `PCA`, a smaller dictionary by name, or a null
@@ -63,9 +69,11 @@ class MetaBaselines:
         - `note`
     """
 
-    meta: str
+    meta: Identity
     terms: int
+    dictionaries: dict[str, Identity]
     frame: pd.DataFrame
+    _plot: ClassVar[str] = "meta_baselines"
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -79,7 +87,7 @@ class MetaBaselines:
         baseline here: `own_pursuit` and `own_pursuit_signed` are its explained variance. Where
         rows were held out, the same for these, under `held_out`.
         """
-        result = {"meta": self.meta, "terms": self.terms, **self._compare("explained_variance")}
+        result = {"meta": str(self.meta), "terms": self.terms, **self._compare("explained_variance")}
         if self.frame["explained_variance_held_out"].notna().all():
             result["held_out"] = self._compare("explained_variance_held_out")
         return result
@@ -117,6 +125,7 @@ def meta_baselines(
     refit_steps: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> MetaBaselines:
     """Explained variance of a meta-SAE's rows by other dictionaries and encoders.
 
@@ -135,11 +144,14 @@ def meta_baselines(
         Of random directions, k-means, refits and nulls.
     progress : bool
         Show a progress bar in variants.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If there is no smaller dictionary, or one differs in `d_in` or is among those decomposed.
+        If there is no smaller dictionary, one does not belong together with those decomposed, is
+        among them or has fewer latents than terms, or a setting is out of its range.
 
     Notes
     -----
@@ -149,19 +161,39 @@ def meta_baselines(
     smaller dictionaries and random ones never saw the rows; what learns from rows (k-means,
     principal components, refits) sees those that the meta-SAE was trained on.
     """
+    seed = settings.whole("seed", seed, at_least=0)
+    refit_steps = None if refit_steps is None else settings.whole("refit_steps", refit_steps)
     others = [*smaller, *([] if plain is None else [plain])]
     if not smaller:
         raise ValueError("The baselines need at least one smaller dictionary.")
+    check_agreement(dictionaries=[*meta.sources, *others], allow_mismatch=allow_mismatch)
     for other in others:
-        if other.d_in != meta.dictionary.d_in:
-            raise ValueError(
-                f"{other.name} has d_in {other.d_in}, but {meta.name} has {meta.dictionary.d_in}."
-            )
-        if other.content_hash in meta.dictionary.info["meta"]["sources"]:
+        if other.identity in meta.bases:
             raise ValueError(f"{other.name} is decomposed by {meta.name}: it would explain itself.")
-    table = _Table(meta, refit_steps, seed, tqdm(disable=not progress, unit="variant"))
+        if other.width < meta.k:
+            raise ValueError(f"{other.name} has {other.width} latents, but {meta.k} terms are needed.")
+    if meta.k > meta.dictionary.d_in:
+        raise ValueError(f"{meta.k} terms are more than the {meta.dictionary.d_in} principal components.")
+    names = distinct_names([other.identity for other in others])
+    n_variants = 3 + 2 * 4 + 2 * len(others) + 5 + len(ROW_NULLS)
+    with tqdm(total=n_variants, disable=not progress, unit="variant", desc="meta-SAE baselines") as bar:
+        table = _Table(meta, refit_steps, seed, bar)
+        _fill(table, smaller, dict(zip(names, others, strict=True)), plain)
+    frame = pd.DataFrame(table.records)
+    frame.insert(
+        len(frame.columns) - 1, "difference", frame["explained_variance"] - frame["explained_variance"][0]
+    )
+    dictionaries = dict(zip(names, (other.identity for other in others), strict=True))
+    return MetaBaselines(meta.identity, meta.k, dictionaries, frame)
+
+
+def _fill(
+    table: _Table, smaller: Sequence[Dictionary], others: dict[str, Dictionary], plain: Dictionary | None
+) -> None:
+    """Add the variants one by one."""
+    meta, seed = table.meta, table.seed
     training = meta.rows[~meta.held_out]
-    mean, generator = training.mean(0), torch.Generator().manual_seed(seed)
+    mean = training.mean(0)
 
     table.add("meta-SAE", meta.width, "own", meta.reconstruct(), meta.decomposition.counts)
     table.pursue("meta-SAE", meta.dictionary.W_dec, meta.dictionary.b_dec)
@@ -170,16 +202,15 @@ def meta_baselines(
     places = (meta.dictionary.W_dec @ small.T).argmax(dim=1)
     note = f"{len(places.unique())} different latents of {len(smaller)} dictionaries"
     table.replaced("nearest small latents", small[places], mean, note)
-    random = F.normalize(torch.randn(meta.width, meta.dictionary.d_in, generator=generator), dim=1)
+    random = random_directions(meta.width, meta.dictionary.d_in, seed=seed)
     table.replaced("random directions", random, mean)
 
-    for dictionary in smaller:
-        table.pursue(dictionary.name, dictionary.W_dec, mean)
-    if plain is not None:
-        table.pursue(plain.name, plain.W_dec, mean, "plain SAE")
+    for name, other in others.items():
+        table.pursue(name, other.W_dec, mean, "plain SAE" if other is plain else "")
 
-    n_clusters = min(meta.width, len(training))
-    clusters = KMeans(n_clusters, n_init=1, random_state=seed).fit((training - mean).numpy())
+    centred, n_clusters = (training - mean).numpy(), min(meta.width, len(training))
+    start = centred[spread_rows(centred, n_clusters, seed=seed)]
+    clusters = KMeans(n_clusters, init=start, n_init=1, random_state=seed).fit(centred)
     centroids = torch.from_numpy(clusters.cluster_centers_)
     assigned = centroids[clusters.predict((meta.rows - mean).numpy())] + mean
     table.add("k-means", len(centroids), "nearest centroid", assigned, terms=1)
@@ -193,17 +224,12 @@ def meta_baselines(
 
     for name in ROW_NULLS:
         table.null(name, null_rows(meta.rows, name, seed=seed))
-    frame = pd.DataFrame(table.records)
-    frame.insert(
-        len(frame.columns) - 1, "difference", frame["explained_variance"] - frame["explained_variance"][0]
-    )
-    return MetaBaselines(meta.name, meta.k, frame)
 
 
 class _Table:
     """The rows of the table as they are computed."""
 
-    def __init__(self, meta: MetaSAE, refit_steps: int | None, seed: int, bar: tqdm) -> None:
+    def __init__(self, meta: MetaSAE, refit_steps: int | None, seed: int, bar: tqdm[Any]) -> None:
         recipe = Recipe(**meta.dictionary.info["meta"]["recipe"])
         n_training = int((~meta.held_out).sum())
         self.meta, self.seed, self.bar = meta, seed, bar
@@ -307,7 +333,7 @@ def matching_pursuit(rows: Tensor, atoms: Tensor, terms: int, *, signed: bool) -
     atoms : Tensor
         Directions, of any norm above zero, `[width, d]`.
     terms : int
-        Atoms a row, at most: a row that no further atom helps has fewer.
+        Atoms per row, at most: a row that no further atom helps has fewer.
     signed : bool
         Whether coefficients may be negative.
 
@@ -319,12 +345,19 @@ def matching_pursuit(rows: Tensor, atoms: Tensor, terms: int, *, signed: bool) -
     Raises
     ------
     ValueError
-        If there are fewer atoms than terms, or `d` differs.
+        If there are fewer atoms than terms, `d` differs, or a value is not finite.
+
+    Examples
+    --------
+    >>> rows, atoms = torch.tensor([[3.0, 0.0, 1.0]]), torch.eye(3)
+    >>> matching_pursuit(rows, atoms, 2, signed=False).dense()
+    tensor([[3., 0., 1.]])
     """
-    if not 0 < terms <= len(atoms):
-        raise ValueError(f"terms must be from 1 to the number of atoms {len(atoms)}, found {terms}.")
+    terms = settings.whole("terms", terms, at_most=len(atoms))
     if rows.shape[1] != atoms.shape[1]:
         raise ValueError(f"The rows have dimension {rows.shape[1]}, the atoms {atoms.shape[1]}.")
+    if not (rows.isfinite().all() and atoms.isfinite().all()):
+        raise ValueError("Matching pursuit needs finite rows and atoms.")
     atoms = F.normalize(atoms, dim=1)
     chunk = max(1, CHUNK_ELEMENTS // max(len(atoms), terms * rows.shape[1]))
     return SparseLatents.concatenate([_pursue(part, atoms, terms, signed) for part in rows.split(chunk)])
@@ -459,3 +492,47 @@ def principal_components(rows: Tensor, n: int) -> Tensor:
     """The first `n` principal components of rows `[n_rows, d]`, as unit rows `[n, d]`."""
     centred = (rows - rows.mean(0)).double()
     return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :n].T.to(rows.dtype)
+
+
+def spread_rows(rows: np.ndarray, n: int, *, seed: int) -> np.ndarray:
+    """Rows to start k-means from: greedy k-means++ (Arthur and Vassilvitskii 2007).
+
+    The choice is that of `sklearn.cluster.kmeans_plusplus`, which converts single-precision rows to
+    double precision anew for every centre; here they are converted once.
+
+    Parameters
+    ----------
+    rows : array
+        Single precision, `[n_rows, d]`.
+    n : int
+        Rows to choose.
+    seed : int
+        Of the choice.
+
+    Returns
+    -------
+    array
+        Indices, `[n]`.
+    """
+    random = np.random.RandomState(seed)
+    wide = torch.from_numpy(rows - rows.mean(axis=0)).double()
+    norms = wide.square().sum(1)
+
+    def distances(chosen: np.ndarray) -> np.ndarray:
+        """Squared distances of some rows from all, `[chosen, n_rows]`."""
+        found = norms[chosen, None] - 2 * wide[chosen] @ wide.T + norms
+        return found.clamp(min=0).float().numpy()
+
+    uniform = np.ones(len(rows), dtype=np.float32)
+    first = random.choice(len(rows), p=uniform / uniform.sum())
+    centres, nearest = [first], distances(np.array([first]))
+    for _ in range(1, n):
+        # Several candidates are drawn by squared distance, and the one that lowers the sum most stays.
+        drawn = random.uniform(size=2 + int(np.log(n))) * (nearest @ uniform)
+        found = np.searchsorted(np.cumsum(nearest.ravel(), dtype=np.float64), drawn)
+        candidates = np.minimum(found, len(rows) - 1)
+        nearer = np.minimum(nearest, distances(candidates))
+        best = int((nearer @ uniform).argmin())
+        nearest = nearer[best : best + 1]
+        centres.append(candidates[best])
+    return np.array(centres)

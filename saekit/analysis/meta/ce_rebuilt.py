@@ -6,41 +6,48 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from saekit.activations import ActivationStore, random_stream
+from saekit import settings
+from saekit.activations import ActivationStore
+from saekit.agreement import check_agreement
 from saekit.analysis.meta.sae import MetaSAE
-from saekit.folding import with_directions
+from saekit.analysis.nulls import turned_dictionary
+from saekit.identity import Identity
 from saekit.metrics import CEDegradation, ce_degradation, evaluate
+from saekit.results import Result
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 
-@dataclass(frozen=True, eq=False)
-class CERebuilt:
+@dataclass(frozen=True, eq=False, repr=False)
+class CERebuilt(Result):
     """What a decoder rebuilt from meta-latents costs the language model.
 
     Attributes
     ----------
+    dictionary, meta : Identity
+        The dictionary measured, and the meta-SAE that rebuilds its decoder.
     frame : DataFrame
-        One row a decoder: `decoder` (`"own"`, `"rebuilt"`, or `"turned at random"`: directions of
+        One row per decoder: `decoder` (`"own"`, `"rebuilt"`, or `"turned at random"`: directions of
         the same norm and the same cosine with the own ones), `fvu`, and of `ce_degradation` the
         columns `ce`, `ce_degradation`, `loss_recovered_zero`, `loss_recovered_mean`.
     ce : CEDegradation
         The measurement, with its ablations and number of tokens.
     """
 
+    dictionary: Identity
+    meta: Identity
     frame: pd.DataFrame
     ce: CEDegradation
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`ce_degradation` and `fvu` by decoder, and `n_targets`."""
+        """`dictionary`, `meta`, `ce_degradation` and `fvu` by decoder, and `n_targets`."""
         decoders = self.frame.set_index("decoder")
         return {
+            "dictionary": str(self.dictionary),
+            "meta": str(self.meta),
             "ce_degradation": {name: float(value) for name, value in decoders["ce_degradation"].items()},
             "fvu": {name: float(value) for name, value in decoders["fvu"].items()},
             "n_targets": self.ce.n_targets,
@@ -56,6 +63,7 @@ def measure_rebuilt_ce(
     max_rows: int = 64,
     seed: int = 0,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> CERebuilt:
     """Measure a dictionary with its decoder rebuilt from meta-latents, its encoder as it was.
 
@@ -75,26 +83,30 @@ def measure_rebuilt_ce(
         Of the random turn.
     progress : bool
         Show progress bars.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If the base is a TopK dictionary, or does not fit the store.
+        If the model, the store and the base do not belong together, or a setting is out of its
+        range.
+    TypeError, IndexError
+        If there is no such base.
 
     Notes
     -----
     In the authors' code only, without published numbers. The control, an error of the same size in
     a random direction, is ours.
     """
-    place = range(len(meta.bases))[base]
+    place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
+    max_rows = settings.whole("max_rows", max_rows)
     source = meta.sources[place]
-    rebuilt = meta.reconstruct()[meta.base == place]
+    check_agreement(model=model, activations=store, dictionaries=[source], allow_mismatch=allow_mismatch)
     dictionaries = {
         "own": source,
         "rebuilt": meta.rebuilt(place),
-        "turned at random": with_directions(
-            source, _turned(source.W_dec, rebuilt, seed), kind=f"turned {source.kind}"
-        ),
+        "turned at random": turned_dictionary(source, meta.reconstruct()[meta.base == place], seed=seed),
     }
     ce = ce_degradation(model, list(dictionaries.values()), store, max_rows=max_rows, progress=progress)
     columns = ["ce", "ce_degradation", "loss_recovered_zero", "loss_recovered_mean"]
@@ -102,14 +114,4 @@ def measure_rebuilt_ce(
         decoder=list(dictionaries),
         fvu=[evaluate(member, store, progress=progress).fvu for member in dictionaries.values()],
     )
-    return CERebuilt(frame[["decoder", "fvu", *columns]], ce)
-
-
-def _turned(rows: Tensor, rebuilt: Tensor, seed: int) -> Tensor:
-    """Directions with the norms of the rebuilt ones and their cosines with the rows, else random."""
-    rows, rebuilt = F.normalize(rows.double(), dim=1), rebuilt.double()
-    random = torch.randn(rows.shape, generator=random_stream(seed), dtype=rows.dtype).to(rows.device)
-    along = (rows * rebuilt).sum(1, keepdim=True)
-    across = (rebuilt.square().sum(1, keepdim=True) - along**2).clamp(min=0).sqrt()
-    aside = F.normalize(random - (random * rows).sum(1, keepdim=True) * rows, dim=1)
-    return along * rows + across * aside
+    return CERebuilt(source.identity, meta.identity, frame[["decoder", "fvu", *columns]], ce)

@@ -8,42 +8,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 
-from saekit.analysis.labels import Labels
+from saekit import settings
+from saekit.agreement import check_agreement
+from saekit.analysis.labels import Labels, require_labels
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import best_matches, nearest
 from saekit.analysis.splitting import SplittingTree
 from saekit.dictionary import Dictionary
+from saekit.identity import Identity, distinct_names
+from saekit.results import Result
+from saekit.selection import select_latent
+
+PAIRED = 0.7  # cosine from which a meta-latent and a latent count as the same direction
 
 # ---------------------------------------------------------------------- a latent and its meta-latents
 
 
-@dataclass(frozen=True, eq=False)
-class Decomposition:
+@dataclass(frozen=True, eq=False, repr=False)
+class Decomposition(Result):
     """What a latent is made of.
 
     Attributes
     ----------
-    dictionary : str
-        The base dictionary's name.
+    dictionary : Identity
+        The base dictionary.
     latent : int
         Which latent.
     frame : DataFrame
-        One row an active meta-latent, strongest first: `meta_latent`, `label` (empty without
+        One row per active meta-latent, strongest first: `meta_latent`, `label` (empty without
         labels), `activation`, `share` (of the sum of the activations), `n_latents` (of all bases,
         that it is active on), `cosine` (of its direction with the latent's), `rebuilt_cosine`
         (of the latent's direction with what this and the stronger ones rebuild).
     """
 
-    dictionary: str
+    dictionary: Identity
     latent: int
     frame: pd.DataFrame
 
@@ -52,7 +60,7 @@ class Decomposition:
         """`dictionary`, `latent`, `n_meta_latents`, `rebuilt_cosine` (of all; NaN without any)."""
         cosines = self.frame["rebuilt_cosine"]
         return {
-            "dictionary": self.dictionary,
+            "dictionary": str(self.dictionary),
             "latent": self.latent,
             "n_meta_latents": len(self.frame),
             "rebuilt_cosine": float(cosines.iat[-1]) if len(cosines) else float("nan"),
@@ -75,16 +83,27 @@ def decomposition(
 
     Raises
     ------
-    IndexError
+    TypeError, IndexError
         If there is no such base or latent.
+    ValueError
+        If labels are those of another dictionary.
 
     Notes
     -----
     The case studies of Leask et al. (ICLR 2025, figure 1) and [LW]; the columns after the
     activation are ours.
+
+    Examples
+    --------
+    >>> decomposition(meta, 0).frame[["meta_latent", "activation"]].round(2)
+       meta_latent  activation
+    0            1        0.58
+    1            0        0.21
     """
+    _require(labels, meta.identity, "meta-latents")
     own = meta.of(latent, base)
-    place, found = range(len(meta.bases))[base], own["meta_latent"].tolist()
+    latent = int(latent)
+    place, found = meta.place(base), own["meta_latent"].tolist()
     direction, parts = meta.sources[place].W_dec[latent], meta.dictionary.W_dec[found]
     rebuilt = (torch.tensor(own["activation"].tolist(), dtype=parts.dtype)[:, None] * parts).cumsum(0)
     frame = own.assign(
@@ -98,8 +117,8 @@ def decomposition(
     return Decomposition(meta.bases[place], latent, frame[order])
 
 
-@dataclass(frozen=True, eq=False)
-class Members:
+@dataclass(frozen=True, eq=False, repr=False)
+class Members(Result):
     """The latents that a meta-latent is part of.
 
     Attributes
@@ -111,7 +130,7 @@ class Members:
     n_latents : int
         Latents of all bases that it is active on.
     frame : DataFrame
-        One row a latent, that with the greatest activation first: `base`, `width`, `latent`,
+        One row per latent, that with the greatest activation first: `base`, `width`, `latent`,
         `label` (empty without labels), `activation`, `share` (of the sum of the activations of
         the latent's meta-latents).
     """
@@ -155,10 +174,16 @@ def members(
 
     Raises
     ------
-    IndexError
+    TypeError, IndexError
         If there is no such meta-latent or base.
+    ValueError
+        If labels are those of another dictionary.
     """
+    if labels is not None:
+        require_labels(meta, labels)
+    _require(meta_labels, meta.identity, "meta-latents")
     frame = meta.members(meta_latent, n, base)
+    meta_latent = int(meta_latent)
     totals = decomposition_matrix(meta).sum(1)
     rows = np.cumsum([0, *meta.widths])[frame["base"]] + frame["latent"]
     frame = frame.assign(
@@ -176,22 +201,23 @@ def members(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class RelatedLatents:
+@dataclass(frozen=True, eq=False, repr=False)
+class RelatedLatents(Result):
     """The graph of a latent, its meta-latents and the latents that these are most active on.
 
     Attributes
     ----------
     nodes : DataFrame
-        One row a node: `node` (counted from 0, the latent itself), `role` (`"latent"`,
+        One row per node: `node` (counted from 0, the latent itself), `role` (`"latent"`,
         `"meta-latent"` or `"related"`), `base` and `width` (-1 and that of the meta-SAE for
         meta-latents), `latent` (or meta-latent), `label`. A latent related in two ways is one node.
     edges : DataFrame
-        One row an edge: `meta_node` and `latent_node` (places in `nodes`), `activation`.
+        One row per edge: `meta_node` and `latent_node` (places in `nodes`), `activation`.
     """
 
     nodes: pd.DataFrame
     edges: pd.DataFrame
+    _plot: ClassVar[str] = "related_latents"
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -237,15 +263,23 @@ def related_latents(
 
     Raises
     ------
-    IndexError
+    TypeError, IndexError
         If there is no such base or latent.
+    ValueError
+        If labels are those of another dictionary.
 
     Notes
     -----
     The related-latents graph of [LW] and of the dashboard published with Leask et al. (ICLR 2025).
     """
+    n_meta, n_members = (
+        settings.whole(name, value) for name, value in (("n_meta", n_meta), ("n_members", n_members))
+    )
+    if labels is not None:
+        require_labels(meta, labels)
+    _require(meta_labels, meta.identity, "meta-latents")
     own = meta.of(latent, base).head(n_meta)
-    place = range(len(meta.bases))[base]
+    place, latent = meta.place(base), int(latent)
     node = {(place, latent): 0}  # a meta-latent's base is -1
     edges = []
     for part in own.itertuples():
@@ -274,18 +308,18 @@ def related_latents(
 # ---------------------------------------------------------------------- beside nearest latents
 
 
-@dataclass(frozen=True, eq=False)
-class SideBySide:
+@dataclass(frozen=True, eq=False, repr=False)
+class SideBySide(Result):
     """A latent's meta-latents beside its nearest latents, in its own and in a smaller dictionary.
 
     Attributes
     ----------
-    dictionary, small : str
-        Names of the latent's dictionary and of the smaller one.
+    dictionary, small : Identity
+        The latent's dictionary and the smaller one.
     latent : int
         Which latent.
     frame : DataFrame
-        One row a rank: `rank`, then for each of the three lists a number, a label (empty without
+        One row per rank: `rank`, then for each of the three lists a number, a label (empty without
         labels) and a value: `meta_latent`, `meta_label`, `activation`; `same_latent`,
         `same_label`, `same_cosine`; `small_latent`, `small_label`, `small_cosine`. Missing where
         there are fewer meta-latents.
@@ -294,19 +328,20 @@ class SideBySide:
         dictionary's latents (columns), as listed.
     """
 
-    dictionary: str
-    small: str
+    dictionary: Identity
+    small: Identity
     latent: int
     frame: pd.DataFrame
     cosines: pd.DataFrame
+    _plot: ClassVar[str] = "side_by_side"
 
     @property
     def summary(self) -> dict[str, Any]:
         """`dictionary`, `small`, `latent`, `n_meta_latents`, and `n_paired` of them at a cosine of 0.7."""
-        paired = (self.cosines >= 0.7).any(axis=1)
+        paired = (self.cosines >= PAIRED).any(axis=1)
         return {
-            "dictionary": self.dictionary,
-            "small": self.small,
+            "dictionary": str(self.dictionary),
+            "small": str(self.small),
             "latent": self.latent,
             "n_meta_latents": len(paired),
             "n_paired": int(paired.sum()),
@@ -323,6 +358,7 @@ def side_by_side(
     labels: Labels | None = None,
     meta_labels: Labels | None = None,
     small_labels: Labels | None = None,
+    allow_mismatch: bool = False,
 ) -> SideBySide:
     """Set a latent's meta-latents beside the latents nearest to it, and compare their directions.
 
@@ -338,21 +374,29 @@ def side_by_side(
         At most so many of each.
     labels, meta_labels, small_labels : Labels, optional
         Of the base, the meta-latents and the smaller dictionary.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
-    IndexError
+    TypeError, IndexError
         If there is no such base or latent.
     ValueError
-        If `small` is of another dimension or has fewer than `n` latents.
+        If `small` does not belong together with the base, has fewer than `n` latents, or labels
+        are those of another dictionary.
 
     Notes
     -----
     The table and heat map of [LW].
     """
+    n = settings.whole("n", n)
+    source = meta.sources[meta.place(base)]
+    latent = select_latent(latent, source.width)
+    check_agreement(dictionaries=[source, small], allow_mismatch=allow_mismatch)
+    _require(labels, source.identity, "latents")
+    _require(meta_labels, meta.identity, "meta-latents")
+    _require(small_labels, small.identity, "small latents")
     own = meta.of(latent, base).head(n)
-    place = range(len(meta.bases))[base]
-    source = meta.sources[place]
     parts = own["meta_latent"].tolist()
     lists = {
         "same": (labels, *nearest(source, source, n, latents=[latent])),
@@ -377,8 +421,8 @@ def side_by_side(
     near = frame["small_latent"].tolist()
     cosines = F.normalize(meta.dictionary.W_dec[parts], dim=1) @ F.normalize(small.W_dec[near], dim=1).T
     return SideBySide(
-        dictionary=source.name,
-        small=small.name,
+        dictionary=source.identity,
+        small=small.identity,
         latent=latent,
         frame=frame,
         cosines=pd.DataFrame(
@@ -392,26 +436,30 @@ def side_by_side(
 # ---------------------------------------------------------------------- distributions of cosines
 
 
-@dataclass(frozen=True, eq=False)
-class CosineDistributions:
+@dataclass(frozen=True, eq=False, repr=False)
+class CosineDistributions(Result):
     """Greatest cosines between a meta-SAE, the dictionary it decomposes and smaller ones.
 
     Attributes
     ----------
     theta : float
         Cosine from which two directions count as the same.
+    dictionaries : mapping
+        `Identity` of each dictionary by its name in the frame; the meta-SAE's is the first.
     frame : DataFrame
-        One row a direction and comparison: `panel` (`"within"` one dictionary; `"meta-latents"`
+        One row per direction and comparison: `panel` (`"within"` one dictionary; `"meta-latents"`
         or `"latents"` looked up in others), `of`, `nearest_in` (names of dictionaries), `null`
         (whether the directions looked up are random ones), `latent`, `cosine`.
     """
 
     theta: float
+    dictionaries: dict[str, Identity]
     frame: pd.DataFrame
+    _plot: ClassVar[str] = "meta_cosines"
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a comparison.
+        """One row per comparison.
 
         `panel`, `of`, `nearest_in`, `median` and `share_above_theta`, and `null_median` and
         `null_share_above_theta` of as many random directions.
@@ -445,6 +493,8 @@ def cosine_distributions(
     base: int = -1,
     theta: float = 0.7,
     seed: int = 0,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> CosineDistributions:
     """How near meta-latents, latents and smaller dictionaries' latents are to each other.
 
@@ -465,27 +515,37 @@ def cosine_distributions(
     seed : int
         Of the random directions that each comparison is repeated with: as many, drawn evenly from
         the sphere, and looked up in the same dictionary (or within themselves).
+    progress : bool
+        Show a progress bar in comparisons.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
     ValueError
-        If a dictionary is of another dimension.
+        If the dictionaries do not belong together, or a setting is out of its range.
+    TypeError, IndexError
+        If there is no such base.
 
     Notes
     -----
     The three panels of [LW]; the null is ours. The more directions there are to choose from, the
     greater the greatest cosine: compare with the null of the same row.
     """
-    own, source = meta.dictionary, meta.sources[base]
+    theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
+    own, source = meta.dictionary, meta.sources[meta.place(base)]
     others = [smaller] if isinstance(smaller, Dictionary) else list(smaller)
-    names = {id(own): meta.name} | {id(member): member.name for member in (source, *others)}
+    check_agreement(dictionaries=[source, *others], allow_mismatch=allow_mismatch)
+    identities = [meta.identity, *(member.identity for member in (source, *others))]
+    names = distinct_names(identities)
+    name_of = dict(zip(map(id, (own, source, *others)), names, strict=True))
     comparisons = [
         *(("within", member, member) for member in (own, *others, source)),
         *(("meta-latents", own, member) for member in (*others, source)),
         *(("latents", source, member) for member in (own, *others)),
     ]
     frames = []
-    for panel, of, to in comparisons:
+    for panel, of, to in tqdm(comparisons, disable=not progress, unit="comparison", desc="cosines"):
         random = null_dictionary(of, "random directions", seed=seed)
         for null, looked_up, place in ((False, of, to), (True, random, random if of is to else to)):
             found = best_matches(looked_up, place).frame
@@ -493,34 +553,35 @@ def cosine_distributions(
                 pd.DataFrame(
                     {
                         "panel": panel,
-                        "of": names[id(of)],
-                        "nearest_in": names[id(to)],
+                        "of": name_of[id(of)],
+                        "nearest_in": name_of[id(to)],
                         "null": null,
                         "latent": found["latent"],
                         "cosine": found["best_cosine"],
                     }
                 )
             )
-    return CosineDistributions(theta, pd.concat(frames, ignore_index=True))
+    dictionaries = dict(zip(names, identities, strict=True))
+    return CosineDistributions(theta, dictionaries, pd.concat(frames, ignore_index=True))
 
 
 # ---------------------------------------------------------------------- splitting
 
 
-@dataclass(frozen=True, eq=False)
-class MetaSplitting:
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaSplitting(Result):
     """What children keep of their parent's meta-latents when latents split.
 
     Attributes
     ----------
     frame : DataFrame
-        One row a parent and child: `parent_width`, `parent`, `width`, `latent`, `cosine`,
+        One row per parent and child: `parent_width`, `parent`, `width`, `latent`, `cosine`,
         `status` (the parent's: split, identical or refined), `n_parent`, `n_child` and `n_shared`
         meta-latents, `kept` (share of the parent's that the child has; NaN if it has none),
         `kept_chance` (what a latent of the child's width drawn at random keeps on average),
         `inherited` (share of the child's activations that is on the parent's meta-latents).
     split : DataFrame
-        One row a latent that splits: `width`, `latent`, `children`, `n_meta_latents`, `common`
+        One row per latent that splits: `width`, `latent`, `children`, `n_meta_latents`, `common`
         (those that all children have too, a tuple), `n_common`.
     counts : DataFrame
         How many meta-latents latents have: `width`, `n_active`, `n_latents`, `share` (of the
@@ -530,6 +591,7 @@ class MetaSplitting:
     frame: pd.DataFrame
     split: pd.DataFrame
     counts: pd.DataFrame
+    _plot: ClassVar[str] = "active_meta_latents"
 
     @property
     def table(self) -> pd.DataFrame:
@@ -586,7 +648,7 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     Raises
     ------
     ValueError
-        If the meta-SAE and the tree are not of the same widths.
+        If the meta-SAE and the tree are not of the same dictionaries.
 
     Notes
     -----
@@ -599,6 +661,9 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
         raise ValueError(
             f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
         )
+    in_tree = {side.width: side for pair in tree.pairs.values() for side in (pair.small, pair.large)}
+    for base in meta.bases:
+        in_tree.get(base.width, base).require(base, f"The tree's dictionary of width {base.width}")
     first = dict(zip(meta.widths, np.cumsum([0, *meta.widths]), strict=False))
     activation = decomposition_matrix(meta)
     active = activation.astype(bool)
@@ -658,3 +723,9 @@ def decomposition_matrix(meta: MetaSAE, place: int | None = None) -> csr_array:
 
 def _texts(labels: Labels | None, latents: Sequence[int] | np.ndarray) -> list[str]:
     return [labels.of(int(latent)) if labels else "" for latent in latents]
+
+
+def _require(labels: Labels | None, identity: Identity, what: str) -> None:
+    """Refuse labels of another dictionary than the one that they are to name latents of."""
+    if labels is not None:
+        labels.dictionary.require(identity, f"The dictionary of the {what}' labels")

@@ -8,27 +8,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array, diags_array
+from tqdm.auto import tqdm
 
+from saekit import settings
 from saekit.analysis.labels import Labels
 from saekit.analysis.meta.latents import decomposition_matrix
 from saekit.analysis.meta.sae import MetaSAE
+from saekit.identity import Identity
+from saekit.results import Result
 
 BLOCK = 1024  # latents that are asked about at once
 
 
-@dataclass(frozen=True, eq=False)
-class MultipleChoice:
+@dataclass(frozen=True, eq=False, repr=False)
+class MultipleChoice(Result):
     """Whether a latent's meta-latent can be told from others by what both are about.
 
     Attributes
     ----------
+    dictionary, meta : Identity
+        The dictionary whose latents are asked about, and the meta-SAE.
     n_options : int
         Meta-latents to choose from, one of them the latent's own.
     n_left_out : int
         Latents without a question: dead, without a meta-latent, the only one that has it, or with
         too few distractors.
     frame : DataFrame
-        One row a latent asked about: `latent`, `meta_latent` (its strongest), `activation`,
+        One row per latent asked about: `latent`, `meta_latent` (its strongest), `activation`,
         `n_others` (latents that this is told from), `similarity` (with the latent), `best_other`
         (the greatest similarity with a distractor), `right` (1, or 0, or one over the number of
         options that tie at the top).
@@ -36,6 +42,8 @@ class MultipleChoice:
         The same with memberships shuffled among the latents.
     """
 
+    dictionary: Identity
+    meta: Identity
     n_options: int
     n_left_out: int
     frame: pd.DataFrame
@@ -61,7 +69,13 @@ class MultipleChoice:
 
 
 def multiple_choice_test(
-    meta: MetaSAE, labels: Labels, *, base: int = -1, n_options: int = 5, seed: int = 0
+    meta: MetaSAE,
+    labels: Labels,
+    *,
+    base: int = -1,
+    n_options: int = 5,
+    seed: int = 0,
+    progress: bool = False,
 ) -> MultipleChoice:
     """Ask for every latent which of some meta-latents is its own, going by tokens alone.
 
@@ -85,11 +99,16 @@ def multiple_choice_test(
         on other latents but not on it.
     seed : int
         Of the distractors, and of the shuffle in the null.
+    progress : bool
+        Show a progress bar in questions, those of the null included.
 
     Raises
     ------
     ValueError
-        If the labels are not of the base, or there are too few meta-latents to draw from.
+        If the labels are not those of the base, a setting is out of its range, or there are too
+        few meta-latents to draw from.
+    TypeError, IndexError
+        If there is no such base.
 
     Notes
     -----
@@ -98,26 +117,27 @@ def multiple_choice_test(
     ones more often than distractors, and what they are about is broader: the null, in which each
     latent has another's meta-latents, shows how much that alone helps.
     """
-    place = range(len(meta.bases))[base]
-    if len(labels) != meta.widths[place]:
-        raise ValueError(
-            f"The labels must be of the {meta.widths[place]} latents of {meta.bases[place]}, "
-            f"found {len(labels)}."
-        )
+    place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
+    n_options = settings.whole("n_options", n_options, at_least=2)
+    labels.dictionary.require(meta.bases[place], "The dictionary of the labels")
     documents = np.bincount(labels.tokens.indices, minlength=labels.tokens.shape[1])
     weights = np.log(len(labels) / np.maximum(documents, 1))
     about = _unit_rows(labels.tokens @ diags_array(weights, format="csr"))
     activation = decomposition_matrix(meta, place)
     random = np.random.default_rng(seed)
-    frame = _answers(activation, about, n_options, random)
-    shuffled = activation[random.permutation(len(labels))]
-    return MultipleChoice(
-        n_options, len(labels) - len(frame), frame, _answers(shuffled, about, n_options, random)
-    )
+    with tqdm(total=2 * len(labels), disable=not progress, unit="question", desc="multiple choice") as bar:
+        frame = _answers(activation, about, n_options, random, bar)
+        shuffled = activation[random.permutation(len(labels))]
+        null = _answers(shuffled, about, n_options, random, bar)
+    return MultipleChoice(meta.bases[place], meta.identity, n_options, len(labels) - len(frame), frame, null)
 
 
 def _answers(
-    activation: csr_array, about: csr_array, n_options: int, random: np.random.Generator
+    activation: csr_array,
+    about: csr_array,
+    n_options: int,
+    random: np.random.Generator,
+    bar: tqdm[Any],
 ) -> pd.DataFrame:
     """Question and answer for every latent that can be asked about.
 
@@ -151,6 +171,7 @@ def _answers(
             tied = np.isclose(rivals, similarity, rtol=0, atol=1e-9).sum()
             right = 0.0 if rivals.max() > similarity + 1e-9 else 1 / (1 + tied)
             rows.append((start + place, own, amount, n_others, similarity, rivals.max(), right))
+        bar.update(len(amounts))
     columns = ["latent", "meta_latent", "activation", "n_others", "similarity", "best_other", "right"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -20,10 +20,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saekit import settings
+from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.family import Family
-from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.files import hash_json, hash_tensors, writable_folder, write_tensors
 from saekit.folding import with_directions
+from saekit.identity import Identity
+from saekit.results import Result
+from saekit.selection import select_latent
 from saekit.sparse import SparseLatents
 from saekit.training.trainer import TrainingConfig, train
 from saekit.training.variants import BatchTopK
@@ -44,15 +49,20 @@ class Recipe:
     steps : int
         Optimiser steps. Kept as published at any width: what counts is the number of updates.
     batch : float
-        Rows a step: a share of the rows where below 1, else their number (or all, if fewer).
+        Rows per step: a share of the rows where below 1, else their number (or all, if fewer).
     width : float
-        Meta-latents for each row, by default.
+        Meta-latents per row, by default.
     aux_coefficient : float
         Weight of the auxiliary loss, see `saekit.training.variants.base.auxiliary_loss`.
     aux_share : float
         Dead meta-latents in it, as a share of the width.
     dead_after : int
         Batches that a meta-latent has been silent for when it counts as dead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting is of another type or out of its range.
     """
 
     name: str
@@ -63,6 +73,19 @@ class Recipe:
     aux_coefficient: float = 1 / 16
     aux_share: float = 512 / 2304
     dead_after: int = 100
+
+    def __post_init__(self) -> None:
+        checked = {
+            "lr": settings.real("lr", self.lr, above=0),
+            "steps": settings.whole("steps", self.steps),
+            "batch": settings.real("batch", self.batch, above=0),
+            "width": settings.real("width", self.width, above=0),
+            "aux_coefficient": settings.real("aux_coefficient", self.aux_coefficient, at_least=0),
+            "aux_share": settings.real("aux_share", self.aux_share, at_least=0, at_most=1),
+            "dead_after": settings.whole("dead_after", self.dead_after),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def config(self, n_rows: int, *, width: int, k: int, seed: int) -> TrainingConfig:
         """The trainer's config for so many rows to train on."""
@@ -107,11 +130,14 @@ the trainer without, epoch by epoch.
 """
 
 
+# What a meta-dictionary records of its bases, so that it can be held against models and stores.
+ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
+
 # ---------------------------------------------------------------------- result
 
 
-@dataclass(frozen=True, eq=False)
-class MetaSAE:
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaSAE(Result):
     """A meta-SAE with the dictionaries that it decomposes.
 
     Attributes
@@ -131,10 +157,15 @@ class MetaSAE:
 
     # ------------------------------------------------------------------ what it is
 
+    @cached_property
+    def bases(self) -> tuple[Identity, ...]:
+        """The base dictionaries' identities."""
+        return tuple(source.identity for source in self.sources)
+
     @property
-    def bases(self) -> tuple[str, ...]:
-        """Names of the base dictionaries."""
-        return tuple(source.name for source in self.sources)
+    def identity(self) -> Identity:
+        """The meta-dictionary's identity, under this meta-SAE's name."""
+        return replace(self.dictionary.identity, name=self.name)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -148,23 +179,24 @@ class MetaSAE:
 
     @property
     def k(self) -> int:
-        """Meta-latents a row in training, on average over a batch."""
-        return self.dictionary.info["training"]["variant"]["k"]
+        """Meta-latents per row in training, on average over a batch."""
+        return int(self.dictionary.info["training"]["variant"]["k"])
 
     @property
     def seed(self) -> int:
         """Seed of the initialisation, the order of rows and the choice of held-out rows."""
-        return self.dictionary.info["seed"]
+        return int(self.dictionary.info["seed"])
 
     @property
     def recipe(self) -> str:
         """Name of the recipe."""
-        return self.dictionary.info["meta"]["recipe"]["name"]
+        return str(self.dictionary.info["meta"]["recipe"]["name"])
 
     @property
     def name(self) -> str:
         """A short name for tables and legends, such as `"meta 216 (k 4) of relu 4608 (seed 0)"`."""
-        of = self.bases[0] if len(self.bases) == 1 else f"{self.bases[0]} to {self.bases[-1]}"
+        first, last = self.sources[0].name, self.sources[-1].name
+        of = first if len(self.sources) == 1 else f"{first} to {last}"
         return f"meta {self.width} (k {self.k}) of {of}"
 
     def __repr__(self) -> str:
@@ -207,7 +239,7 @@ class MetaSAE:
         IndexError
             If there is no such base.
         """
-        place = self._place(base)
+        place = self.place(base)
         source = self.sources[place]
         rows = self.reconstruct()[self.base == place]
         return with_directions(source, rows, kind=f"rebuilt {source.kind}")
@@ -216,7 +248,7 @@ class MetaSAE:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a meta-latent.
+        """One row per meta-latent.
 
         `meta_latent`, `n_latents` (base latents that it is active on) and `share` of all rows,
         `mean_activation` (over these) and `max_activation` (0 where it is dead), `dead`.
@@ -245,7 +277,7 @@ class MetaSAE:
         `explained_variance` (about the mean row, over all rows, as published),
         `explained_variance_uncentred`, `explained_variance_held_out` (about their own mean; NaN
         if no rows were held out), `mse` (summed over dimensions, averaged over rows), `l0` (active
-        meta-latents a row at the saved threshold) and `l0_held_out`, `dead_fraction` (meta-latents
+        meta-latents per row at the saved threshold) and `l0_held_out`, `dead_fraction` (meta-latents
         active on no row), `max_share` (of rows, for the most frequent meta-latent), with `name`,
         `width`, `k`, `recipe`, `seed` and `n_rows`.
         """
@@ -286,12 +318,11 @@ class MetaSAE:
 
         Raises
         ------
-        IndexError
+        TypeError, IndexError
             If there is no such base or latent.
         """
-        place = self._place(base)
-        if not 0 <= latent < self.widths[place]:
-            raise IndexError(f"{self.bases[place]} has no latent {latent}.")
+        place = self.place(base)
+        latent = select_latent(latent, self.widths[place])
         row = sum(self.widths[:place]) + latent
         start, end = self.decomposition.offsets[row : row + 2].tolist()
         frame = pd.DataFrame(
@@ -321,11 +352,11 @@ class MetaSAE:
 
         Raises
         ------
-        IndexError
+        TypeError, IndexError
             If there is no such meta-latent or base.
         """
-        if not 0 <= meta_latent < self.width:
-            raise IndexError(f"{self.name} has no meta-latent {meta_latent}.")
+        meta_latent = select_latent(meta_latent, self.width, what="meta-latent")
+        n, place = settings.whole("n", n), None if base is None else self.place(base)
         by_meta_latent = self._by_meta_latent
         start, end = by_meta_latent.offsets[meta_latent : meta_latent + 2].tolist()
         rows = by_meta_latent.indices[start:end]
@@ -337,19 +368,26 @@ class MetaSAE:
                 "activation": by_meta_latent.values[start:end].numpy(),
             }
         )
-        if base is not None:
-            frame = frame[frame["base"] == self._place(base)]
+        if place is not None:
+            frame = frame[frame["base"] == place]
         return frame.sort_values("activation", ascending=False, kind="stable", ignore_index=True).head(n)
 
     @cached_property
     def _by_meta_latent(self) -> SparseLatents:
         return self.decomposition.transpose()
 
-    def _place(self, base: int) -> int:
-        """A place in `bases` counted from 0."""
-        if not -len(self.bases) <= base < len(self.bases):
-            raise IndexError(f"{self.name} has no base {base}; it has {len(self.bases)}.")
-        return base % len(self.bases)
+    def place(self, base: int) -> int:
+        """A place in `bases`, given from the front (0 is the first) or the back (-1 is the last).
+
+        Raises
+        ------
+        TypeError, IndexError
+            If there is no such base.
+        """
+        base = settings.whole("base", base, at_least=None)
+        if not -len(self.sources) <= base < len(self.sources):
+            raise IndexError(f"{self.name} has no base {base}; it has {len(self.sources)}.")
+        return base % len(self.sources)
 
     # ------------------------------------------------------------------ files
 
@@ -373,7 +411,7 @@ class MetaSAE:
         folder, sources = Path(folder), _sources(source)
         dictionary, file = Dictionary.load(folder), folder / "held_out.safetensors"
         if "meta" not in dictionary.info or not file.exists():
-            raise FileNotFoundError(f"{folder} holds no meta-SAE, but {dictionary.name}.")
+            raise FileNotFoundError(f"{folder} holds {dictionary.name}, which is not a meta-SAE.")
         try:
             held_out = load_file(file)["held_out"]
         except (SafetensorError, KeyError) as error:
@@ -397,12 +435,14 @@ def explained_variance(rows: Tensor, reconstruction: Tensor, *, centred: bool = 
     Raises
     ------
     ValueError
-        If the shapes differ, or the rows do not vary.
+        If the shapes differ, a value is not finite, or the rows do not vary.
     """
     if rows.shape != reconstruction.shape:
         raise ValueError(
             f"The reconstruction must be {list(rows.shape)} as the rows, found {list(reconstruction.shape)}."
         )
+    if not (rows.isfinite().all() and reconstruction.isfinite().all()):
+        raise ValueError("Explained variance is not defined: rows or reconstruction are not finite.")
     rows, reconstruction = rows.double(), reconstruction.double()
     deviations = rows - rows.mean(0) if centred else rows
     total = float(deviations.square().sum())
@@ -425,6 +465,7 @@ def meta_sae(
     folder: str | Path | None = None,
     device: str | torch.device = "cpu",
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> MetaSAE:
     """Train a meta-SAE: a BatchTopK dictionary on decoder directions.
 
@@ -435,7 +476,7 @@ def meta_sae(
     width : int, optional
         Number of meta-latents; by default the recipe's share of the rows (1/21 as published).
     k : int
-        Meta-latents a row, on average over a batch.
+        Meta-latents per row, on average over a batch.
     recipe : str or Recipe
         One of `RECIPES`, or a recipe of your own.
     seed : int
@@ -445,16 +486,22 @@ def meta_sae(
         other widths, which are not left out with them.
     folder : path, optional
         Where meta-SAEs are kept, each in a folder of its own: one that was trained before on the
-        same dictionaries with the same settings is read instead of trained again.
+        same dictionaries with the same settings is read instead of trained again, and a training
+        run that was interrupted goes on from its checkpoint.
     device : str or torch.device
         Where to train.
     progress : bool
         Show the trainer's progress bar (its tokens are rows here).
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Raises
     ------
-    ValueError
-        If a setting is out of its range, the dictionaries differ in `d_in`, or there are none.
+    TypeError, ValueError
+        If a setting is out of its range, the dictionaries do not belong together, or there are
+        none.
+    OSError
+        If nothing can be written to the folder; raised before training.
 
     Notes
     -----
@@ -464,32 +511,78 @@ def meta_sae(
     take the same steps; biases, which are in the units of the rows, take steps s times smaller
     than they would, and do not need larger ones, as the mean that the decoder's bias would have
     to learn is taken away. Unlike the published one the encoder has a bias.
+
+    Examples
+    --------
+    >>> quick = Recipe("quick", lr=1e-3, steps=20, batch=1.0, width=0.5)
+    >>> meta_sae(dictionary, k=2, recipe=quick).name
+    'meta 4 (k 2) of relu 8 (seed 0)'
     """
-    sources, recipe = _sources(source), _recipe(recipe)
-    if not 0 <= held_out_share < 1:
-        raise ValueError(f"held_out_share must be at least 0 and below 1, found {held_out_share}.")
+    recipe, seed = _recipe(recipe), settings.whole("seed", seed, at_least=0)
+    width = None if width is None else settings.whole("width", width)
+    k = settings.whole("k", k)
+    held_out_share = settings.real("held_out_share", held_out_share, at_least=0)
+    if held_out_share >= 1:
+        raise ValueError(f"held_out_share must be at least 0 and below 1, found {held_out_share:g}.")
+    device = settings.device(device)
+    sources = _sources(source)
+    check_agreement(dictionaries=sources, allow_mismatch=allow_mismatch)
     rows = _rows(sources)
     held_out = _held_out(len(rows), held_out_share, seed)
     width = math.ceil(recipe.width * len(rows)) if width is None else width
+    if k > width:
+        raise ValueError(f"k must be at most the width {width}, found {k}.")
     config = recipe.config(int((~held_out).sum()), width=width, k=k, seed=seed)
     meta = {
         "recipe": asdict(recipe),
         "sources": _hashes(sources),
         "held_out": hash_tensors({"held_out": held_out}),
     }
-    kept = None
+    kept = checkpoint = None
     if folder is not None:
         identity = hash_json([meta, config.describe()])[:12]
         kept = Path(folder) / f"{recipe.name}-{width}-k{k}-seed{seed}-{identity}"
         if (kept / "dictionary.json").exists():
             return MetaSAE.load(kept, sources)
-    trained = train(config, rows[~held_out], device=device, progress=progress).dictionary
-    origin = {name: sources[0].info[name] for name in ("model", "hook_point") if name in sources[0].info}
+        checkpoint = writable_folder(kept) / "checkpoint.safetensors"
+    trained = train(
+        config, rows[~held_out], device=device, checkpoint=checkpoint, progress=progress
+    ).dictionary
+    origin = {name: sources[0].info[name] for name in ORIGIN if name in sources[0].info}
     dictionary = replace(trained, info={**trained.info, **origin, "kind": "meta", "meta": meta})
     result = MetaSAE(dictionary, sources, held_out)
-    if kept is not None:
+    if kept is not None and checkpoint is not None:
         result.save(kept)
+        checkpoint.unlink(missing_ok=True)
     return result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MetaSweep(Result):
+    """Meta-SAEs of several widths and sparsities.
+
+    Attributes
+    ----------
+    bases : tuple of Identity
+        The base dictionaries.
+    frame : DataFrame
+        One row per meta-SAE, its summary: widths in order and within a width the ks.
+    """
+
+    bases: tuple[Identity, ...]
+    frame: pd.DataFrame
+    _plot: ClassVar[str] = "meta_sweep"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`n_meta_saes`, and of the one that explains most `width`, `k`, `explained_variance`."""
+        best = self.frame.loc[self.frame["explained_variance"].idxmax()]
+        return {
+            "n_meta_saes": len(self.frame),
+            "width": int(best["width"]),
+            "k": int(best["k"]),
+            "explained_variance": float(best["explained_variance"]),
+        }
 
 
 def meta_sweep(
@@ -498,8 +591,8 @@ def meta_sweep(
     ks: Iterable[int],
     *,
     progress: bool = False,
-    **settings: Any,
-) -> pd.DataFrame:
+    **options: Any,
+) -> MetaSweep:
     """Meta-SAEs of several widths and sparsities.
 
     Parameters
@@ -510,27 +603,36 @@ def meta_sweep(
         Every width is trained with every k.
     progress : bool
         Show a progress bar in meta-SAEs.
-    **settings
-        Of `meta_sae`: recipe, seed, held_out_share, folder, device.
+    **options
+        Of `meta_sae`: recipe, seed, held_out_share, folder, device, allow_mismatch.
 
-    Returns
-    -------
-    DataFrame
-        The summary of each, widths in order and within a width the ks.
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As `meta_sae`; also if there are no widths or no ks, or a k is greater than a width. Raised
+        before any training.
     """
-    grid = [(width, k) for width in list(widths) for k in list(ks)]
-    return pd.DataFrame(
-        meta_sae(source, width=width, k=k, **settings).summary
-        for width, k in tqdm(grid, disable=not progress, unit="meta-SAE")
-    )
+    ks = [settings.whole("k", k) for k in ks]
+    grid = [(settings.whole("width", width), k) for width in widths for k in ks]
+    if not grid:
+        raise ValueError("A sweep needs at least one width and one k.")
+    for width, k in grid:
+        if k > width:
+            raise ValueError(f"k must be at most the width {width}, found {k}.")
+    sources = _sources(source)
+    if options.get("folder") is not None:
+        writable_folder(options["folder"])
+    summaries = [
+        meta_sae(sources, width=width, k=k, **options).summary
+        for width, k in tqdm(grid, disable=not progress, unit="meta-SAE", desc="sweep")
+    ]
+    return MetaSweep(tuple(source.identity for source in sources), pd.DataFrame(summaries))
 
 
 def _recipe(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
-    if recipe not in RECIPES:
-        raise ValueError(f"There is no recipe {recipe!r}; expected one of {', '.join(RECIPES)}.")
-    return RECIPES[recipe]
+    return RECIPES[settings.choice("recipe", recipe, RECIPES)]
 
 
 def _sources(source: Dictionary | Family | Sequence[Dictionary]) -> tuple[Dictionary, ...]:
@@ -540,12 +642,6 @@ def _sources(source: Dictionary | Family | Sequence[Dictionary]) -> tuple[Dictio
     sources = tuple(source[w] for w in source.widths) if isinstance(source, Family) else tuple(source)
     if not sources:
         raise ValueError("A meta-SAE needs at least one dictionary.")
-    for other in sources[1:]:
-        if other.d_in != sources[0].d_in:
-            raise ValueError(
-                f"The dictionaries must share one d_in: {sources[0].name} has {sources[0].d_in}, "
-                f"{other.name} has {other.d_in}."
-            )
     return sources
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from dictionaries import make
 from scipy.optimize import nnls
+from sklearn.cluster import kmeans_plusplus
 from sklearn.decomposition import PCA
 from sklearn.linear_model import orthogonal_mp
 
+from saekit.agreement import MismatchError
 from saekit.analysis.meta.baselines import (
     least_squares,
     matching_pursuit,
@@ -17,6 +19,7 @@ from saekit.analysis.meta.baselines import (
     non_negative_least_squares,
     principal_components,
     refit_encoder,
+    spread_rows,
 )
 from saekit.analysis.meta.sae import Recipe, meta_sae
 from saekit.analysis.nulls import null_rows
@@ -189,6 +192,23 @@ def test_principal_components_equal_scikit_learn():
     np.testing.assert_allclose(np.abs((here * expected).sum(1)), 1, atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_k_means_starts_from_the_rows_that_scikit_learn_would_choose(base, seed):
+    rows = (base.W_dec - base.W_dec.mean(0)).numpy()
+    _, expected = kmeans_plusplus(rows - rows.mean(axis=0), META, random_state=seed)
+    assert spread_rows(rows, META, seed=seed).tolist() == expected.tolist()
+    assert spread_rows(rows[:3], 3, seed=seed).tolist() != [0, 0, 0]
+
+
+def test_values_that_are_not_finite_are_refused():
+    rows, atoms = torch.ones(2, 5), torch.eye(5)
+    for where in (rows, atoms):
+        where[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="needs finite rows and atoms"):
+            matching_pursuit(rows, atoms, 2, signed=True)
+        where[0, 0] = 1
+
+
 # ---------------------------------------------------------------------- nulls
 
 
@@ -226,7 +246,7 @@ def test_nulls_are_explained_less_than_planted_structure(baselines):
         assert null["null"]
         assert null["explained_variance"] < own - 0.2
         assert null["explained_variance_held_out"] < 0.5
-    with pytest.raises(ValueError, match="no null 'rows'; expected one of columns permuted, Gaussian"):
+    with pytest.raises(ValueError, match="kind must be one of 'columns permuted', 'Gaussian', found 'rows'"):
         null_rows(torch.ones(3, 2), "rows")
 
 
@@ -345,6 +365,20 @@ def test_summary_names_the_best_at_the_same_number_of_terms(baselines, measure):
     assert set(summary["nulls"]) == {"columns permuted", "Gaussian"}
 
 
+def test_variants_that_are_dictionaries_are_named_apart(meta, smaller):
+    """Two SAEs without seeds may share a name; a plot looks kind and width up instead of reading them."""
+    twin = replace(smaller[1], b_enc=smaller[1].b_enc + 1)
+    quick = replace(meta, dictionary=replace(meta.dictionary))
+    result = meta_baselines(quick, [*smaller, twin], refit_steps=1)
+    names = list(result.dictionaries)
+    assert names[0] == "relu 25 (seed 1)"
+    assert names[1] != names[2]
+    assert [identity.width for identity in result.dictionaries.values()] == [25, 60, 60]
+    assert set(names) <= set(result.frame["variant"])
+    assert result.meta == meta.identity
+    assert len(repr(result)) < 200
+
+
 def test_without_held_out_rows_the_summary_has_none(base, smaller):
     all_seen = meta_sae(base, k=2, recipe=replace(QUICK, steps=5))
     table = meta_baselines(all_seen, smaller)
@@ -355,11 +389,19 @@ def test_without_held_out_rows_the_summary_has_none(base, smaller):
 def test_settings_out_of_range_are_refused(meta, smaller, base):
     with pytest.raises(ValueError, match="at least one smaller dictionary"):
         meta_baselines(meta, [])
-    with pytest.raises(ValueError, match=r"relu 9 .* has d_in 5, but meta 30 .* has 20"):
+    with pytest.raises(ValueError, match=r"has d_in 20, but relu 9 .* has 5"):
         meta_baselines(meta, [*smaller, make(d_in=5, width=9)])
     with pytest.raises(ValueError, match=r"relu 500 .* is decomposed by meta 30 .* would explain itself"):
         meta_baselines(meta, smaller, base)
-    with pytest.raises(ValueError, match="from 1 to the number of atoms 3, found 4"):
+    elsewhere = replace(smaller[0], info={**smaller[0].info, "hook_point": "blocks.3.hook_mlp_out"})
+    here = replace(smaller[1], info={**smaller[1].info, "hook_point": "blocks.2.hook_mlp_out"})
+    with pytest.raises(MismatchError, match="do not belong together"):
+        meta_baselines(meta, [elsewhere, here])
+    with pytest.raises(ValueError, match=r"relu 1 .* has 1 latents, but 2 terms are needed"):
+        meta_baselines(meta, [make(d_in=D_IN, width=1)])
+    with pytest.raises(TypeError, match=r"refit_steps must be a whole number, found 1\.5"):
+        meta_baselines(meta, smaller, refit_steps=1.5)
+    with pytest.raises(ValueError, match="terms must be between 1 and 3, found 4"):
         matching_pursuit(torch.ones(2, 5), torch.ones(3, 5), 4, signed=True)
     with pytest.raises(ValueError, match="rows have dimension 5, the atoms 4"):
         matching_pursuit(torch.ones(2, 5), torch.ones(3, 4), 2, signed=True)

@@ -1,18 +1,21 @@
 """What meta-latents are: every table against brute force on small planted cases."""
 
+from dataclasses import replace
 from itertools import combinations
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dictionaries import make
 from scipy.sparse import csr_array
 
+from saekit.agreement import MismatchError
 from saekit.analysis import splitting_tree
+from saekit.analysis.labels import Labels
 from saekit.analysis.meta import adjacency
 from saekit.analysis.meta.adjacency import adjacency_overlap
-from saekit.analysis.meta.ce_rebuilt import _turned, measure_rebuilt_ce
+from saekit.analysis.meta.ce_rebuilt import measure_rebuilt_ce
 from saekit.analysis.meta.latents import (
     cosine_distributions,
     decomposition,
@@ -23,6 +26,7 @@ from saekit.analysis.meta.latents import (
 )
 from saekit.analysis.meta.multiple_choice import multiple_choice_test
 from saekit.analysis.meta.sae import MetaSAE
+from saekit.analysis.nulls import turned_dictionary
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.folding import Unfolded
@@ -44,8 +48,10 @@ def meta_of(sources, threshold=0.25, n=META, seed=7):
     return MetaSAE(dictionary, tuple(sources), torch.zeros(sum(s.width for s in sources), dtype=torch.bool))
 
 
-def named(name="label"):
-    return SimpleNamespace(of=lambda latent: f"{name} {latent}")
+def named(of, name="label"):
+    """Labels that say nothing but a name and the latent."""
+    frame = pd.DataFrame({"label": [f"{name} {latent}" for latent in range(of.width)]})
+    return Labels(of.identity, frame, csr_array((of.width, 1)), ["word"])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def test_decomposition_of_every_latent(meta, dense):
         for latent in range(WIDTHS[base]):
             active, row = dense[start + latent], meta.rows[start + latent].double().numpy()
             expected = [m for m in np.argsort(-active) if active[m] > 0]
-            result = decomposition(meta, latent, base=base, labels=named())
+            result = decomposition(meta, latent, base=base, labels=named(meta))
             frame = result.frame
             assert frame["meta_latent"].tolist() == expected
             assert frame["label"].tolist() == [f"label {m}" for m in expected]
@@ -122,9 +128,9 @@ def test_a_latent_without_meta_latents_has_an_empty_decomposition(family):
 
 
 def test_members_are_the_reverse(meta, dense):
-    labels = [named(f"{width}") for width in WIDTHS]
+    labels = [named(source, f"{source.width}") for source in meta.sources]
     for m in range(META):
-        result = members(meta, m, n=7, labels=labels, meta_labels=named())
+        result = members(meta, m, n=7, labels=labels, meta_labels=named(meta))
         rows = np.argsort(-dense[:, m])[: min(7, (dense[:, m] > 0).sum())]
         expected = [(int(meta.base[row]), int(meta.latent[row])) for row in rows]
         frame = result.frame
@@ -145,8 +151,8 @@ def test_the_graph_of_related_latents(meta, dense):
         latent,
         n_meta=2,
         n_members=3,
-        labels=[named(f"{w}") for w in WIDTHS],
-        meta_labels=named(),
+        labels=[named(source, f"{source.width}") for source in meta.sources],
+        meta_labels=named(meta),
     )
     active = dense[start + latent]
     strongest = [m for m in np.argsort(-active)[:2] if active[m] > 0]
@@ -173,7 +179,8 @@ def test_the_graph_of_related_latents(meta, dense):
 
 def test_side_by_side_lists_nearest_latents_and_compares_directions(meta, family, dense):
     latent, small = 6, family[8]
-    result = side_by_side(meta, latent, small, n=6, labels=named("own"), small_labels=named("small"))
+    own, of_small = named(family[40], "own"), named(small, "small")
+    result = side_by_side(meta, latent, small, n=6, labels=own, small_labels=of_small)
     row = family[40].W_dec[latent]
     same = [cosine(row, other) if i != latent else -2 for i, other in enumerate(family[40].W_dec)]
     below = [cosine(row, other) for other in small.W_dec]
@@ -326,9 +333,83 @@ def test_number_of_meta_latents_by_width(meta, family, dense):
         assert result.summary["mode_active"][width] == np.bincount(counts).argmax()
 
 
-def test_a_tree_of_other_widths_is_refused(meta, family):
+def test_a_tree_of_other_dictionaries_is_refused(meta, family):
     with pytest.raises(ValueError, match=r"widths \[8, 24, 40\].*found \[8, 24\]"):
         splitting_through_meta(meta, splitting_tree(Family([family[8], family[24]])))
+    other = replace(family[24], b_enc=family[24].b_enc + 1)  # of the same name, width and seed
+    with pytest.raises(ValueError, match=r"tree's dictionary of width 24 was relu 24 .* was given in its"):
+        splitting_through_meta(meta, splitting_tree(Family([family[8], other, family[40]])))
+
+
+# ---------------------------------------------------------------------- what does not belong together
+
+
+def test_labels_of_another_dictionary_name_nothing(meta, family):
+    """Same name, width and seed do not make two dictionaries the same."""
+    other = replace(family[40], b_enc=family[40].b_enc + 1)
+    assert other.name == family[40].name
+    of_bases = [named(source) for source in meta.sources]
+    wrong = [*of_bases[:2], named(other)]
+    for call in (
+        lambda: decomposition(meta, 0, labels=named(family[40])),
+        lambda: members(meta, 0, labels=wrong),
+        lambda: members(meta, 0, labels=of_bases[:2]),
+        lambda: members(meta, 0, meta_labels=of_bases[0]),
+        lambda: related_latents(meta, 0, labels=wrong),
+        lambda: side_by_side(meta, 0, family[8], labels=named(other)),
+        lambda: side_by_side(meta, 0, family[8], small_labels=of_bases[1]),
+        lambda: side_by_side(meta, 0, family[8], meta_labels=of_bases[1]),
+    ):
+        with pytest.raises(ValueError, match=r"was given in its place|has 3 bases, found labels of 2"):
+            call()
+
+
+def test_dictionaries_of_another_place_are_held_against_the_base(family):
+    def at(dictionary, place):
+        return replace(dictionary, info={**dictionary.info, "hook_point": place})
+
+    meta = meta_of([at(family[40], "blocks.1.hook_resid_post")])
+    small = at(family[8], "blocks.2.hook_resid_post")
+    for analysis in (
+        lambda **options: side_by_side(meta, 0, small, **options),
+        lambda **options: cosine_distributions(meta, small, **options),
+        lambda **options: adjacency_overlap(meta, small, **options),
+    ):
+        with pytest.raises(MismatchError, match=r"hook point is blocks\.1\..*and blocks\.2\."):
+            analysis()
+        with pytest.warns(UserWarning, match="do not belong together"):
+            analysis(allow_mismatch=True)
+
+
+def test_two_dictionaries_of_one_name_are_told_apart(meta, family):
+    other = replace(family[8], b_enc=family[8].b_enc + 1)
+    result = cosine_distributions(meta, [family[8], other])
+    assert len(result.dictionaries) == 4
+    assert [identity.width for identity in result.dictionaries.values()] == [META, 40, 8, 8]
+    assert len(result.table) == 4 + 3 + 3
+    names = [name for name, identity in result.dictionaries.items() if identity.width == 8]
+    assert all(name.startswith("relu 8 (seed 0) [") for name in names)
+
+
+@pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan")])
+def test_theta_is_a_cosine(meta, family, theta):
+    with pytest.raises(ValueError, match="theta must be"):
+        cosine_distributions(meta, family[8], theta=theta)
+
+
+def test_latents_are_whole_numbers_in_range(meta, family):
+    for latent, error in ((40, IndexError), (-1, IndexError), (1.0, TypeError), (True, TypeError)):
+        for call in (
+            lambda latent: decomposition(meta, latent),
+            lambda latent: related_latents(meta, latent),
+            lambda latent: side_by_side(meta, latent, family[8]),
+            lambda latent: members(meta, latent),
+        ):
+            with pytest.raises(error):
+                call(latent)
+    assert decomposition(meta, np.int64(3)).latent == 3
+    with pytest.raises(IndexError, match="has no base 3; it has 3"):
+        adjacency_overlap(meta, family[8], base=3)
 
 
 # ---------------------------------------------------------------------- cross-entropy
@@ -369,9 +450,13 @@ def test_fvu_of_the_rebuilt_decoder_is_that_of_the_replaced_rows(model, store):
 
 def test_the_random_turn_keeps_norms_and_cosines(meta):
     rebuilt = meta.reconstruct()
-    turned = _turned(meta.rows, rebuilt, 0)
-    rows = meta.rows.double()
-    torch.testing.assert_close(turned.norm(dim=1), rebuilt.double().norm(dim=1))
+    widths = sum(meta.widths)
+    base = make(D_IN, widths, seed=5)
+    base = Dictionary(**{**base.tensors(), "W_dec": meta.rows}, info=base.info)
+    made = turned_dictionary(base, rebuilt)
+    norms = made.W_enc.double().norm(dim=0) / base.W_enc.double().norm(dim=0)  # folded into the encoder
+    turned, rows = made.W_dec.double() * norms[:, None], meta.rows.double()
+    torch.testing.assert_close(norms, rebuilt.double().norm(dim=1), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close((turned * rows).sum(1), (rebuilt * rows).sum(1), atol=1e-6, rtol=1e-6)
     across = rebuilt.double() - (rebuilt * rows).sum(1, keepdim=True) * rows
     assert torch.nn.functional.cosine_similarity(turned, across).mean().abs() < 0.3
@@ -380,14 +465,9 @@ def test_the_random_turn_keeps_norms_and_cosines(meta):
 # ---------------------------------------------------------------------- multiple choice
 
 
-def labels_of(tokens):
+def labels_of(meta, tokens):
     tokens = csr_array(np.asarray(tokens, dtype=float))
-
-    class Stub(SimpleNamespace):
-        def __len__(self):
-            return tokens.shape[0]
-
-    return Stub(tokens=tokens)
+    return replace(named(meta.sources[0]), tokens=tokens)
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +497,9 @@ def topical():
 
 def test_answers_equal_brute_force(topical):
     meta, tokens = topical
-    result = multiple_choice_test(meta, labels_of(tokens), n_options=6)  # every other meta-latent, or fewer
+    result = multiple_choice_test(
+        meta, labels_of(meta, tokens), n_options=6
+    )  # every other meta-latent, or fewer
     activation = meta.decomposition.dense().double().numpy()
     idf = np.log(60 / np.maximum((tokens > 0).sum(0), 1))
     weighted = tokens * idf
@@ -448,12 +530,12 @@ def test_answers_equal_brute_force(topical):
 
 def test_what_goes_with_the_tokens_is_told_and_what_does_not_is_not(topical):
     meta, tokens = topical
-    summary = multiple_choice_test(meta, labels_of(tokens), n_options=4).summary
+    summary = multiple_choice_test(meta, labels_of(meta, tokens), n_options=4).summary
     assert summary["chance"] == 1 / 4
     assert summary["accuracy"] > 0.7
     assert abs(summary["accuracy_null"] - 1 / 4) < 4 * summary["standard_error_null"]
     shuffled = tokens[np.random.default_rng(2).permutation(60)]
-    unrelated = multiple_choice_test(meta, labels_of(shuffled), n_options=4).summary
+    unrelated = multiple_choice_test(meta, labels_of(meta, shuffled), n_options=4).summary
     assert abs(unrelated["accuracy"] - 1 / 4) < 4 * unrelated["standard_error"]
 
 
@@ -461,15 +543,15 @@ def test_latents_about_nothing_in_particular_share_the_point(topical):
     """All about the same token, which all have: its weight is zero, and every latent is left out."""
     meta, _ = topical
     alone = np.eye(60)  # every latent about a token of its own: no similarity at all
-    result = multiple_choice_test(meta, labels_of(alone), n_options=4)
+    result = multiple_choice_test(meta, labels_of(meta, alone), n_options=4)
     assert (result.frame["right"] == 1 / 4).all()
     with pytest.raises(ValueError, match="4 options need as many meta-latents, found 0"):
-        multiple_choice_test(meta, labels_of(np.ones((60, 1))), n_options=4)
+        multiple_choice_test(meta, labels_of(meta, np.ones((60, 1))), n_options=4)
 
 
 def test_the_standard_error_is_clustered_by_meta_latent(topical):
     meta, tokens = topical
-    result = multiple_choice_test(meta, labels_of(tokens), n_options=3)
+    result = multiple_choice_test(meta, labels_of(meta, tokens), n_options=3)
     right, mean = result.frame["right"], result.frame["right"].mean()
     sums = [(right[result.frame["meta_latent"] == m] - mean).sum() for m in range(6)]
     assert result.summary["standard_error"] == pytest.approx(np.sqrt(np.square(sums).sum()) / len(right))
@@ -477,7 +559,8 @@ def test_the_standard_error_is_clustered_by_meta_latent(topical):
 
 def test_labels_of_another_dictionary_are_refused(topical):
     meta, tokens = topical
-    with pytest.raises(ValueError, match=r"60 latents.*found 59"):
-        multiple_choice_test(meta, labels_of(tokens[:59]))
+    other = replace(meta.sources[0], b_enc=meta.sources[0].b_enc + 1)
+    with pytest.raises(ValueError, match=r"relu 60 .* was given in its place"):
+        multiple_choice_test(meta, replace(labels_of(meta, tokens), dictionary=other.identity))
     with pytest.raises(ValueError, match="7 options need as many meta-latents, found 6"):
-        multiple_choice_test(meta, labels_of(tokens), n_options=7)
+        multiple_choice_test(meta, labels_of(meta, tokens), n_options=7)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from dictionaries import make
 
+from saekit.agreement import MismatchError
 from saekit.analysis.meta.sae import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
 from saekit.family import Family
 from saekit.folding import Unfolded
+from saekit.training.trainer import _Run
 
 D_IN, META, ROWS = 32, 48, 1200
 QUICK = Recipe("quick", lr=5e-3, steps=600, batch=1 / 3, width=META / ROWS)
@@ -147,7 +149,8 @@ def test_a_row_is_decomposed_alike_alone_and_with_others(meta):
 
 
 def test_family_takes_the_lowest_seed_of_each_width(of_family):
-    assert of_family.bases == ("relu 200 (seed 0)", "relu 400 (seed 0)")
+    assert of_family.bases == tuple(source.identity for source in of_family.sources)
+    assert list(map(str, of_family.bases)) == ["relu 200 (seed 0)", "relu 400 (seed 0)"]
     assert of_family.widths == (200, 400)
     assert of_family.name == "meta 48 (k 2) of relu 200 (seed 0) to relu 400 (seed 0)"
     assert of_family.rows.shape == (600, D_IN)
@@ -213,11 +216,15 @@ def test_width_follows_the_recipe():
 
 
 def test_sweep_gives_each_width_with_each_k(base):
-    sweep = meta_sweep(base, [8, 16], [1, 2], recipe=replace(QUICK, steps=30), seed=2)
+    result = meta_sweep(base, [8, np.int64(16)], iter([1, 2]), recipe=replace(QUICK, steps=30), seed=2)
+    sweep = result.frame
     assert list(zip(sweep["width"], sweep["k"], strict=True)) == [(8, 1), (8, 2), (16, 1), (16, 2)]
     assert (sweep["seed"] == 2).all()
     alone = meta_sae(base, width=16, k=1, recipe=replace(QUICK, steps=30), seed=2)
     assert sweep["explained_variance"][2] == alone.summary["explained_variance"]
+    assert result.bases == (base.identity,)
+    assert result.summary["explained_variance"] == sweep["explained_variance"].max()
+    assert len(repr(result)) < 200
 
 
 # ---------------------------------------------------------------------- files
@@ -239,7 +246,7 @@ def test_load_refuses_other_dictionaries_and_other_folders(meta, base, tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no dictionary"):
         MetaSAE.load(tmp_path / "none", base)
     base.save(tmp_path / "base")
-    with pytest.raises(FileNotFoundError, match="holds no meta-SAE, but relu 1200"):
+    with pytest.raises(FileNotFoundError, match=r"holds relu 1200 .*, which is not a meta-SAE"):
         MetaSAE.load(tmp_path / "base", base)
     (tmp_path / "meta" / "held_out.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged"):
@@ -260,7 +267,9 @@ def test_a_meta_sae_in_the_folder_is_not_trained_again(base, tmp_path, monkeypat
 
 
 def test_settings_out_of_range_are_refused(base, meta):
-    with pytest.raises(ValueError, match="no recipe 'iclr2025'; expected one of iclr, lesswrong, saebench"):
+    with pytest.raises(
+        ValueError, match="recipe must be one of 'iclr', 'lesswrong', 'saebench', found 'iclr2025'"
+    ):
         meta_sae(base, recipe="iclr2025")
     with pytest.raises(ValueError, match="held_out_share must be at least 0 and below 1, found 1"):
         meta_sae(base, held_out_share=1)
@@ -268,18 +277,138 @@ def test_settings_out_of_range_are_refused(base, meta):
         meta_sae(base, width=3)
     with pytest.raises(ValueError, match="at least one dictionary"):
         meta_sae([])
-    with pytest.raises(ValueError, match=r"must share one d_in: relu 1200 .* has 32, relu 40 .* has 12"):
+    with pytest.raises(ValueError, match=r"relu 1200 .* has d_in 32, but relu 40 .* has 12"):
         meta_sae([base, make()])
     with pytest.raises(ValueError, match=r"must be \[3, 2\] as the rows, found \[3, 1\]"):
         explained_variance(torch.randn(3, 2), torch.randn(3, 1))
     with pytest.raises(ValueError, match="do not vary"):
         explained_variance(torch.ones(3, 2), torch.ones(3, 2))
-    with pytest.raises(IndexError, match="has no latent 1200"):
+    for rows in (torch.tensor([[1.0], [torch.nan]]), torch.tensor([[1.0], [torch.inf]])):
+        with pytest.raises(ValueError, match="not finite"):
+            explained_variance(rows, torch.ones(2, 1))
+    with pytest.raises(IndexError, match="latent must be between 0 and 1199, found 1200"):
         meta.of(1200)
     with pytest.raises(IndexError, match="has no base 1; it has 1"):
         meta.of(0, base=1)
-    with pytest.raises(IndexError, match="has no meta-latent 48"):
+    with pytest.raises(IndexError, match="meta-latent must be between 0 and 47, found 48"):
         meta.members(48)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error"),
+    [
+        ("k", 2.0, TypeError),
+        ("k", True, TypeError),
+        ("k", 0, ValueError),
+        ("width", 30.5, TypeError),
+        ("width", 0, ValueError),
+        ("seed", 1.5, TypeError),
+        ("seed", -1, ValueError),
+        ("held_out_share", float("nan"), ValueError),
+        ("held_out_share", -0.1, ValueError),
+        ("device", "gpu", ValueError),
+    ],
+)
+def test_settings_are_checked_before_any_work(base, monkeypatch, tmp_path, setting, value, error):
+    monkeypatch.setattr("saekit.analysis.meta.sae.train", None)
+    with pytest.raises(error, match="device" if setting == "device" else setting):
+        meta_sae(base, folder=tmp_path / "kept", **{setting: value})
+    assert not (tmp_path / "kept").exists()
+
+
+def test_recipes_are_checked_when_they_are_made():
+    for change, error in (
+        ({"lr": 0}, ValueError),
+        ({"steps": 2.5}, TypeError),
+        ({"batch": float("nan")}, ValueError),
+        ({"aux_share": 1.5}, ValueError),
+    ):
+        with pytest.raises(error, match=next(iter(change))):
+            replace(QUICK, **change)
+
+
+def test_numbers_of_a_notebook_are_taken_as_they_come(base, tmp_path):
+    """NumPy integers and a zero-dimensional tensor; the result can be saved."""
+    made = meta_sae(
+        base, width=np.int64(9), k=torch.tensor(2), seed=np.uint8(3), recipe=replace(QUICK, steps=3)
+    )
+    assert (made.width, made.k, made.seed) == (9, 2, 3)
+    assert MetaSAE.load(made.save(tmp_path), base).summary == made.summary
+
+
+def test_dictionaries_of_two_places_are_not_decomposed_together(base):
+    def at(place, model="one"):
+        return replace(base, info={**base.info, "hook_point": place, "model": model})
+
+    quick = replace(QUICK, steps=2)
+    pair = [at("blocks.1.hook_resid_post"), at("blocks.2.hook_resid_post")]
+    with pytest.raises(MismatchError, match="hook point"):
+        meta_sae(pair, recipe=quick)
+    with pytest.raises(MismatchError, match="model"):
+        meta_sae([at("blocks.1.hook_resid_post"), at("blocks.1.hook_resid_post", "two")], recipe=quick)
+    with pytest.warns(UserWarning, match="do not belong together"):
+        meta_sae(pair, recipe=quick, allow_mismatch=True)
+
+
+def test_what_the_bases_record_is_recorded(base):
+    info = {
+        "model": "m",
+        "model_weights": "0" * 64,
+        "model_revision": "r",
+        "model_processing": {"fold_ln": True},
+        "hook_point": "blocks.1.hook_resid_post",
+    }
+    made = meta_sae(replace(base, info={**base.info, **info}), recipe=replace(QUICK, steps=2))
+    assert {name: made.dictionary.info[name] for name in info} == info
+    assert made.identity.hook_point == info["hook_point"]
+    assert made.identity.hash == made.dictionary.content_hash
+
+
+# ---------------------------------------------------------------------- places
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("saekit.analysis.meta.sae.train", None)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="Nothing can be written to the folder"):
+        meta_sae(base, folder=tmp_path / "file")
+    with pytest.raises(OSError, match="Nothing can be written to the folder"):
+        meta_sweep(base, [8, 9], [2], folder=tmp_path / "file")
+    with pytest.raises(ValueError, match="k must be at most the width 8, found 9"):
+        meta_sweep(base, [16, 8], [2, 9])
+    with pytest.raises(ValueError, match="at least one width and one k"):
+        meta_sweep(base, [], [2])
+
+
+def test_training_that_was_interrupted_goes_on_to_the_same_bits(base, tmp_path, monkeypatch):
+    """Stopped after its checkpoint: the next call begins there, and cleans up after itself."""
+    settings = {"k": 2, "recipe": replace(QUICK, steps=1200), "seed": 5}
+    whole = meta_sae(base, **settings)
+
+    class Stopped(BaseException):
+        pass
+
+    step = _Run.train_step
+
+    def stop_at(run, x):
+        if run.step == 1100:
+            raise Stopped
+        step(run, x)
+
+    monkeypatch.setattr(_Run, "train_step", stop_at)
+    with pytest.raises(Stopped):
+        meta_sae(base, folder=tmp_path, **settings)
+    begun = []
+    monkeypatch.setattr(_Run, "train_step", lambda run, x: (begun.append(run.step), step(run, x)))
+    resumed = meta_sae(base, folder=tmp_path, **settings)
+    assert begun[0] >= 1000
+    assert torch.equal(resumed.dictionary.W_dec, whole.dictionary.W_dec)
+    (kept,) = tmp_path.iterdir()
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "dictionary.json",
+        "held_out.safetensors",
+        "weights.safetensors",
+    ]
 
 
 def test_a_topk_base_is_rebuilt_with_the_same_latents_active():
