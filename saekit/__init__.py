@@ -88,6 +88,7 @@ _EXPORTS = {
         "stitch",
         "stitch_chain",
     ),
+    "saekit.figures": ("figures_folder",),
     "saekit.provenance": ("provenance_of",),
     "saekit.widgets": (
         "LatentExplorer",
@@ -96,7 +97,7 @@ _EXPORTS = {
         "SplittingExplorer",
         "StitchingExplorer",
     ),
-    "saekit.series.embedded": ("embedded_rows", "embedded_store", "figures_folder"),
+    "saekit.series.embedded": ("embedded_rows", "embedded_store"),
     "saekit.series.profiles": ("load_series", "store_for"),
     "saekit.series.tables": ("bundled_table", "convergence_table", "kinds_l0_table", "kinds_table"),
 }

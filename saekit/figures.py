@@ -1,7 +1,8 @@
 """House style, and figures that can be cited: the same bytes on every run, with their numbers.
 
-A figure is saved with the data it shows (CSV), what it was made from (JSON) and what a paper needs
-(PDF, LaTeX). Nothing written depends on the clock, on paths or on the user's matplotlib settings.
+A figure is saved with the data it shows (CSV), a record of what it was made from (JSON) and the files
+that a paper needs (PDF, LaTeX). Nothing written depends on the clock, on paths or on the user's
+matplotlib settings.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,8 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from saekit.files import hash_file, read_json, write_bytes, write_json
+from saekit.identity import Identity
+from saekit.training.variants import VARIANTS
 
 FORMAT = "saekit-figure-1"
 SUFFIXES = ("pdf", "svg", "png", "csv", "tex")  # beside the JSON, which is written last
@@ -37,31 +41,6 @@ FULL, HALF = 5.5, 2.7  # inches: the text width of ICLR and NeurIPS, and half of
 
 _BLUE, _ORANGE, _GREEN, _VERMILION, *_, _SKY = sns.color_palette("colorblind").as_hex()
 
-# Blue for ReLU and for what gates or thresholds it; all apart when printed in grey or seen colour-blind.
-KIND_COLOURS = {
-    "relu": _BLUE,
-    "gated": "#70c0ea",
-    "jumprelu": "#332288",
-    "topk": _GREEN,
-    "batchtopk": _ORANGE,
-    "matryoshka": "#74441c",
-}
-KIND_MARKERS = {
-    "relu": "o",
-    "gated": "v",
-    "jumprelu": "D",
-    "topk": "^",
-    "batchtopk": "s",
-    "matryoshka": "p",
-}
-KIND_NAMES = {
-    "relu": "ReLU",
-    "gated": "Gated",
-    "jumprelu": "JumpReLU",
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "matryoshka": "Matryoshka",
-}
 NOVEL, RECONSTRUCTION = _VERMILION, _SKY
 NULL = "#8c8c8c"  # second seeds, chance lines, nulls
 INK = "#262626"
@@ -120,8 +99,76 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def width_colours(widths: Sequence[int]) -> dict[int, str]:
-    """One colour a width, from light (narrow) to dark (wide)."""
+    """One colour per width, from light (narrow) to dark (wide)."""
     return dict(zip(sorted(widths), sns.color_palette("crest", len(widths)).as_hex(), strict=True))
+
+
+@dataclass(frozen=True)
+class KindStyle:
+    """How a kind of dictionary appears in figures, captions and tables.
+
+    Attributes
+    ----------
+    label : str
+        Its name for people.
+    colour, marker, line : str
+        For matplotlib.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    line: str
+
+
+# What analyses make of trained dictionaries.
+_MADE = {
+    "meta": KindStyle("meta-SAE", "#44aa99", "h", "-"),
+    "stitched": KindStyle("stitched", "#882255", "P", "--"),
+    "frankenstein": KindStyle("Frankenstein", "#666666", "*", "--"),
+    "unknown": KindStyle("SAE", "#cc78bc", "X", "-."),
+}
+_SPARE = {
+    "colour": ("#aa4499", "#999933", "#d1495b", "#5b7f95", "#c2a14d", "#7a5195", "#3f8f5a", "#b35900"),
+    "marker": ("<", ">", "8", "d", "H"),
+    "line": ("-.", ":", "--"),
+}
+
+
+def kind_style(kind: str) -> KindStyle:
+    """Label, colour, marker and line of a kind of dictionary.
+
+    A trained kind brings its own (`saekit.training.variants`). One that is registered nowhere keeps
+    its name and gets a colour, marker and line by a hash of it: always the same ones, with a colour
+    that no other kind has claimed.
+    """
+    if kind in VARIANTS:
+        variant = VARIANTS[kind]
+        return KindStyle(variant.label, variant.colour, variant.marker, variant.line)
+    if kind in _MADE:
+        return _MADE[kind]
+    taken = {variant.colour for variant in VARIANTS.values()} | {style.colour for style in _MADE.values()}
+    number = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:8])
+    chosen = {}
+    for what, options in _SPARE.items():
+        free = [option for option in options if option not in taken]
+        number, place = divmod(number, len(free))
+        chosen[what] = free[place]
+    return KindStyle(kind, **chosen)
+
+
+def project_root() -> Path:
+    """The folder with saekit's `pyproject.toml` above the working directory, else that directory."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").exists() and (folder / "saekit").is_dir():
+            return folder
+    return here
+
+
+def figures_folder() -> Path:
+    """Where figures are saved: the folder that `SAEKIT_FIGURES` names, else the project's `figures/`."""
+    return Path(os.environ.get("SAEKIT_FIGURES") or project_root() / "figures").expanduser()
 
 
 @contextmanager
@@ -150,12 +197,18 @@ class Plot:
         For a paper; its first sentence is the title.
     alt : str
         What a reader who cannot see the figure needs.
+    made_from : mapping
+        The dictionaries that the results are about, as JSON values (see `describe`).
+    settings : mapping
+        Parameters of the results that decide the numbers, such as theta.
     """
 
     figure: Figure
     data: pd.DataFrame
     caption: str
     alt: str
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Place everything once: constrained layout would move things by rounding on each later draw.
@@ -167,20 +220,31 @@ class Plot:
         self,
         name: str,
         *,
-        inputs: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        folder: str | Path = "figures",
+        inputs: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        folder: str | Path | None = None,
     ) -> list[Path]:
-        """Write the bundle of files (see `save_figure`) and return their paths."""
+        """Write the bundle of files (see `save_figure`) and return their paths.
+
+        Parameters
+        ----------
+        name : str
+            File name without suffix, and LaTeX label.
+        inputs, settings : mapping, optional
+            What else the figure was made from and with (see `saekit.provenance_of`): added to what
+            the results name, and in the place of an entry of the same name.
+        folder : str or Path, optional
+            Where the files go; `figures_folder()` if left out.
+        """
         return save_figure(
             self.figure,
             name,
             data=self.data,
             caption=self.caption,
             alt=self.alt,
-            inputs=inputs,
-            settings=settings,
-            folder=folder,
+            inputs={**self.made_from, **(inputs or {})},
+            settings={**self.settings, **(settings or {})},
+            folder=figures_folder() if folder is None else folder,
         )
 
     def __repr__(self) -> str:
@@ -190,6 +254,19 @@ class Plot:
         width, height = self.figure.get_size_inches()
         data = {"image/png": render(self.figure, "png", dpi=200), "text/plain": repr(self)}
         return data, {"image/png": {"width": round(width * 120), "height": round(height * 120)}}
+
+
+def describe(*identities: Identity) -> dict[str, dict[str, Any]]:
+    """What a figure records of the dictionaries that its results are about, as JSON values."""
+    names = [str(identity) for identity in dict.fromkeys(identities)]
+    return {
+        name if names.count(name) == 1 else f"{name} [{identity.hash[:8]}]": {
+            "what": name,
+            "hook_point": identity.hook_point,
+            "hash": identity.hash,
+        }
+        for name, identity in zip(names, dict.fromkeys(identities), strict=True)
+    }
 
 
 def render(figure: Figure, kind: str, *, dpi: int = 300) -> bytes:
@@ -209,7 +286,7 @@ def save_figure(
     alt: str,
     inputs: Mapping[str, Any],
     settings: Mapping[str, Any],
-    folder: str | Path = "figures",
+    folder: str | Path,
 ) -> list[Path]:
     """Write a figure that can be cited: `name.{pdf,svg,png,csv,tex,json}`.
 
@@ -295,8 +372,15 @@ def source_hash() -> str:
     return digest.hexdigest()
 
 
-def citation(name: str, *, folder: str | Path = "figures") -> str:
+def citation(name: str, *, folder: str | Path | None = None) -> str:
     """Give a BibTeX entry for a saved figure, to paste.
+
+    Parameters
+    ----------
+    name : str
+        As it was saved.
+    folder : str or Path, optional
+        Where it is; `figures_folder()` if left out.
 
     Raises
     ------
@@ -304,7 +388,7 @@ def citation(name: str, *, folder: str | Path = "figures") -> str:
         If the folder holds no such figure.
     """
     _check_name(name)
-    manifest = _read_manifest(Path(folder) / f"{name}.json")
+    manifest = _read_manifest(Path(figures_folder() if folder is None else folder) / f"{name}.json")
     title = manifest["caption"].partition(". ")[0].rstrip(".")
     source, data = manifest["source"][:12], manifest["files"][f"{name}.csv"][:12]
     return (
@@ -317,7 +401,7 @@ def citation(name: str, *, folder: str | Path = "figures") -> str:
     )
 
 
-def write_index(folder: str | Path = "figures") -> Path:
+def write_index(folder: str | Path) -> Path:
     """Write `README.md`: every figure of the folder with its caption, files and citation.
 
     Raises
@@ -332,8 +416,8 @@ def write_index(folder: str | Path = "figures") -> Path:
     if not manifests:
         raise FileNotFoundError(f"{folder} holds no figures to index (files that save_figure wrote).")
     sections = [
-        "# Figures\n\nEach figure comes with the numbers that it shows (CSV), what it was made from "
-        "(JSON), and a LaTeX environment to include it. The same inputs give the same bytes.\n"
+        "# Figures\n\nEach figure comes with the numbers that it shows (CSV), a record of what it was made "
+        "from (JSON) and a LaTeX environment that includes it. The same inputs give the same bytes.\n"
     ]
     for manifest in manifests:
         name = manifest["name"]
@@ -364,12 +448,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} holds no figure {path.stem}: {path.name} is not there.")
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} does not say format {FORMAT!r}, so it is not a figure's JSON.")
+        raise ValueError(f"{path} is not a figure's JSON: its format is not {FORMAT!r}.")
     return manifest
 
 
 def _as_table(data: pd.DataFrame) -> pd.DataFrame:
-    """Turn an index that says something into columns."""
+    """Turn an index that carries information into columns."""
     only_counts = data.index.nlevels == 1 and data.index.name is None and data.index.dtype.kind in "iu"
     return data if only_counts else data.reset_index()
 

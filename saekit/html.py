@@ -197,33 +197,6 @@ def image(svg: str, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def share(value: float) -> str:
-    """Write a share as a percentage."""
-    if value != value:
-        return "–"
-    percent = 100 * value
-    return f"{percent:.1f}%" if percent >= 1 or percent == 0 else f"{percent:.2g}%"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Write a number with so many significant digits, with a true minus sign."""
-    if value != value:
-        return "–"
-    size = abs(value)
-    if size == 0:
-        text = "0"
-    elif 1e-3 <= size < 10**digits - 0.5:
-        text = f"{value:#.{digits}g}".rstrip(".")
-    else:
-        text = f"{value:,.0f}" if 1 <= size < 1e6 else f"{value:.{digits}g}"
-    return text.replace("-", "−")
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Write a change: a number with its sign, `+` too."""
-    return ("+" if value > 0 else "") + number(value, digits)
-
-
 def bar(value: float, *, width: int = 12) -> str:
     """Draw a share of the greatest as a bar of block characters, which survive where styles do not."""
     eighths = round(value * width * 8)

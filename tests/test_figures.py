@@ -15,13 +15,13 @@ from matplotlib.colors import to_rgb
 from saekit.figures import (
     FULL,
     INK,
-    KIND_COLOURS,
     NOVEL,
     NULL,
     RECONSTRUCTION,
     Plot,
     citation,
     house_style,
+    kind_style,
     new_figure,
     package_versions,
     source_hash,
@@ -29,6 +29,7 @@ from saekit.figures import (
     write_index,
 )
 from saekit.files import hash_file
+from saekit.training.variants import VARIANTS
 
 SUFFIXES = {"pdf", "svg", "png", "csv", "json", "tex"}
 DATA = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1 / 3, 0.1, 1e-12]})
@@ -217,7 +218,7 @@ def lightness(colour: str) -> float:
 @pytest.mark.parametrize(
     ("colours", "gap"),
     [
-        (list(KIND_COLOURS.values()), 8),
+        ([kind_style(kind).colour for kind in VARIANTS], 8),
         ([NOVEL, RECONSTRUCTION], 15),
         ([INK, NULL], 30),
         (list(width_colours([576, 1152, 2304, 4608, 9216]).values()), 8),

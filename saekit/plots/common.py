@@ -1,11 +1,10 @@
-"""What the plots share: names, numbers in words, axes."""
+"""What the plots share: names, provenance and axes."""
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,63 +13,129 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from saekit.figures import (
-    FONTS,
-    KIND_COLOURS,
-    KIND_NAMES,
-)
+from saekit.dictionary import Dictionary
+from saekit.figures import FONTS, describe, kind_style
 from saekit.identity import Identity
 
-if TYPE_CHECKING:
-    from saekit.analysis.novelty import CEInsertion, GroupInsertion, Insertion
+T = TypeVar("T")
 
 
-def identity(name: str | Identity) -> dict[str, Any]:
-    """Kind, width and seed out of `Dictionary.name`."""
-    if isinstance(name, Identity):
-        return {"kind": name.kind, "width": name.width, "seed": name.seed or 0}
-    match = re.fullmatch(r"(\S+) (\d+)(?: \(seed (\d+)\))?", name)
-    if match is None:
-        raise ValueError(f'A dictionary is named like "relu 1152 (seed 0)", found {name!r}.')
-    return {"kind": match[1], "width": int(match[2]), "seed": int(match[3] or 0)}
+class Pair(Protocol):
+    """What names a comparison: results of two dictionaries, by identity or whole."""
+
+    @property
+    def small(self) -> Identity | Dictionary: ...  # noqa: D102
+
+    @property
+    def large(self) -> Identity | Dictionary: ...  # noqa: D102
+
+
+def identity_of(value: Identity | Dictionary) -> Identity:
+    """The identity of a dictionary, or the one that a result holds."""
+    return value if isinstance(value, Identity) else value.identity
 
 
 def named(kind: str, width: int) -> str:
     """Such as "ReLU 1152"."""
-    return f"{KIND_NAMES.get(kind, kind)} {width}"
+    return f"{kind_style(kind).label} {width}"
 
 
-def pair_name(result: Insertion | GroupInsertion | CEInsertion) -> str:
-    """Such as "ReLU 1152 → 2304", or "ReLU 1152, other seed"."""
-    small, large = identity(result.small), identity(result.large)
-    name = named(small["kind"], small["width"])
-    return f"{name}, other seed" if small["width"] == large["width"] else f"{name} → {large['width']}"
+def pair_name(result: Pair) -> str:
+    """Such as "ReLU 1152 → 2304", "ReLU 48 → BatchTopK 48" or "ReLU 1152, other seed"."""
+    return pair_names([result])[0]
 
 
-def kind_colour(kind: str) -> str:
-    """The colour of a kind of SAE; one more for kinds that have none."""
-    return KIND_COLOURS.get(kind, "#cc78bc")
+def pair_names(results: Sequence[Pair]) -> list[str]:
+    """Names of comparisons that tell them apart, by as little as does.
+
+    Kind and width, and a hook point where the two of a pair have different ones; then seeds, hook
+    points and at last hashes, where two pairs would otherwise share a name.
+    """
+    pairs = [(identity_of(result.small), identity_of(result.large)) for result in results]
+    for detail in range(4):
+        names = [_pair_name(small, large, detail) for small, large in pairs]
+        if len(set(names)) == len(set(pairs)):
+            break
+    return names
+
+
+def _pair_name(small: Identity, large: Identity, detail: int) -> str:
+    first, second = named(small.kind, small.width), named(large.kind, large.width)
+    if small.kind == large.kind:
+        second = str(large.width)
+    if detail == 3:
+        return f"{first} [{small.hash[:6]}] → {second} [{large.hash[:6]}]"
+    elsewhere = small.hook_point != large.hook_point
+    if elsewhere:
+        first, second = (
+            f"{name} at {side.hook_point or 'an unknown hook point'}"
+            for name, side in ((first, small), (second, large))
+        )
+    seeds = f"seeds {small.seed} and {large.seed}" if small.seed != large.seed else f"seed {small.seed}"
+    place = f", {small.hook_point}" if detail == 2 and not elsewhere else ""
+    if elsewhere or (small.kind, small.width) != (large.kind, large.width):
+        return f"{first} → {second}{place}" + (f" ({seeds})" if detail else "")
+    if small == large:
+        return f"{first} with itself"
+    if None in (small.seed, large.seed) or small.seed == large.seed:  # only their contents differ
+        return _pair_name(small, large, 3)
+    return f"{first}, {seeds if detail else 'other seed'}{place}"
+
+
+def family_names(members: Sequence[Identity]) -> list[str]:
+    """Names of families by one member of each: the kind, and the hook point where a kind comes twice."""
+    labels = [kind_style(member.kind).label for member in members]
+    return [
+        label if labels.count(label) == 1 else f"{label} at {member.hook_point or 'an unknown hook point'}"
+        for label, member in zip(labels, members, strict=True)
+    ]
+
+
+def title_of(name: str) -> str:
+    """The name of a comparison as a panel's title, on two lines if it is long."""
+    return name.replace(" → ", "\n→ ") if len(name) > 36 else name
+
+
+def rows_of(identities: Sequence[Identity]) -> pd.DataFrame:
+    """One row per dictionary, for a plot that shows several.
+
+    `dictionary`, a name that tells it apart; `kind`, `width`, `seed`; `first`, whether its seed is the
+    lowest of its kind and width; `label`, such as "ReLU 1152" or "ReLU 1152, seed 1".
+    """
+    names = [str(identity) for identity in identities]
+    hooks = [f"{identity} at {identity.hook_point or 'an unknown hook point'}" for identity in identities]
+    hashes = [f"{identity} [{identity.hash[:6]}]" for identity in identities]
+    frame = pd.DataFrame(
+        {
+            "dictionary": next((n for n in (names, hooks) if len(set(n)) == len(set(identities))), hashes),
+            "kind": [identity.kind for identity in identities],
+            "width": [identity.width for identity in identities],
+            "seed": [identity.seed or 0 for identity in identities],
+        }
+    )
+    frame["first"] = ~frame.sort_values("seed", kind="stable").duplicated(["kind", "width"]).sort_index()
+    by_seed = ~frame.duplicated(["kind", "width", "seed"], keep=False)
+    frame["label"] = [
+        named(row.kind, row.width) + ("" if row.first else f", seed {row.seed}") if told else row.dictionary
+        for row, told in zip(frame.itertuples(), by_seed, strict=True)
+    ]
+    return frame
+
+
+def as_list(results: T | Sequence[T]) -> list[T]:
+    """Several results, or the only one."""
+    return list(results) if isinstance(results, Sequence) else [results]
+
+
+def made_from(*results: Any) -> dict[str, Any]:
+    """What a plot records of the dictionaries that results, or parts of results, are about."""
+    found = [getattr(result, name, None) for result in results for name in ("small", "large", "dictionary")]
+    return describe(*(identity_of(value) for value in found if isinstance(value, Identity | Dictionary)))
 
 
 def groups_of(frame: pd.DataFrame, by: list[str]) -> Iterable[tuple[tuple[Any, ...], pd.DataFrame]]:
     """Groups of rows with their keys as tuples, in the order of the frame."""
     return frame.groupby(by, sort=False)
-
-
-def percent(share: float) -> str:
-    """Write a share as a percentage that does not round something to nothing."""
-    return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
-
-
-def on_tokens(n_tokens: int, n_excluded: int) -> str:
-    """The sentence that ends a caption: what was measured on."""
-    return f"On {n_tokens:,} tokens, with {n_excluded:,} positions excluded"
-
-
-def listed(values: Sequence[Any]) -> str:
-    """Such as "16, 32 and 64"."""
-    *most, last = map(str, values)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def linear_range(values: pd.Series) -> float:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import MaxNLocator
 
 from saekit.figures import FULL, INK, NOVEL, NULL, RECONSTRUCTION, Plot, house_style, new_figure
-from saekit.plots.common import on_tokens
+from saekit.plots.common import made_from
+from saekit.wording import on_tokens
 
 if TYPE_CHECKING:
     from saekit.analysis.stitching.groups import DictionaryComparison
@@ -26,8 +27,8 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
     reference : str
         The one that all others are compared with.
     groups : mapping of str to str
-        The dictionaries to show, by name, and what each is a case of, such as `"helps"`; at most six
-        cases.
+        The dictionaries to show, by name, with the case that each belongs to, such as `"helps"`; at most
+        six cases.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set(xlabel="change in FVU", ylabel="change in CE (nats per token)")
         figure.legend(loc="outside lower center", ncols=min(len(cases), 3))
-    said = "; ".join(
+    means = "; ".join(
         f"{case}: FVU {part['fvu_difference'].mean():+.4f}, cross-entropy {part['ce_difference'].mean():+.4f}"
         for case, part in data.groupby("group", sort=False)
     ).replace(" -", " \u2212")
@@ -70,9 +71,10 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
     return Plot(
         figure,
         data,
-        caption=f"Groups of latents compared. Change in FVU and in cross-entropy (nats per token) against "
-        f"{reference}; negative helps. Bars are two standard errors, paired over rows of tokens. Means "
-        f"of the groups: {said}. FVU: {on_tokens(first.n_tokens, first.n_excluded).lower()}. "
+        caption="Groups of latents compared. Change in FVU and in cross-entropy (nats per token) against "
+        f"{reference}; negative values help. Bars are two standard errors, paired over rows of tokens. Means "
+        f"of the groups: {means}. FVU: {on_tokens(first.n_tokens, first.n_excluded).lower()}. "
         f"Cross-entropy: on {result.summary['n_rows']} rows with {result.summary['n_targets']:,} targets.",
-        alt=f"Scatter of the change in cross-entropy against the change in FVU. Means of the groups: {said}.",
+        alt=f"Scatter of the change in cross-entropy against the change in FVU. Means of the groups: {means}.",
+        made_from=made_from(*result.evaluations),
     )

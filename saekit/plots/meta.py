@@ -1,7 +1,8 @@
-"""Meta-SAEs: what explains decoder directions, and what latents are made of."""
+"""Meta-SAEs: how well they explain decoder directions, and the meta-latents of latents."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,20 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from saekit.figures import FULL, HALF, INK, NULL, Plot, house_style, new_figure, width_colours
-from saekit.plots.common import (
-    doubling_axis,
-    fit_text,
-    groups_of,
-    identity,
-    kind_colour,
-    listed,
-    named,
-    percent,
+from saekit.figures import (
+    FULL,
+    HALF,
+    INK,
+    NULL,
+    Plot,
+    describe,
+    house_style,
+    kind_style,
+    new_figure,
+    width_colours,
 )
+from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named
+from saekit.wording import fixed, listed, percent, share
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
@@ -96,7 +100,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
                     )
                 ends = [max(value, 0), *([bar.explained_variance_held_out] if some_held_out else [])]
                 axes.annotate(
-                    f"{value:.2f}".replace("-", "\u2212"),
+                    fixed(value),
                     (max(ends), place),
                     (4, 0),
                     textcoords="offset points",
@@ -138,7 +142,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     summary = result.summary
-    said = (
+    numbers = (
         f"the meta-SAE {own:.3f}; best baseline with {summary['terms']} non-negative terms "
         f"{summary['best_non_negative']} {summary['best_non_negative_explained_variance']:.3f}, of any sign "
         f"{summary['best_signed']} {summary['best_signed_explained_variance']:.3f}; nulls "
@@ -147,13 +151,16 @@ def meta_baselines(result: MetaBaselines) -> Plot:
     return Plot(
         figure,
         data,
-        caption=f"What explains decoder directions. Variance explained with {summary['terms']} terms a row "
-        "(unless it says otherwise) by the meta-SAE, by other directions in its place and by matching "
-        "pursuit on other dictionaries; in brackets the number of directions to choose from. "
-        + ("Diamonds are rows that nothing was trained on. " if some_held_out else "")
+        caption=f"Explained variance of decoder directions. Variance explained with {summary['terms']} terms "
+        "per row (unless the label gives another number) by the meta-SAE, by other directions in its place "
+        "and by matching pursuit on other dictionaries; the number of directions to choose from is in "
+        "brackets. "
+        + ("Diamonds show held-out rows, on which nothing was trained. " if some_held_out else "")
         + (f"Bars are cut off at {FLOOR:g}. " if data["explained_variance"].min() < FLOOR else "")
-        + f"{summary['meta'].capitalize()}. Explained variance: {said}.",
-        alt=f"Bars of explained variance, non-negative and signed apart. {said.capitalize()}.",
+        + f"Meta-SAE: {summary['meta']}. Explained variance: {numbers}.",
+        alt="Bars of explained variance, with non-negative and with signed coefficients. "
+        f"Explained variance: {numbers}.",
+        made_from=made_from(result),
     )
 
 
@@ -203,29 +210,28 @@ def meta_sweep(result: MetaSweep) -> Plot:
             ]
         figure.legend(handles=handles, loc="outside right center")
     best = data.loc[data["explained_variance"].idxmax()]
-    said = f"from {data['explained_variance'].min():.3f} to {best['explained_variance']:.3f}"
+    numbers = f"from {data['explained_variance'].min():.3f} to {best['explained_variance']:.3f}"
     if held_out:
         tests = data["explained_variance_held_out"]
-        said += f", on held-out rows from {tests.min():.3f} to {tests.max():.3f}"
-    dead = f"{100 * data['dead_fraction'].max():.1f}%"
+        numbers += f", on held-out rows from {tests.min():.3f} to {tests.max():.3f}"
     return Plot(
         figure,
         data,
-        caption="Meta-SAEs of several widths and sparsities. Variance of the decoder directions explained "
-        f"over all rows{' (full lines) and held-out rows alone (broken lines)' if held_out else ''}, "
-        f"with k = {listed(ks)} meta-latents a row on average; {said}. At most {dead} of the meta-latents "
-        "are dead.",
-        alt=f"Explained variance against the number of meta-latents for k = {listed(ks)}: {said}.",
+        caption="Meta-SAEs of several widths and sparsities. Explained variance of the decoder directions "
+        f"on all rows{' (solid lines) and on held-out rows alone (dashed lines)' if held_out else ''}, "
+        f"with k = {listed(ks)} meta-latents per row on average: {numbers}. At most "
+        f"{share(data['dead_fraction'].max())} of the meta-latents are dead.",
+        alt=f"Explained variance against the number of meta-latents for k = {listed(ks)}: {numbers}.",
     )
 
 
 def related_latents(result: RelatedLatents) -> Plot:
-    """A latent with its meta-latents, and each of these with the latents it is most active on.
+    """A latent with its meta-latents, and each meta-latent with the latents it is most active on.
 
     Parameters
     ----------
     result : RelatedLatents
-        The graph; with labels, they are shown as far as there is room.
+        The graph; labels, where there are any, are cut to the space available.
 
     Raises
     ------
@@ -282,14 +288,15 @@ def related_latents(result: RelatedLatents) -> Plot:
                     fontsize=6.5,
                     color=_GREY,
                 )
-    said = ", ".join(f"{nodes.loc[node, 'latent']} ({activation:.2f})" for node, activation in own.items())
+    numbers = ", ".join(f"{nodes.loc[node, 'latent']} ({activation:.2f})" for node, activation in own.items())
     return Plot(
         figure,
         data,
-        caption=f"What one latent is made of. Latent {centre['latent']} of width {centre['width']} (left), "
-        "its strongest meta-latents with their activations, and the other latents that each of these is "
-        f"most active on, with theirs; lines are as wide as activations. Meta-latents: {said}.",
-        alt=f"Graph of latent {centre['latent']} with its meta-latents {said}, and the latents of each.",
+        caption=f"The meta-latents of one latent. Latent {centre['latent']} of width {centre['width']} "
+        "(left), its strongest meta-latents with their activations (middle), and the other latents on which "
+        "each of these is most active (right). Line widths are proportional to activations. "
+        f"Meta-latents: {numbers}.",
+        alt=f"Graph of latent {centre['latent']} with its meta-latents {numbers}, and the latents of each.",
     )
 
 
@@ -313,8 +320,8 @@ def meta_cosines(result: CosineDistributions) -> Plot:
     keys = ["panel", "of", "nearest_in", "null"]
     parts = []
     for key, rows in groups_of(frame, keys):
-        share = np.histogram(rows["cosine"].clip(upper=1), edges)[0] / len(rows)
-        bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": share}
+        counts = np.histogram(rows["cosine"].clip(upper=1), edges)[0]
+        bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": counts / len(rows)}
         parts.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), **bins}))
     data = pd.concat(parts, ignore_index=True)
     others = sorted((n for n in set(data["nearest_in"]) if n != meta), key=lambda n: identity(n)["width"])
@@ -343,7 +350,7 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         handles.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.8, label="random directions"))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     table = result.table[result.table["panel"] != "within"]
-    said = "; ".join(
+    numbers = "; ".join(
         f"{row.panel} in {names[row.nearest_in]} {percent(row.share_above_theta)} (random "
         f"{percent(row.null_share_above_theta)}), median {row.median:.2f}"
         for row in table.itertuples()
@@ -351,12 +358,12 @@ def meta_cosines(result: CosineDistributions) -> Plot:
     return Plot(
         figure,
         data,
-        caption="Nearness of meta-latents and latents. Greatest cosine of every direction with another of "
-        "its own dictionary, of every meta-latent with a latent, and of every latent with a direction of the "
-        "meta-SAE or of a smaller dictionary; dotted (and cut off at the top), as many random directions in "
-        "their place. Share at "
-        f"θ = {result.theta:g} and above: {said}.",
-        alt=f"Three panels of histograms of greatest cosines. Share at theta and above: {said}.",
+        caption="Similarity of meta-latents and latents. Greatest cosine of each direction with any other of "
+        "its own dictionary (left), of each meta-latent with any latent (middle), and of each latent with "
+        "any direction of the meta-SAE or of a smaller dictionary (right). Dotted lines, cut off at the top, "
+        "show equally many random directions in their place. Share at "
+        f"θ = {result.theta:g} or more: {numbers}.",
+        alt=f"Three panels of histograms of greatest cosines. Share at theta or more: {numbers}.",
     )
 
 
@@ -366,7 +373,7 @@ def side_by_side(result: SideBySide) -> Plot:
     Parameters
     ----------
     result : SideBySide
-        Rows and columns are labelled if it is.
+        Rows and columns carry labels where the result has them.
 
     Raises
     ------
@@ -400,7 +407,7 @@ def side_by_side(result: SideBySide) -> Plot:
             axes.text(
                 column + 0.5,
                 row + 0.5,
-                f"{value:.2f}".replace("-", "\u2212"),
+                fixed(value),
                 ha="center",
                 va="center_baseline",
                 fontsize=6.5,
@@ -415,14 +422,19 @@ def side_by_side(result: SideBySide) -> Plot:
         bar.set_label("cosine")
         bar.outline.set_visible(False)
     summary = result.summary
-    said = f"{summary['n_paired']} of {summary['n_meta_latents']} meta-latents have a cosine of 0.7 or more"
+    numbers = (
+        f"{summary['n_paired']} of {summary['n_meta_latents']} meta-latents have a cosine of 0.7 or more "
+        "with one of them"
+    )
     return Plot(
         figure,
         data,
-        caption="Meta-latents beside nearest latents. Cosines of the directions of the meta-latents of "
-        f"latent {result.latent} of {result.dictionary} with those of the latents of {result.small} that are "
-        f"nearest to it; {said} with one of them.",
-        alt=f"Heat map of cosines of {len(rows)} meta-latents with {len(columns)} latents: {said}.",
+        caption=f"Meta-latents beside nearest latents. Cosines between the meta-latents of latent "
+        f"{result.latent} of {result.dictionary} (rows) and the latents of {result.small} nearest to that "
+        f"latent (columns), by decoder direction; {numbers}.",
+        alt=f"Heat map of cosines of {len(rows)} meta-latents with {len(columns)} latents: {numbers}.",
+        made_from=made_from(result),
+        settings={"latent": result.latent},
     )
 
 
@@ -435,20 +447,20 @@ def meta_splitting(
     labels: Sequence[Labels] | None = None,
     meta_labels: Labels | None = None,
 ) -> Plot:
-    """A latent that splits, with its descendants and the meta-latents that each is made of.
+    """A latent that splits, with its descendants and the meta-latents of each.
 
     Parameters
     ----------
     meta : MetaSAE
-        Of the family whose splitting `tree` is.
+        Trained on the family of `tree`.
     tree : SplittingTree
         Of the same family.
     width, latent : int
         The root.
     labels : sequence of Labels, optional
-        What the latents are about, one for each base of the meta-SAE.
+        Labels of the latents, one set for each base of the meta-SAE.
     meta_labels : Labels, optional
-        What the meta-latents are about.
+        Labels of the meta-latents.
 
     Raises
     ------
@@ -465,8 +477,9 @@ def meta_splitting(
     parts = []
     for row, node in enumerate(nodes):
         own = meta.of(node["latent"], meta.widths.index(node["width"]))
-        share = own["activation"] / max(own["activation"].sum(), 1e-12)
-        parts.append(own.assign(row=row, share=share, **node))
+        parts.append(
+            own.assign(row=row, share=own["activation"] / max(own["activation"].sum(), 1e-12), **node)
+        )
     data = pd.concat(parts, ignore_index=True)
     data = data[[*nodes[0], "row", "meta_latent", "activation", "share"]]
     coloured = _most_shared(data)
@@ -505,20 +518,22 @@ def meta_splitting(
         handles.append(Patch(color="#dedede", label="others"))
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     mean = data.groupby(["width", "latent"]).size().groupby("width").mean()
-    said = ", ".join(f"{value:.1f} at width {w}" for w, value in mean.items())
+    numbers = ", ".join(f"{value:.1f} at width {w}" for w, value in mean.items())
     return Plot(
         figure,
         data,
         caption=f"Splitting seen through meta-latents. Latent {latent} of width {width} and its "
-        f"{len(nodes) - 1} descendants at θ = {tree.theta:g}; bars share each one's activation out among "
-        f"its meta-latents, on average {said}. {meta.name.capitalize()}.",
+        f"{len(nodes) - 1} descendants at θ = {tree.theta:g}. Each bar divides the activation of one latent "
+        f"among its meta-latents, of which there are on average {numbers}. Meta-SAE: {meta.name}.",
         alt=f"Tree of latent {latent} of width {width} with {len(nodes) - 1} descendants, and bars of the "
-        f"meta-latents of each; on average {said}.",
+        f"meta-latents of each: on average {numbers}.",
+        made_from=describe(meta.dictionary.identity, *(source.identity for source in meta.sources)),
+        settings={"theta": tree.theta, "width": width, "latent": latent},
     )
 
 
 def active_meta_latents(result: MetaSplitting) -> Plot:
-    """How many meta-latents the latents of each width have.
+    """Number of active meta-latents per latent, by width.
 
     Parameters
     ----------
@@ -548,13 +563,14 @@ def active_meta_latents(result: MetaSplitting) -> Plot:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.legend(title="width: mean", alignment="left")
-    said = ", ".join(f"{mean:.2f} at width {width}" for width, mean in means.items())
+    numbers = ", ".join(f"{mean:.2f} at width {width}" for width, mean in means.items())
     return Plot(
         figure,
         data,
-        caption="Parts of a latent, by width. Share of the latents of each dictionary by how many "
-        f"meta-latents are active on them, for one meta-SAE trained on all of them: on average {said}.",
-        alt=f"Lines of the number of active meta-latents for {len(means)} widths; on average {said}.",
+        caption="Active meta-latents per latent, by width. Share of the latents of each dictionary by the "
+        "number of meta-latents that are active on them, for one meta-SAE trained on all dictionaries: on "
+        f"average {numbers}.",
+        alt=f"Lines of the number of active meta-latents for {len(means)} widths: on average {numbers}.",
     )
 
 
@@ -568,14 +584,14 @@ def _depth_first(node: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
 
 
 def _most_shared(data: pd.DataFrame) -> dict[int, str]:
-    """Colours for the meta-latents of the root and those that most of the latents have."""
+    """Colours for the meta-latents that most of the latents share."""
     uses = data.groupby("meta_latent").agg(first=("row", "min"), n=("row", "size"), sum=("share", "sum"))
     often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(COLOURS)]
     return dict(zip(sorted(often, key=lambda m: (uses.loc[m, "first"], m)), COLOURS, strict=False))
 
 
 def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:
-    """A name and what it is about in a box, in inches; the second line is cut to the room there is."""
+    """A name and its label in a box, in inches; the label is cut to the space available."""
     width, height = span[1] - span[0], 0.3 if lines[1] else 0.19
     axes.add_patch(
         FancyBboxPatch(
@@ -611,7 +627,7 @@ def _edge(
 
 
 def _with_gaps(groups: list[str]) -> list[float]:
-    """Places of bars one under the other, a little apart where the group changes."""
+    """Places of bars below each other, with a small gap where the group changes."""
     changes = [0.0] + [0.45 * (a != b) for a, b in pairwise(groups)]
     return (np.arange(len(groups)) + np.cumsum(changes)).tolist()
 
@@ -624,11 +640,19 @@ def _dictionary(variant: str) -> str | None:
         return None
 
 
+def identity(name: str) -> dict[str, Any]:
+    """Kind, width and seed out of a name, until results carry identities."""
+    match = re.fullmatch(r"(\S+) (\d+)(?: \(seed (\d+)\))?", name)
+    if match is None:
+        raise ValueError(f'A dictionary is named like "relu 1152 (seed 0)", found {name!r}.')
+    return {"kind": match[1], "width": int(match[2]), "seed": int(match[3] or 0)}
+
+
 def _bar_colour(variant: str, encoder: str) -> str:
     if variant == "meta-SAE":
         return META if encoder == "own" else "#8fd0ba"
     kind = _dictionary(variant)
-    return BASELINE if kind is None else kind_colour(kind)
+    return BASELINE if kind is None else kind_style(kind).colour
 
 
 def _bar_name(data: pd.DataFrame, variant: str, encoder: str, null: bool) -> str:

@@ -15,29 +15,23 @@ from saekit.figures import (
     FULL,
     HALF,
     INK,
-    KIND_MARKERS,
     NOVEL,
     NULL,
     RECONSTRUCTION,
     Plot,
     house_style,
+    kind_style,
     new_figure,
 )
-from saekit.plots.common import (
-    identity,
-    kind_colour,
-    linear_range,
-    on_tokens,
-    pair_name,
-    percent,
-)
+from saekit.plots.common import as_list, linear_range, made_from, pair_name, pair_names, title_of
+from saekit.wording import fixed, on_tokens, percent
 
 if TYPE_CHECKING:
     from saekit.analysis.novelty import CEInsertion, GroupInsertion, Insertion
 
 
 def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
-    """Change in MSE when a latent is inserted alone, against its best cosine; the null beside it.
+    """Change in MSE on inserting each latent alone against its best cosine, beside the null.
 
     Parameters
     ----------
@@ -48,14 +42,15 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
 
     Notes
     -----
-    Leask et al. (ICLR 2025), section on SAE stitching: cosine as a sign of the functional label.
+    Leask et al. (ICLR 2025), section on SAE stitching: how well the cosine predicts which latents help.
     """
     panels_of = [result] if null is None else [result, null]
+    names = pair_names(panels_of)
     columns = ["latent", "best_cosine", "mse_change", "novel_cos", "novel_gain"]
     data = pd.concat(
         [
-            r.frame.loc[~r.frame["dead"], columns].assign(comparison=pair_name(r), null=r is null)
-            for r in panels_of
+            r.frame.loc[~r.frame["dead"], columns].assign(comparison=name, null=r is null)
+            for r, name in zip(panels_of, names, strict=True)
         ],
         ignore_index=True,
     )[["comparison", "null", *columns]]
@@ -63,8 +58,8 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
     with house_style():
         figure = new_figure(FULL if null else 0.6 * FULL, 2.6)
         panels = figure.subplots(1, len(panels_of), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, r in zip(panels, panels_of, strict=True):
-            part = data[data["comparison"] == pair_name(r)]
+        for axes, r, name in zip(panels, panels_of, names, strict=True):
+            part = data[data["null"] == (r is null)]
             axes.set_yscale("symlog", linthresh=scale)
             axes.margins(y=0.12)  # room for the shares in the corners
             for novel, colour, marker in ((True, NOVEL, "o"), (False, RECONSTRUCTION, "^")):
@@ -85,7 +80,7 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
             axes.set_xlabel("best cosine with a small latent")
             summary = r.summary
             axes.set_title(
-                f"{pair_name(r)}\nAUC {summary['auc']:.2f}, {summary['n_dead']} dead left out",
+                f"{title_of(name)}\nAUC {summary['auc']:.2f}, {summary['n_dead']} dead left out",
                 fontsize=8,
             )
             for x, novel, align in ((0.02, True, "left"), (0.98, False, "right")):
@@ -108,67 +103,73 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
             Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label=f"$\\theta$ = {result.theta:g}"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    said = "; ".join(
-        f"{pair_name(r)} AUC {r.summary['auc']:.3f}, {percent(r.summary['share_novel_gain'])} help, "
-        f"{percent(r.summary['share_novel_cos'])} under θ, balanced accuracy at θ "
+    numbers = "; ".join(
+        f"{name}: AUC {r.summary['auc']:.3f}, {percent(r.summary['share_novel_gain'])} help, "
+        f"{percent(r.summary['share_novel_cos'])} lie under θ, balanced accuracy at θ "
         f"{r.summary['balanced_accuracy']:.2f}"
-        for r in panels_of
+        for r, name in zip(panels_of, names, strict=True)
     )
     return Plot(
         figure,
         data,
-        caption="Inserting single latents. Change in the small dictionary's MSE when one latent of the large "
-        "one is added to it (negative helps; linear within "
-        f"±{scale:g}, logarithmic beyond) against the latent's best cosine. {said}. Dead latents are left "
-        f"out ({', '.join(str(r.summary['n_dead']) for r in panels_of)}). "
+        caption="Inserting single latents. Each point is one latent of the large dictionary: the change in "
+        "the small dictionary's MSE when that latent alone is added (negative values help; the axis is "
+        f"linear within ±{scale:g} and logarithmic beyond) against its best cosine with a small latent. "
+        f"{numbers}. Dead latents are left out ({', '.join(str(r.summary['n_dead']) for r in panels_of)}). "
         f"{on_tokens(result.n_tokens, result.n_excluded)}.",
-        alt=f"Scatter of the change in MSE against best cosine, theta = {result.theta:g} marked. {said}.",
+        alt=f"Scatter of the change in MSE against the best cosine, with theta = {result.theta:g} marked. "
+        f"{numbers}.",
+        made_from=made_from(*panels_of),
+        settings={"theta": result.theta},
     )
 
 
-def roc(results: Sequence[Insertion], nulls: Sequence[Insertion] = ()) -> Plot:
-    """ROC curves of the cosine as a sign of the gain, with theta marked and the nulls in grey.
+def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[Insertion] = ()) -> Plot:
+    """ROC curves of the cosine as a predictor of the gain, with theta marked and the nulls in grey.
 
     Parameters
     ----------
-    results : sequence of Insertion
+    results : Insertion or sequence of Insertion
         Between widths.
-    nulls : sequence of Insertion
+    nulls : Insertion or sequence of Insertion
         Between seeds.
 
     Raises
     ------
     ValueError
-        If there are no results, or a curve is not defined since all latents help or none does.
+        If there are no results, or a curve is undefined because all latents help or none does.
     """
+    results, nulls = as_list(results), as_list(nulls)
     if not results:
         raise ValueError("A ROC plot needs at least one insertion, found none.")
-    parts, said = [], []
+    parts, aucs = [], []
     with house_style():
         figure = new_figure(HALF, HALF + 0.1)
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#c8c8c8", linewidth=0.8, zorder=0)
         pairs = [*((r, False) for r in results), *((r, True) for r in nulls)]
-        for (r, null), dashes in zip(pairs, cycle(("-", "--", ":", "-."))):
-            curve, at = r.roc(), r.at(r.theta)
-            kind = identity(r.large)["kind"]
-            colour = NULL if null else kind_colour(kind)
-            name = f"{pair_name(r)} ({r.auc:.2f})"
-            axes.plot(curve["fpr"], curve["tpr"], color=colour, linestyle=dashes, label=name, zorder=2 - null)
+        names = pair_names([*results, *nulls])
+        for (r, null), name, dashes in zip(pairs, names, cycle(("-", "--", ":", "-."))):
+            curve, at, style = r.roc(), r.at(r.theta), kind_style(r.large.kind)
+            colour = NULL if null else style.colour
+            label = f"{title_of(name)} ({r.auc:.2f})"
+            axes.plot(
+                curve["fpr"], curve["tpr"], color=colour, linestyle=dashes, label=label, zorder=2 - null
+            )
             point = (at["false_positive_rate"], at["true_positive_rate"])
             axes.plot(
                 *point,
-                KIND_MARKERS.get(kind, "D"),
+                style.marker,
                 color=colour,
                 markeredgecolor=INK,
                 markeredgewidth=0.6,
                 markersize=5,
                 zorder=3,
             )
-            parts.append(curve.assign(comparison=pair_name(r), null=null, point="curve"))
+            parts.append(curve.assign(comparison=name, null=null, point="curve"))
             marked = {"theta": r.theta, "fpr": point[0], "tpr": point[1]}
-            parts.append(pd.DataFrame([marked]).assign(comparison=pair_name(r), null=null, point="theta"))
-            said.append(f"{pair_name(r)} {r.auc:.3f}{' (null)' if null else ''}")
+            parts.append(pd.DataFrame([marked]).assign(comparison=name, null=null, point="theta"))
+            aucs.append(f"{name} {r.auc:.3f}{' (null)' if null else ''}")
         axes.set(
             xlim=(-0.02, 1.02),
             ylim=(-0.02, 1.02),
@@ -180,25 +181,27 @@ def roc(results: Sequence[Insertion], nulls: Sequence[Insertion] = ()) -> Plot:
             loc="lower right", title=f"AUC; marker: $\\theta$ = {results[0].theta:g}", alignment="left"
         )
     data = pd.concat(parts, ignore_index=True)[["comparison", "null", "point", "theta", "fpr", "tpr"]]
-    aucs = ", ".join(said)
+    listed = ", ".join(aucs)
     return Plot(
         figure,
         data,
-        caption="The cosine as a sign of which latents help. Share of the latents that lower the MSE, and "
-        "of those that raise it, whose best cosine is under a threshold, over all thresholds; markers at "
-        f"θ = {results[0].theta:g}. Area under the curve (AUC): {aucs}. Dead latents are left out. "
-        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
-        alt=f"ROC curves of the best cosine as a sign of the gain. AUC: {aucs}.",
+        caption="How well the cosine predicts which latents help. For every threshold, the share of the "
+        "latents that lower the MSE and of those that raise it whose best cosine lies under the threshold; "
+        f"markers are at θ = {results[0].theta:g}. Area under the curve (AUC): {listed}. Dead latents are "
+        f"left out. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"ROC curves of the best cosine as a predictor of the gain. AUC: {listed}.",
+        made_from=made_from(*results, *nulls),
+        settings={"theta": results[0].theta},
     )
 
 
-def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
-    """FVU after inserting whole groups of latents, a panel a result.
+def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> Plot:
+    """FVU after inserting whole groups of latents, one panel per result.
 
     Parameters
     ----------
-    results : sequence of GroupInsertion
-        Such as a ReLU and a BatchTopK pair.
+    results : GroupInsertion or sequence of GroupInsertion
+        Such as a ReLU pair and a BatchTopK pair.
 
     Raises
     ------
@@ -207,9 +210,10 @@ def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
 
     Notes
     -----
-    Leask et al. (ICLR 2025), section on SAE stitching. A diamond is the FVU that a group would
-    reach if the changes of its latents alone added up.
+    Leask et al. (ICLR 2025), section on SAE stitching. A diamond marks the FVU that a group would
+    reach if the changes made by its latents alone added up.
     """
+    results = as_list(results)
     if not results:
         raise ValueError("The group insertion plot needs at least one result, found none.")
     bars = {
@@ -219,19 +223,19 @@ def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
         "not novel_gain": ("hurt\nalone", RECONSTRUCTION, "////"),
         "all": ("all\n", "#b5b5b5", ""),
     }
-    parts = []
-    for r in results:
+    parts, names = [], pair_names(results)
+    for r, name in zip(results, names, strict=True):
         small = r.frame.set_index("group").loc["small"]
         expected = small["fvu"] * (1 + r.frame["sum_of_single_changes"] / small["mse"])
         frame = r.frame[["group", "n_latents", "fvu", "l0"]].assign(fvu_if_additive=expected)
-        frame.insert(0, "comparison", pair_name(r))
+        frame.insert(0, "comparison", name)
         parts.append(frame)
     data = pd.concat(parts, ignore_index=True)
     with house_style():
         figure = new_figure(FULL, 2.5)
         panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
         top = data["fvu"].max()
-        for axes, r, frame in zip(panels, results, parts, strict=True):
+        for axes, name, frame in zip(panels, names, parts, strict=True):
             rows = frame.set_index("group")
             places = [0, 1, 2.4, 3.4, 4.8]
             for place, (group, (_, colour, hatch)) in zip(places, bars.items(), strict=True):
@@ -252,7 +256,7 @@ def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
             axes.axhline(rows.loc["small", "fvu"], color=INK, linewidth=0.9, zorder=3)
             axes.axhline(rows.loc["large", "fvu"], color=INK, linewidth=0.9, linestyle="--", zorder=3)
             axes.axhline(0, color=INK, linewidth=0.6)
-            axes.set_title(pair_name(r))
+            axes.set_title(title_of(name))
             counts = [f"{rows.loc[group, 'n_latents']:,}" for group in bars]
             axes.set_xticks(
                 places, [f"{text}\n({n})" for (text, _, _), n in zip(bars.values(), counts, strict=True)]
@@ -279,21 +283,20 @@ def group_insertion_bars(results: Sequence[GroupInsertion]) -> Plot:
             ncols=5,
             columnspacing=1.4,
         )
-    said = "; ".join(
-        f"{pair_name(r)} from {f['small']:.3f} to {f['novel_cos']:.3f} with all novel latents, "
+    numbers = "; ".join(
+        f"{name} from {f['small']:.3f} to {f['novel_cos']:.3f} with all novel latents, "
         f"{f['reconstruction_cos']:.3f} with all others, {f['novel_gain']:.3f} with all that help alone"
-        for r in results
-        for f in [r.summary["fvu"]]
+        for name, f in zip(names, (r.summary["fvu"] for r in results), strict=True)
     )
     return Plot(
         figure,
         data,
-        caption="Inserting groups of latents. FVU of the small dictionary after adding all novel latents or "
-        "all others, by cosine and by their gain alone, with the number of latents in brackets; diamonds are "
-        "what the groups would reach if single changes added up, lines the small and the large dictionary "
-        "alone. "
-        f"FVU: {said}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
-        alt=f"Bars of FVU after inserting groups of latents. {said}.",
+        caption="Inserting groups of latents. FVU of the small dictionary after all novel latents or all "
+        "others are added, as told apart by cosine and by the gain of each alone; the number of latents is "
+        "in brackets. Diamonds mark the FVU if single changes added up; lines mark the small and the large "
+        f"dictionary alone. FVU: {numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"Bars of FVU after inserting groups of latents. {numbers}.",
+        made_from=made_from(*results),
     )
 
 
@@ -303,11 +306,11 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
     Parameters
     ----------
     result : CEInsertion
-        Its `ce_change` is the mean over all targets of the store, estimated from the rows run.
+        `ce_change` is the mean over all targets of the store, estimated from the rows that were run.
     """
     columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change", "ce_change_error"]
     data = result.frame[columns].reset_index(drop=True)
-    summary = result.summary
+    summary, name = result.summary, pair_name(result)
     with house_style():
         figure = new_figure(0.6 * FULL, 2.4)
         axes = figure.subplots()
@@ -339,18 +342,19 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
         axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_locator(NullLocator())
-        axes.set(xlabel="change in MSE", ylabel="change in CE (nats a token)", title=pair_name(result))
+        axes.set(xlabel="change in MSE", ylabel="change in CE (nats per token)", title=title_of(name))
         figure.legend(loc="outside lower center", ncols=2)
-    said = (
+    numbers = (
         f"{percent(summary['sign_agreement'])} of the {summary['n_latents']} sampled latents change both in "
-        f"the same direction; rank correlation {summary['spearman_mse']:.2f}"
+        f"the same direction; the rank correlation is {fixed(summary['spearman_mse'])}"
     )
     return Plot(
         figure,
         data,
-        caption="Cross-entropy and MSE of single insertions. Change when one latent is added to the small "
-        f"dictionary ({pair_name(result)}; negative helps; axes linear near zero, logarithmic beyond). "
-        f"{said}. Averages over {result.n_targets:,} targets, estimated from a sample of rows: bars are one "
-        "standard error.",
-        alt=f"Scatter of the change in cross-entropy against the change in MSE. {said}.",
+        caption="Cross-entropy against MSE for single insertions. Change in both when one latent is added to "
+        f"the small dictionary ({name}; negative values help; the axes are linear near zero and logarithmic "
+        f"beyond). {numbers}. Averages over {result.n_targets:,} targets are estimated from a sample of "
+        "rows; bars are one standard error.",
+        alt=f"Scatter of the change in cross-entropy against the change in MSE. {numbers}.",
+        made_from=made_from(result),
     )

@@ -23,11 +23,8 @@ from saekit.figures import (
     house_style,
     new_figure,
 )
-from saekit.plots.common import (
-    fit_text,
-    groups_of,
-    percent,
-)
+from saekit.plots.common import fit_text, groups_of, made_from
+from saekit.wording import listed, percent
 
 if TYPE_CHECKING:
     from saekit.analysis.similarity import FamilySimilarity
@@ -46,7 +43,7 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
     Parameters
     ----------
     similarity : FamilySimilarity
-        Of a family; a panel a pair of neighbouring widths.
+        Of a family; one panel per pair of neighbouring widths.
 
     Notes
     -----
@@ -106,22 +103,24 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
     return Plot(
         figure,
         data,
-        caption="Similarity across widths. For every latent of the larger dictionary, the greatest cosine of "
-        "its decoder direction with one of the smaller dictionary; outlines are the same between two seeds "
-        f"of one width (the null). Share of latents under θ = {theta:g}: {shares}."
-        + (f" No second seed at width {', '.join(missing)}." if missing else ""),
+        caption="Similarity across widths. Greatest cosine of each latent of the larger dictionary with any "
+        "latent of the smaller one, by decoder direction. Outlines show the same distribution between two "
+        f"seeds of one width (the null). Share of latents under θ = {theta:g}: {shares}."
+        + (f" There is no second seed of width {listed(missing)}." if missing else ""),
         alt=f"Histograms of the best decoder cosine for {len(pairs)} pairs of widths, with theta = {theta:g} "
         f"marked. Share under theta: {shares}.",
+        made_from=made_from(similarity),
+        settings={"theta": theta},
     )
 
 
 def splitting_flow(tree: SplittingTree) -> Plot:
-    """Show what becomes of small latents and where large ones come from, beside the nulls.
+    """The fate of small latents and the origin of large ones, beside the nulls.
 
     Parameters
     ----------
     tree : SplittingTree
-        A pair of neighbouring widths a row, and a row for each width with two seeds.
+        One row per pair of neighbouring widths, and one per width with two seeds.
     """
     comparisons: list[tuple[str, bool, Splitting]] = []
     for width in tree.widths:
@@ -151,7 +150,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
     with house_style():
         figure = new_figure(FULL, 0.75 + 0.27 * len(comparisons))
         panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-        titles = {"small": "what becomes of the small latents", "large": "where the large latents come from"}
+        titles = {"small": "fate of the small latents", "large": "origin of the large latents"}
         for axes, (side, title) in zip(panels, titles.items(), strict=True):
             for place, (name, null, _) in enumerate(comparisons):
                 left = 0.0
@@ -185,7 +184,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
         panels[0].invert_yaxis()
         for label, (_, null, _) in zip(panels[0].get_yticklabels(), comparisons, strict=True):
             label.set(color="#6e6e6e" if null else INK, style="italic" if null else "normal")
-    said = "; ".join(
+    numbers = "; ".join(
         f"{name} {percent(result.summary['share_split'])} split, "
         f"{percent(result.summary['share_novel'])} novel"
         for name, _, result in comparisons
@@ -195,18 +194,21 @@ def splitting_flow(tree: SplittingTree) -> Plot:
         figure,
         data,
         caption=f"Splitting from one width to the next at θ = {tree.theta:g}. A large latent's parent is its "
-        "most similar small latent if their cosine is at least θ; without one it is novel. A small latent "
-        "with several children is split, with one it is identical (mutual best matches, cosine at least 0.9) "
-        f"or refined, with none lost. Thin bars compare two seeds of one width (the null). {said}."
-        + (f" No second seed at width {', '.join(missing)}." if missing else ""),
-        alt=f"Stacked bars of the fate of small latents and the origin of large latents. {said}.",
+        "most similar small latent, provided that their cosine is at least θ; a latent without a parent is "
+        "novel. A small latent with several children is split; one with a single child is identical (each "
+        "is the other's best match, at a cosine of at least 0.9) or refined; one without children is lost. "
+        f"Thin bars compare two seeds of one width (the null). {numbers}."
+        + (f" There is no second seed of width {listed(missing)}." if missing else ""),
+        alt=f"Stacked bars of the fate of small latents and the origin of large latents. {numbers}.",
+        made_from=made_from(*(result for _, _, result in comparisons)),
+        settings={"theta": tree.theta},
     )
 
 
 def splitting_tree_plot(
     tree: SplittingTree, width: int, latent: int, labels: Mapping[tuple[int, int], str] | None = None
 ) -> Plot:
-    """One latent with all its descendants, a column a width.
+    """One latent with all its descendants, one column per width.
 
     Parameters
     ----------
@@ -215,8 +217,7 @@ def splitting_tree_plot(
     width, latent : int
         The root.
     labels : mapping, optional
-        Text for latents by `(width, latent)`, such as their top tokens; it is cut to the room
-        there is.
+        Text for latents by `(width, latent)`, such as their top tokens, cut to the space available.
 
     Raises
     ------
@@ -225,7 +226,7 @@ def splitting_tree_plot(
     """
     root = tree.subtree(width, latent)
     if not root["children"]:
-        raise ValueError(f"Latent {latent} of width {width} has no children at theta {tree.theta:g}.")
+        raise ValueError(f"Latent {latent} of width {width} has no children at theta = {tree.theta:g}.")
     nodes = _place(root)
     columns = [w for w in tree.widths if width <= w <= max(node["width"] for node in nodes)]
     data = pd.DataFrame(nodes)
@@ -313,9 +314,10 @@ def splitting_tree_plot(
         data,
         caption=f"How one latent splits. Latent {latent} of width {width} and its descendants at θ = "
         f"{tree.theta:g} up to width {columns[-1]}: {len(data) - 1} latents, {leaves} of them without "
-        "children. Thickness is the cosine of the decoder directions of parent and child; markers say what "
-        "becomes of a latent at the next width.",
+        "children. Line thickness shows the cosine between the decoder directions of parent and child; "
+        "markers show the fate of each latent at the next width.",
         alt=f"Tree of latent {latent} of width {width} with {len(data) - 1} descendants and {leaves} leaves.",
+        settings={"theta": tree.theta, "width": width, "latent": latent},
     )
 
 
@@ -339,7 +341,7 @@ def _thickness(cosine: float, theta: float) -> float:
 
 
 def _place(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Nodes of a tree, parents first, each with its row: leaves count, parents are in the middle."""
+    """Nodes of a tree, parents first, with their rows: one per leaf, parents in the middle of theirs."""
     nodes: list[dict[str, Any]] = []
     next_row = 0
 

@@ -1,4 +1,4 @@
-"""Stitching: one dictionary turning into another, a family chained, latents gathered over it."""
+"""Stitching: one dictionary turned into another, a whole family in a chain, latents gathered over it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from saekit.figures import (
     FULL,
     INK,
-    KIND_MARKERS,
-    KIND_NAMES,
     NOVEL,
     NULL,
     RECONSTRUCTION,
     Plot,
+    describe,
     house_style,
+    kind_style,
     new_figure,
 )
 from saekit.plots.common import (
+    as_list,
     doubling_axis,
+    family_names,
     groups_of,
-    kind_colour,
     linear_range,
-    named,
-    on_tokens,
-    percent,
+    made_from,
+    pair_names,
+    title_of,
 )
+from saekit.wording import on_tokens, percent
 
 if TYPE_CHECKING:
     from saekit.analysis.stitching.frankenstein import Frankenstein
@@ -46,9 +48,9 @@ PHASE_NAMES = {
     "bias": "swap the bias",
 }
 PHASE_DONE = {
-    "insert": "novel latents are in",
+    "insert": "novel latents are inserted",
     "swap": "groups are swapped",
-    "remove": "lost latents are out",
+    "remove": "lost latents are removed",
     "bias": "the bias is swapped",
 }
 
@@ -77,7 +79,7 @@ def stitching_curve(
     matched: pd.DataFrame | None = None,
     ce: pd.DataFrame | None = None,
 ) -> Plot:
-    """FVU and L0 as one dictionary turns into another step by step, the control seed beside it.
+    """FVU and L0 as one dictionary turns into another step by step, beside the control seed.
 
     Parameters
     ----------
@@ -86,21 +88,23 @@ def stitching_curve(
     null : Stitching, optional
         Between two seeds of one width: a second column.
     random : DataFrame, optional
-        The same moves in random orders (`random_orders`): a grey band from least to greatest.
+        The same moves in random orders (`random_orders`): a grey band from minimum to maximum.
     matched : DataFrame, optional
-        Points of the curve with one threshold raised until L0 is the small one's (`matched_curve`).
+        Points of the curve with one threshold raised until L0 equals that of the small dictionary
+        (`matched_curve`).
     ce : DataFrame, optional
         CE degradation at some steps (`ce_curve`): a third panel.
 
     Notes
     -----
-    Leask et al. (ICLR 2025), section on SAE stitching. The paper's word is that novel latents are
-    inserted and reconstruction latents swapped; the order, the groups and the bias are ours.
+    Leask et al. (ICLR 2025), section on SAE stitching: novel latents are inserted and reconstruction
+    latents swapped. The order, the groups and the treatment of the bias are ours.
     """
     results = [result] if null is None else [result, null]
     phases = [r.phases for r in results]
     novel = "" if result.theta is None else f" (best cosine under θ = {result.theta:g})"
-    said = _curve_words(results, phases, random, matched, ce)
+    names = pair_names(results)
+    numbers = _curve_words(results, names, phases, random, matched, ce)
     rows = {"fvu": "FVU", "l0": "L0", **({} if ce is None else {"ce_degradation": "ΔCE"})}
     steps = [len(r.frame) for r in results]
     with house_style():
@@ -114,8 +118,8 @@ def stitching_curve(
             height_ratios=(2.6, *[1] * (len(rows) - 1)),
             width_ratios=[max(n, 0.5 * max(steps)) for n in steps],
         )
-        for column, r, stretches in zip(panels.T, results, phases, strict=True):
-            colour = kind_colour(r.large.kind)
+        for column, r, name, stretches in zip(panels.T, results, names, phases, strict=True):
+            colour = kind_style(r.large.kind).colour
             for axes in column:
                 _shade(axes, stretches)
                 axes.margins(x=0.02)
@@ -123,7 +127,7 @@ def stitching_curve(
                 axes.plot(r.frame["step"], r.frame[measure], color=colour, linewidth=1.4, zorder=3)
                 _ends(axes, r, measure)
             _name_phases(column[0], stretches)
-            column[0].set_title(_pair(r), fontsize=8, pad=13)
+            column[0].set_title(title_of(name), fontsize=8, pad=13)
             drawn = column[: len(rows) if r is result else 2]  # CE is given for the first result only
             for axes in column[len(drawn) :]:
                 axes.set_visible(False)
@@ -141,7 +145,7 @@ def stitching_curve(
             main[0].plot(matched["step"], matched["fvu_matched"], zorder=4, **style)
             main[1].plot(matched["step"], matched["l0_matched"], zorder=4, **style)
         if ce is not None:
-            colour = kind_colour(result.large.kind)
+            colour = kind_style(result.large.kind).colour
             main[2].plot(ce["step"], ce["ce_degradation"], "o-", color=colour, zorder=3)
         for axes, label in zip(main, rows.values(), strict=True):
             axes.set_ylabel(label)
@@ -150,22 +154,24 @@ def stitching_curve(
         figure.legend(handles=_curve_legend(result, random, matched), loc="outside lower center", ncols=5)
     return Plot(
         figure,
-        _curve_data(results, random, matched, ce),
-        caption=f"Stitching one dictionary into another. FVU and L0 after every step from {_pair(result)}: "
-        f"novel latents{novel} are inserted one by one, groups of similar latents swapped, small latents "
-        f"without a counterpart removed; the decoder bias is swapped {BIAS_WHEN[result.bias]}. {said}. "
-        f"{on_tokens(result.n_tokens, result.n_excluded)}.",
-        alt=f"Curves of FVU and L0 over the steps of stitching, phases shaded. {said}.",
+        _curve_data(results, names, random, matched, ce),
+        caption=f"Stitching one dictionary into another. FVU and L0 after each step from {names[0]}: novel "
+        f"latents{novel} are inserted one by one, groups of similar latents are swapped, and small latents "
+        f"without a counterpart are removed; the decoder bias is swapped {BIAS_WHEN[result.bias]}. "
+        f"{numbers}. {on_tokens(result.n_tokens, result.n_excluded)}.",
+        alt=f"Curves of FVU and L0 over the steps of stitching, with the phases shaded. {numbers}.",
+        made_from=made_from(*results),
+        settings=_settings(result),
     )
 
 
-def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame] = ()) -> Plot:
+def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[pd.DataFrame] = ()) -> Plot:
     """FVU over the steps of stitching, for the same moves in different orders.
 
     Parameters
     ----------
-    results : sequence of Stitching
-        Of one pair or of several; a panel each pair, a line each order.
+    results : Stitching or sequence of Stitching
+        Of one pair or of several: one panel per pair, one line per order.
     random : sequence of DataFrame
         Random orders (`random_orders`) of each pair, in the order in which the pairs first appear.
 
@@ -174,10 +180,15 @@ def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame
     ValueError
         If there are no results.
     """
+    results = as_list(results)
     if not results:
         raise ValueError("The plot of orders needs at least one stitching, found none.")
-    pairs = list(dict.fromkeys(_pair(r) for r in results))
-    parts = [r.frame[["step", "phase", "fvu"]].assign(comparison=_pair(r), order=_order(r)) for r in results]
+    names = pair_names(results)
+    pairs = list(dict.fromkeys(names))
+    parts = [
+        r.frame[["step", "phase", "fvu"]].assign(comparison=name, order=_order(r))
+        for r, name in zip(results, names, strict=True)
+    ]
     for pair, draws in zip(pairs, random, strict=False):
         for end in ("min", "max"):
             band = draws.groupby("step", as_index=False)["fvu"].agg(end)
@@ -191,14 +202,12 @@ def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame
             if "random, min" in lines:
                 low, high = (lines.pop(f"random, {end}") for end in ("min", "max"))
                 axes.fill_between(low["step"], low["fvu"], high["fvu"], color=NULL, alpha=0.55, linewidth=0)
-            kind = next(r.large.kind for r in results if _pair(r) == pair)
+            style = kind_style(results[names.index(pair)].large.kind)
             for order, rows in lines.items():
                 colour, dashes = ORDER_STYLES[order]
-                axes.plot(
-                    rows["step"], rows["fvu"], color=colour or kind_colour(kind), linestyle=dashes, zorder=3
-                )
+                axes.plot(rows["step"], rows["fvu"], color=colour or style.colour, linestyle=dashes, zorder=3)
             axes.axhline(rows["fvu"].iloc[0], color=INK, linewidth=0.6, linestyle=":", zorder=1)
-            axes.set_title(pair, fontsize=8)
+            axes.set_title(title_of(pair), fontsize=8)
             axes.set_xlabel("step")
         panels[0].set_ylabel("FVU")
         handles: list[Line2D | Patch] = [
@@ -209,44 +218,52 @@ def stitching_orders(results: Sequence[Stitching], random: Sequence[pd.DataFrame
         if random:
             handles.append(Patch(color=NULL, alpha=0.55, linewidth=0, label="random"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    said = "; ".join(f"{_pair(r)}, {_order(r)}: {r.frame['fvu'].max():.3f}" for r in results)
+    peaks = "; ".join(
+        f"{name}, {_order(r)}: {r.frame['fvu'].max():.3f}" for r, name in zip(results, names, strict=True)
+    )
     return Plot(
         figure,
         data,
-        caption="The same moves in other orders. FVU after every step when novel latents and groups are "
-        "moved by similarity, by what each would change at the start alone (static gain), or by what it "
-        "changes at that point (greedy gain), phase after phase; in grey from least to greatest over random "
-        "orders; dotted, the small dictionary. "
-        f"Highest FVU on the way: {said}. "
+        caption="The same moves in other orders. FVU after each step when, phase by phase, novel latents and "
+        "groups are moved in the order of their similarity, of the change that each would make alone at the "
+        "start (static gain) or of the change that it makes at that point (greedy gain). The grey band "
+        "covers random orders; the dotted line marks the small dictionary. "
+        f"Highest FVU along the path: {peaks}. "
         f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
-        alt=f"Curves of FVU over the steps, a line an order. Highest FVU on the way: {said}.",
+        alt=f"Curves of FVU over the steps, one line per order. Highest FVU along the path: {peaks}.",
+        made_from=made_from(*results),
+        settings=_settings(results[0]),
     )
 
 
-def stitching_chain(chains: Sequence[StitchingChain]) -> Plot:
-    """FVU and L0 against width as every dictionary of a family turns into the next.
+def stitching_chain(chains: StitchingChain | Sequence[StitchingChain]) -> Plot:
+    """FVU and L0 against width as each dictionary of a family turns into the next.
 
     Parameters
     ----------
-    chains : sequence of StitchingChain
-        A column each, such as a ReLU and a BatchTopK family.
+    chains : StitchingChain or sequence of StitchingChain
+        One column per chain, such as those of a ReLU and a BatchTopK family.
 
     Raises
     ------
     ValueError
         If there are no chains.
     """
+    chains = as_list(chains)
     if not chains:
         raise ValueError("The chain plot needs at least one chain, found none.")
-    data = pd.concat([_chain_data(chain) for chain in chains], ignore_index=True)
+    parts, families = (
+        [_chain_data(chain) for chain in chains],
+        [c.stitchings[0].small.identity for c in chains],
+    )
+    data, names = pd.concat(parts, ignore_index=True), family_names(families)
     with house_style():
         figure = new_figure(FULL, 3.3)
         panels = figure.subplots(
             2, len(chains), sharex="col", sharey="row", squeeze=False, height_ratios=(2, 1)
         )
-        for column, chain in zip(panels.T, chains, strict=True):
-            kind = chain.stitchings[0].small.kind
-            part = data[data["kind"] == kind]
+        for column, part, family, name in zip(panels.T, parts, families, names, strict=True):
+            style = kind_style(family.kind)
             trained = part[part["series"] == "trained"]
             for axes, measure in zip(column, ("fvu", "l0"), strict=True):
                 for (_, phase), rows in groups_of(part[part["series"] == "stitched"], ["pair", "phase"]):
@@ -254,16 +271,16 @@ def stitching_chain(chains: Sequence[StitchingChain]) -> Plot:
                 axes.plot(
                     trained["width"],
                     trained[measure],
-                    color=kind_colour(kind),
+                    color=style.colour,
                     linewidth=0.8,
                     linestyle=":",
-                    marker=KIND_MARKERS.get(kind, "o"),
+                    marker=style.marker,
                     markeredgecolor=INK,
                     markersize=5,
                     zorder=3,
                 )
                 doubling_axis(axes, trained["width"])
-            column[0].set_title(KIND_NAMES.get(kind, kind), fontsize=8)
+            column[0].set_title(name, fontsize=8)
             column[1].set_xlabel("latents")
         panels[0, 0].set_ylabel("FVU")
         panels[1, 0].set_ylabel("L0")
@@ -277,77 +294,79 @@ def stitching_chain(chains: Sequence[StitchingChain]) -> Plot:
             Line2D([], [], color=NULL, linestyle=":", marker="o", markeredgecolor=INK, label="trained")
         )
         figure.legend(handles=handles, loc="outside lower center", ncols=5)
-    said = "; ".join(_chain_sentence(chain) for chain in chains)
+    numbers = "; ".join(_chain_sentence(chain) for chain in chains)
     first = chains[0].stitchings[0]
     return Plot(
         figure,
         data,
-        caption="A whole family stitched. FVU and L0 against the number of latents as each dictionary turns "
-        "into the next, smallest to largest: novel latents in, groups of similar latents swapped, latents "
-        f"without a counterpart out. {said}. {on_tokens(first.n_tokens, first.n_excluded)}.",
-        alt=f"Paths of FVU and L0 against width from one trained dictionary to the next. {said}.",
+        caption="Stitching a whole family. FVU and L0 against the number of latents as each dictionary turns "
+        "into the next, from the smallest to the largest: novel latents are inserted, groups of similar "
+        "latents are swapped, and latents without a counterpart are removed. "
+        f"{numbers}. {on_tokens(first.n_tokens, first.n_excluded)}.",
+        alt=f"Paths of FVU and L0 against width from one trained dictionary to the next. {numbers}.",
+        made_from=made_from(*(stitching for chain in chains for stitching in chain.stitchings)),
+        settings=_settings(first),
     )
 
 
 def _chain_data(chain: StitchingChain) -> pd.DataFrame:
-    """Each phase with the point it starts from, so that lines meet, and the trained dictionaries."""
+    """Each phase with its starting point, so that lines meet, and the trained dictionaries."""
     columns = ["pair", "phase", "step", "width", "fvu", "l0"]
     parts = []
-    for r in chain.stitchings:
+    for r, name in zip(chain.stitchings, pair_names(chain.stitchings), strict=True):
         for row in r.phases.itertuples():
             stretch = r.frame.iloc[row.first_step - 1 : row.last_step + 1]
-            parts.append(stretch.assign(pair=_pair(r), phase=row.phase, series="stitched"))
+            parts.append(stretch.assign(pair=name, phase=row.phase, series="stitched"))
         for side, dictionary in (("small", r.small), ("large", r.large)):
             if side == "small" and r is not chain.stitchings[0]:
                 continue  # the large one of the pair before
             point = {"width": dictionary.width, **r.references[side]}
-            parts.append(pd.DataFrame([point]).assign(pair=_pair(r), series="trained"))
+            parts.append(pd.DataFrame([point]).assign(pair=name, series="trained"))
     data = pd.concat(parts, ignore_index=True)
     return data.assign(kind=chain.stitchings[0].small.kind)[["kind", "series", *columns]]
 
 
 def _chain_sentence(chain: StitchingChain) -> str:
     parts = []
-    for r in chain.stitchings:
+    for r, name in zip(chain.stitchings, pair_names(chain.stitchings), strict=True):
         fvu = r.frame["fvu"]
-        parts.append(
-            f"{_pair(r)} from {fvu.iloc[0]:.3f} to {fvu.iloc[-1]:.3f}, at most {fvu.max():.3f} on the way"
-        )
+        parts.append(f"{name} from {fvu.iloc[0]:.3f} to {fvu.iloc[-1]:.3f} (highest {fvu.max():.3f})")
     return f"FVU: {', '.join(parts)}"
 
 
-def frankenstein(results: Sequence[Frankenstein]) -> Plot:
+def frankenstein(results: Frankenstein | Sequence[Frankenstein]) -> Plot:
     """FVU of a gathered dictionary beside the trained ones, against width and against L0.
 
     Parameters
     ----------
-    results : sequence of Frankenstein
-        A column each, such as a ReLU and a BatchTopK family.
+    results : Frankenstein or sequence of Frankenstein
+        One column per result, such as those of a ReLU and a BatchTopK family.
 
     Raises
     ------
     ValueError
         If there are no results.
     """
+    results = as_list(results)
     if not results:
         raise ValueError("The Frankenstein plot needs at least one result, found none.")
-    kinds = [r.dictionaries[0].kind for r in results]
+    families = [r.dictionaries[0].identity for r in results]
+    names = family_names(families)
     columns = ["kind", "up_to", "width", "l0", "fvu", "l0_matched", "fvu_matched"]
     parts = [
-        r.frame[columns].rename(columns={"kind": "series"}).assign(kind=kind)
-        for r, kind in zip(results, kinds, strict=True)
+        r.frame[columns].rename(columns={"kind": "series"}).assign(kind=family.kind)
+        for r, family in zip(results, families, strict=True)
     ]
     data = pd.concat(parts, ignore_index=True)[["kind", "series", *columns[1:]]]
     data.loc[data["series"] == "trained", ["l0_matched", "fvu_matched"]] = np.nan  # not drawn
     with house_style():
         figure = new_figure(FULL, 3.9)
         panels = figure.subplots(2, len(results), sharey=True, squeeze=False)
-        for (by_width, by_l0), kind in zip(panels.T, kinds, strict=True):
-            part = data[data["kind"] == kind]
+        for (by_width, by_l0), part, family, name in zip(panels.T, parts, families, names, strict=True):
             trained, gathered = (part[part["series"] == s] for s in ("trained", "frankenstein"))
             style = {
-                "marker": KIND_MARKERS.get(kind, "o"),
-                "color": kind_colour(kind),
+                "marker": kind_style(family.kind).marker,
+                "color": kind_style(family.kind).colour,
                 "markeredgecolor": INK,
                 "markersize": 5,
             }
@@ -359,7 +378,7 @@ def frankenstein(results: Sequence[Frankenstein]) -> Plot:
             doubling_axis(by_width, trained["width"])
             widest = max(trained["width"].max(), gathered["width"].max())
             by_width.set_xlim(trained["width"].min() / 1.2, widest * 1.2)
-            by_width.set_title(KIND_NAMES.get(kind, kind), fontsize=8)
+            by_width.set_title(name, fontsize=8)
             by_width.set_xlabel("latents")
             by_l0.set_xlabel("L0")
         for axes in panels[:, 0]:
@@ -368,52 +387,54 @@ def frankenstein(results: Sequence[Frankenstein]) -> Plot:
             handles=[
                 Line2D([], [], color=NULL, marker="o", markeredgecolor=INK, label="trained"),
                 Line2D([], [], marker="D", label="Frankenstein", **GATHERED),
-                Line2D([], [], marker="D", linestyle="--", label="at the smallest one's L0", **MATCHED),
+                Line2D([], [], marker="D", linestyle="--", label="at the L0 of the smallest", **MATCHED),
             ],
             loc="outside lower center",
             ncols=3,
         )
-    said = "; ".join(
-        f"{KIND_NAMES.get(kind, kind)}: {s['width']:,} latents, FVU {s['fvu']:.3f} at L0 {s['l0']:.1f}, "
+    numbers = "; ".join(
+        f"{name}: {s['width']:,} latents, FVU {s['fvu']:.3f} at L0 {s['l0']:.1f}, "
         f"{s['fvu_matched']:.3f} at L0 {s['l0_matched']:.1f}; the trained {s['trained_width']:,} has "
         f"{s['trained_fvu']:.3f} at {s['trained_l0']:.1f}"
-        for kind, s in zip(kinds, (r.summary for r in results), strict=True)
+        for name, s in zip(names, (r.summary for r in results), strict=True)
     )
     return Plot(
         figure,
         data,
-        caption="A dictionary gathered over a family. FVU of the smallest dictionary with the latents of "
-        "each wider one that are novel to what is there already (best cosine under "
-        f"θ = {results[0].theta:g}), beside the trained ones, against the number of latents and against L0; "
-        "dashed, with one threshold "
-        f"raised until L0 is the smallest one's. {said}. "
-        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
-        alt=f"FVU against width and against L0 for trained and gathered dictionaries. {said}.",
+        caption="A dictionary gathered over a family. To the smallest dictionary, each wider one in turn "
+        "contributes the latents that are novel relative to those gathered so far (best cosine under "
+        f"θ = {results[0].theta:g}). FVU beside that of the trained dictionaries, against the number of "
+        "latents and against L0; dashed lines show it with one threshold raised until L0 equals that of the "
+        f"smallest dictionary. {numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"FVU against width and against L0 for trained and gathered dictionaries. {numbers}.",
+        made_from=describe(*(d.identity for r in results for d in r.dictionaries)),
+        settings={"theta": results[0].theta},
     )
 
 
-def additivity(results: Sequence[Stitching]) -> Plot:
+def additivity(results: Stitching | Sequence[Stitching]) -> Plot:
     """Change in MSE when a group is swapped, against the sum over its latents moved alone.
 
     Parameters
     ----------
-    results : sequence of Stitching
-        A panel each. Steps that move a single latent are left out: there is nothing to add up.
+    results : Stitching or sequence of Stitching
+        One panel per result. Steps that move a single latent are left out: there is nothing to add up.
 
     Raises
     ------
     ValueError
         If there are no results, or one never moves two latents at a time.
     """
+    results = as_list(results)
     if not results:
         raise ValueError("The additivity plot needs at least one stitching, found none.")
     columns = ["step", "phase", "n_inserted", "n_removed", "sum_of_single_changes", "mse_change"]
-    parts = []
-    for r in results:
+    parts, names = [], pair_names(results)
+    for r, name in zip(results, names, strict=True):
         groups = r.frame[r.frame["n_inserted"] + r.frame["n_removed"] > 1]
         if groups.empty:
-            raise ValueError(f"{_pair(r)} has no step that moves more than one latent.")
-        parts.append(groups[columns].assign(comparison=_pair(r)))
+            raise ValueError(f"{name} has no step that moves more than one latent.")
+        parts.append(groups[columns].assign(comparison=name))
     data = pd.concat(parts, ignore_index=True)[["comparison", *columns]]
     changes = data[["sum_of_single_changes", "mse_change"]]
     scale = linear_range(data["mse_change"])
@@ -421,7 +442,7 @@ def additivity(results: Sequence[Stitching]) -> Plot:
     with house_style():
         figure = new_figure(FULL if len(results) > 1 else 0.6 * FULL, 2.7)
         panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, r, part in zip(panels, results, parts, strict=True):
+        for axes, name, part in zip(panels, names, parts, strict=True):
             axes.set_xscale("symlog", linthresh=scale)
             axes.set_yscale("symlog", linthresh=scale)
             axes.margins(0.08)
@@ -443,7 +464,7 @@ def additivity(results: Sequence[Stitching]) -> Plot:
             axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
             axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
             axes.set_xlabel("sum of its latents alone")
-            axes.set_title(_pair(r), fontsize=8)
+            axes.set_title(title_of(name), fontsize=8)
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_locator(NullLocator())
         panels[0].set_ylabel("change in MSE by the group")
@@ -456,20 +477,23 @@ def additivity(results: Sequence[Stitching]) -> Plot:
             loc="outside lower center",
             ncols=3,
         )
-    said = "; ".join(
-        f"{_pair(r)}: {len(part):,} groups, together {part['mse_change'].sum():+.0f} where single changes "
-        f"sum to {part['sum_of_single_changes'].sum():+.0f}, the same sign in "
+    numbers = "; ".join(
+        f"{name}: {len(part):,} groups, "
+        f"together {_whole(part['mse_change'].sum())} where single changes sum to "
+        f"{_whole(part['sum_of_single_changes'].sum())}, with the same sign in "
         f"{percent((np.sign(part['mse_change']) == np.sign(part['sum_of_single_changes'])).mean())}"
-        for r, part in zip(results, parts, strict=True)
-    ).replace("-", "\u2212")
+        for name, part in zip(names, parts, strict=True)
+    )
     return Plot(
         figure,
         data,
         caption="Whether single changes add up. Change in MSE when a group of similar latents is swapped in "
-        "one step of stitching, against the sum of the changes if each of its latents were moved alone at "
-        f"that point (axes linear within ±{scale:g}, logarithmic beyond). {said}. "
-        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
-        alt=f"Scatter of the change by a group against the sum of single changes. {said}.",
+        "one step of stitching, against the sum of the changes that its latents would make if each were "
+        f"moved alone at that point (the axes are linear within ±{scale:g} and logarithmic beyond). "
+        f"{numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        alt=f"Scatter of the change made by a group against the sum of single changes. {numbers}.",
+        made_from=made_from(*results),
+        settings=_settings(results[0]),
     )
 
 
@@ -481,7 +505,7 @@ def _shade(axes: Axes, phases: pd.DataFrame) -> None:
 
 
 def _name_phases(axes: Axes, phases: pd.DataFrame) -> None:
-    """Write the name of each phase above its stretch, where there is room."""
+    """Write the name of each phase above its steps, where there is room."""
     total = phases["last_step"].max()
     for row in phases.itertuples():
         if row.last_step - row.first_step > 0.16 * total:
@@ -498,15 +522,15 @@ def _name_phases(axes: Axes, phases: pd.DataFrame) -> None:
 
 
 def _ends(axes: Axes, result: Stitching, measure: str) -> None:
-    """Mark the two trained dictionaries and carry the small one's level across."""
-    last = result.frame["step"].iloc[-1]
+    """Mark the two trained dictionaries and draw the level of the small one across."""
+    last, style = result.frame["step"].iloc[-1], kind_style(result.large.kind)
     for step, side in ((0, "small"), (last, "large")):
         level = result.references[side][measure]
         axes.plot(
             step,
             level,
-            KIND_MARKERS.get(result.large.kind, "o"),
-            color=kind_colour(result.large.kind),
+            style.marker,
+            color=style.colour,
             markeredgecolor=INK,
             markersize=5,
             zorder=5,
@@ -515,11 +539,12 @@ def _ends(axes: Axes, result: Stitching, measure: str) -> None:
     axes.axhline(result.references["small"][measure], color=INK, linewidth=0.6, linestyle=":", zorder=1)
 
 
-def _pair(result: Stitching) -> str:
-    """Such as "ReLU 1152 → 2304", or "ReLU 1152, other seed"."""
-    small, large = result.small, result.large
-    name = named(small.kind, small.width)
-    return f"{name}, other seed" if small.width == large.width else f"{name} → {large.width}"
+def _whole(change: float) -> str:
+    return f"{change:+.0f}".replace("-", "\u2212")
+
+
+def _settings(result: Stitching) -> dict[str, Any]:
+    return {name: value for name, value in result.options.items() if value is not None}
 
 
 def _order(result: Stitching) -> str:
@@ -529,15 +554,15 @@ def _order(result: Stitching) -> str:
 def _curve_legend(
     result: Stitching, random: pd.DataFrame | None, matched: pd.DataFrame | None
 ) -> list[Line2D | Patch]:
-    kind = result.large.kind
+    style = kind_style(result.large.kind)
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=kind_colour(kind), linewidth=1.4, label="stitched"),
+        Line2D([], [], color=style.colour, linewidth=1.4, label="stitched"),
         Line2D(
             [],
             [],
             linestyle="",
-            marker=KIND_MARKERS.get(kind, "o"),
-            color=kind_colour(kind),
+            marker=style.marker,
+            color=style.colour,
             markeredgecolor=INK,
             label="trained",
         ),
@@ -554,16 +579,20 @@ def _curve_legend(
 
 def _curve_data(
     results: Sequence[Stitching],
+    names: Sequence[str],
     random: pd.DataFrame | None,
     matched: pd.DataFrame | None,
     ce: pd.DataFrame | None,
 ) -> pd.DataFrame:
     columns = ["step", "phase", "width", "fvu", "l0"]
-    parts = [r.frame[columns].assign(comparison=_pair(r), series="stitched") for r in results]
-    for r in results:
+    parts = [
+        r.frame[columns].assign(comparison=name, series="stitched")
+        for r, name in zip(results, names, strict=True)
+    ]
+    for r, name in zip(results, names, strict=True):
         trained = [{"step": 0, **r.references["small"]}, {"step": len(r.frame) - 1, **r.references["large"]}]
-        parts.append(pd.DataFrame(trained).assign(comparison=_pair(r), series="trained"))
-    name = _pair(results[0])
+        parts.append(pd.DataFrame(trained).assign(comparison=name, series="trained"))
+    name = names[0]
     if random is not None:
         for end in ("min", "max"):
             band = random.groupby("step", as_index=False)[["fvu", "l0"]].agg(end)
@@ -580,35 +609,36 @@ def _curve_data(
 
 def _curve_words(
     results: Sequence[Stitching],
+    names: Sequence[str],
     phases_of: Sequence[pd.DataFrame],
     random: pd.DataFrame | None,
     matched: pd.DataFrame | None,
     ce: pd.DataFrame | None,
 ) -> str:
-    said = []
-    for r, stretches in zip(results, phases_of, strict=True):
+    parts = []
+    for r, name, stretches in zip(results, names, phases_of, strict=True):
         phases = ", ".join(
             f"{row.fvu:.3f} once {PHASE_DONE[row.phase]} ({percent(row.share_lowering)} of "
             f"{row.last_step - row.first_step + 1:,} steps lower it)"
             for row in stretches.itertuples()
         )
-        said.append(f"{_pair(r)}: FVU {r.frame['fvu'].iloc[0]:.3f} alone, {phases}")
+        parts.append(f"{name}: FVU {r.frame['fvu'].iloc[0]:.3f} alone, {phases}")
     if random is not None:
         peaks = random.groupby("draw")["fvu"].max()
-        said.append(
-            f"highest FVU on the way {results[0].frame['fvu'].max():.3f}, in {len(peaks)} random orders "
-            f"(band) {peaks.min():.3f} to {peaks.max():.3f}"
+        parts.append(
+            f"the highest FVU along the path is {results[0].frame['fvu'].max():.3f}, and in {len(peaks)} "
+            f"random orders (band) {peaks.min():.3f} to {peaks.max():.3f}"
         )
     if matched is not None:
         worst = matched.loc[matched["fvu_matched"].idxmax()]
-        said.append(
-            "with one threshold raised to the small dictionary's L0 (dashed) at most "
+        parts.append(
+            "with one threshold raised until L0 equals that of the small dictionary (dashed) it is at most "
             f"{worst['fvu_matched']:.3f}"
         )
     if ce is not None:
         first, last = ce.iloc[0], ce.iloc[-1]
-        said.append(
+        parts.append(
             f"CE degradation {first['ce_degradation']:.3f} at step {first['step']:.0f}, at most "
             f"{ce['ce_degradation'].max():.3f}, {last['ce_degradation']:.3f} at step {last['step']:.0f}"
         )
-    return "; ".join(said)
+    return "; ".join(parts)

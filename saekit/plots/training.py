@@ -1,8 +1,8 @@
-"""Activations, training and the dictionaries that come of it."""
+"""Activations, training and the trained dictionaries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +14,25 @@ from matplotlib.ticker import MultipleLocator, PercentFormatter
 from saekit.figures import (
     FULL,
     INK,
-    KIND_MARKERS,
-    KIND_NAMES,
     NOVEL,
     NULL,
     RECONSTRUCTION,
     Plot,
     house_style,
+    kind_style,
     new_figure,
     width_colours,
 )
-from saekit.plots.common import (
-    doubling_axis,
-    groups_of,
-    identity,
-    kind_colour,
-    listed,
-    named,
-    on_tokens,
-    percent,
-)
+from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, rows_of
+from saekit.wording import listed, on_tokens, percent
 
 if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.metrics import CEDegradation, Evaluation
+    from saekit.training.trainer import TrainingResult
 
 
-KIND_LINES = {"relu": "-", "batchtopk": "--", "topk": ":"}
-_REASONS = {"special": "special tokens", "first": "first of a row", "norm": "beyond the norm limit"}
+_REASONS = {"special": "special tokens", "first": "first position of a row", "norm": "beyond the norm limit"}
 
 
 def activation_norms(store: ActivationStore) -> Plot:
@@ -50,7 +41,7 @@ def activation_norms(store: ActivationStore) -> Plot:
     Parameters
     ----------
     store : ActivationStore
-        Complete; excluded positions are shown apart.
+        Complete; excluded positions are drawn separately.
     """
     norms, excluded = store.norms.flatten().double().numpy(), store.excluded.flatten().numpy()
     limit, counts = store.manifest["exclusion"]["norm_limit"], store.excluded_counts
@@ -79,55 +70,55 @@ def activation_norms(store: ActivationStore) -> Plot:
     return Plot(
         figure,
         data,
-        caption=f"Activation norms at {store.hook_point}. Positions in bins of a tenth of a decade; the "
-        f"median norm of the positions used is {median:.1f}. Of {counts['positions']:,} positions "
-        f"{counts['total']:,} are excluded ({reasons}; a position may have several reasons); the dashed line "
-        f"is the limit, {limit:,.0f}.",
-        alt="Histogram of activation norms on logarithmic axes. Positions that are used centre on "
+        caption=f"Activation norms at {store.hook_point}. Number of positions per tenth of a decade. "
+        f"The median norm of the positions used is {median:.1f}. Of {counts['positions']:,} positions, "
+        f"{counts['total']:,} are excluded ({reasons}; several reasons may apply to one position). The "
+        f"dashed line marks the limit, {limit:,.0f}.",
+        alt="Histogram of activation norms on logarithmic axes. The positions used centre on "
         f"{median:.0f}; {counts['total']:,} of {counts['positions']:,} are excluded; the largest norm is "
         f"{norms.max():,.0f}.",
     )
 
 
-def training_curves(logs: Mapping[str, pd.DataFrame], *, target_l0: float | None = None) -> Plot:
+def training_curves(
+    results: TrainingResult | Sequence[TrainingResult], *, target_l0: float | None = None
+) -> Plot:
     """FVU and L0 on held-out tokens over the steps of training.
 
     Parameters
     ----------
-    logs : mapping of str to DataFrame
-        By `Dictionary.name`, logs with the columns `step`, `fvu` and `l0`
-        (`TrainingResult.log`).
+    results : TrainingResult or sequence of TrainingResult
+        One line per result.
     target_l0 : float, optional
         Marked by a line.
 
     Raises
     ------
     ValueError
-        If there are no logs, or a name is not that of a dictionary.
+        If there are no results.
     """
-    if not logs:
-        raise ValueError("Training curves need at least one log, found none.")
-    data = pd.concat(
-        [
-            log[["step", "fvu", "l0"]].dropna().assign(**identity(name), dictionary=name)
-            for name, log in logs.items()
-        ],
-        ignore_index=True,
-    )[["dictionary", "kind", "width", "seed", "step", "fvu", "l0"]]
+    results = as_list(results)
+    if not results:
+        raise ValueError("Training curves need at least one result, found none.")
+    members = rows_of([result.dictionary.identity for result in results])
+    logs = [
+        result.log[["step", "fvu", "l0"]].dropna().assign(**member)
+        for result, member in zip(results, members.to_dict("records"), strict=True)
+    ]
+    data = pd.concat(logs, ignore_index=True)[["dictionary", "kind", "width", "seed", "step", "fvu", "l0"]]
     colours = width_colours(sorted(data["width"].unique()))
     with house_style():
         figure = new_figure(FULL, 2.0)
         panels = figure.subplots(1, 2)
-        for (_, kind, width, seed), log in groups_of(data, ["dictionary", "kind", "width", "seed"]):
-            first = seed == data.loc[(data["kind"] == kind) & (data["width"] == width), "seed"].min()
+        for log, member in zip(logs, members.itertuples(), strict=True):
             for axes, column in zip(panels, ("fvu", "l0"), strict=True):
                 axes.plot(
                     log["step"],
                     log[column],
-                    color=colours[width],
-                    linestyle=KIND_LINES.get(kind, "-."),
-                    linewidth=1.2 if first else 0.7,
-                    label=named(kind, width) if first else f"{named(kind, width)}, seed {seed}",
+                    color=colours[member.width],
+                    linestyle=kind_style(member.kind).line,
+                    linewidth=1.2 if member.first else 0.7,
+                    label=member.label,
                 )
         if target_l0 is not None:
             panels[1].axhline(
@@ -143,20 +134,22 @@ def training_curves(logs: Mapping[str, pd.DataFrame], *, target_l0: float | None
         figure,
         data,
         caption="Training curves. Fraction of variance unexplained (FVU) and mean number of active latents "
-        f"(L0) on held-out tokens over {int(data['step'].max()):,} steps, for {len(logs)} dictionaries"
-        + (f"; the grey line is the target L0 of {target_l0:g}" if target_l0 is not None else "")
+        f"(L0) on held-out tokens over {int(data['step'].max()):,} training steps"
+        + (f"; the grey line marks the target L0 of {target_l0:g}" if target_l0 is not None else "")
         + f". FVU at the end: {ends}.",
-        alt="Two line charts over training steps, FVU and L0, one line for each of "
-        f"{len(logs)} dictionaries. FVU ends between {last['fvu'].min():.3f} and {last['fvu'].max():.3f}.",
+        alt=f"Two line charts over training steps, FVU and L0, for {listed(members['dictionary'])}. "
+        f"FVU at the end: {ends}.",
+        made_from=made_from(*results),
+        settings={} if target_l0 is None else {"target_l0": target_l0},
     )
 
 
-def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None) -> Plot:
+def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation | None = None) -> Plot:
     """FVU, L0 and CE degradation against width, for each kind.
 
     Parameters
     ----------
-    evaluations : sequence of Evaluation
+    evaluations : Evaluation or sequence of Evaluation
         Of dictionaries of any kinds, widths and seeds. The line of a kind follows the lowest
         seed of each width; other seeds are open markers.
     ce : CEDegradation, optional
@@ -165,50 +158,47 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
     Raises
     ------
     ValueError
-        If there are no evaluations, or `ce` lacks one of the dictionaries.
+        If there are no evaluations, or `ce` lacks one of the dictionaries or names two alike.
     """
+    evaluations = as_list(evaluations)
     if not evaluations:
         raise ValueError("The frontier needs at least one evaluation, found none.")
-    data = pd.DataFrame([{**identity(e.dictionary), **e.summary} for e in evaluations])
-    data = data[["dictionary", "kind", "width", "seed", "fvu", "l0"]].sort_values(["width", "seed"])
+    data = rows_of([e.dictionary for e in evaluations])
+    data = data.assign(fvu=[e.fvu for e in evaluations], l0=[e.l0 for e in evaluations])
     columns = {"fvu": "FVU", "l0": "L0"}
     if ce is not None:
-        missing = sorted(set(data["dictionary"]) - set(ce.frame["dictionary"]))
-        if missing:
-            raise ValueError(f"The CE degradation lacks {', '.join(missing)}.")
-        data = data.merge(ce.frame[["dictionary", "ce_degradation"]], on="dictionary")
+        data["ce_degradation"] = _ce_of(evaluations, ce)
         columns = {"fvu": "FVU", "ce_degradation": "CE degradation (nats)", "l0": "L0"}
-    lowest = data.groupby(["kind", "width"])["seed"].transform("min")
+    data = data.sort_values(["width", "seed"], ignore_index=True)
+    first = data.pop("first")
+    del data["label"]
     with house_style():
         figure = new_figure(FULL, 2.0)
         panels = figure.subplots(1, len(columns))
         for axes, (column, label) in zip(panels, columns.items(), strict=True):
             for (kind,), part in groups_of(data, ["kind"]):
-                style = {"color": kind_colour(kind), "marker": KIND_MARKERS.get(kind, "D")}
-                line, others = (
-                    part[part["seed"] == lowest[part.index]],
-                    part[part["seed"] != lowest[part.index]],
-                )
-                dashes = KIND_LINES.get(kind, "-.")
+                style = {"color": kind_style(kind).colour, "marker": kind_style(kind).marker}
+                line, others = part[first[part.index]], part[~first[part.index]]
+                dashes = kind_style(kind).line
                 axes.plot(
-                    line["width"], line[column], linestyle=dashes, label=KIND_NAMES.get(kind, kind), **style
+                    line["width"], line[column], linestyle=dashes, label=kind_style(kind).label, **style
                 )
                 axes.plot(others["width"], others[column], linestyle="", markerfacecolor="white", **style)
             axes.set(xlabel="width", ylabel=label)
             doubling_axis(axes, data["width"].unique())
             axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
         handles, _ = panels[0].get_legend_handles_labels()
-        if (data["seed"] != lowest).any():
+        if not first.all():
             handles.append(
                 Line2D(
-                    [], [], color=INK, marker="o", markerfacecolor="white", linestyle="", label="second seed"
+                    [], [], color=INK, marker="o", markerfacecolor="white", linestyle="", label="other seed"
                 )
             )
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     ranges = "; ".join(
-        f"{KIND_NAMES.get(kind, kind)} {part['fvu'].iat[0]:.3f} to {part['fvu'].iat[-1]:.3f} "
+        f"{kind_style(kind).label} {part['fvu'].iat[0]:.3f} to {part['fvu'].iat[-1]:.3f} "
         f"at L0 {part['l0'].min():.1f} to {part['l0'].max():.1f}"
-        for (kind,), part in groups_of(data[data["seed"] == lowest], ["kind"])
+        for (kind,), part in groups_of(data[first], ["kind"])
     )
     return Plot(
         figure,
@@ -218,17 +208,33 @@ def frontier(evaluations: Sequence[Evaluation], ce: CEDegradation | None = None)
         + " and mean number of active latents (L0) of each dictionary. FVU from the narrowest to the widest: "
         f"{ranges}. {on_tokens(evaluations[0].n_tokens, evaluations[0].n_excluded)}.",
         alt=f"Line charts against width for {data['kind'].nunique()} kinds of dictionary. FVU: {ranges}.",
+        made_from=made_from(*evaluations),
     )
 
 
+def _ce_of(evaluations: Sequence[Evaluation], ce: CEDegradation) -> list[float]:
+    """CE degradation of the evaluated dictionaries, which it names only."""
+    names = [str(evaluation.dictionary) for evaluation in evaluations]
+    found = ce.frame.set_index("dictionary")["ce_degradation"]
+    missing = sorted(set(names) - set(found.index))
+    if missing:
+        raise ValueError(f"The CE degradation lacks {', '.join(missing)}.")
+    if list(found.index) != names and not found.index.is_unique:
+        raise ValueError(
+            "The CE degradation has two dictionaries of one name: give the evaluations in its order, "
+            f"{', '.join(found.index)}."
+        )
+    return list(found) if list(found.index) == names else [float(found[name]) for name in names]
+
+
 def kinds_frontier(table: pd.DataFrame) -> Plot:
-    """FVU and CE degradation against L0, a line a kind and a column a width.
+    """FVU and CE degradation against L0, one line per kind and one column per width.
 
     Parameters
     ----------
     table : DataFrame
         `kind`, `width`, `target_l0`, `l0`, `fvu` and `ce_degradation` of each dictionary, such as
-        `saekit.family.kinds_table()`.
+        `saekit.kinds_table()`.
 
     Raises
     ------
@@ -249,17 +255,17 @@ def kinds_frontier(table: pd.DataFrame) -> Plot:
                     axes.plot(
                         part["l0"],
                         part[column],
-                        color=kind_colour(kind),
-                        marker=KIND_MARKERS.get(kind, "D"),
+                        color=kind_style(kind).colour,
+                        marker=kind_style(kind).marker,
                         markersize=5,
                         markeredgecolor="white",  # tells markers apart where they overlap
                         markeredgewidth=0.3,
-                        label=KIND_NAMES.get(kind, kind),
+                        label=kind_style(kind).label,
                     )
                 axes.set_title(f"width {width}" if column == "fvu" else "")
             panels[0].set_ylabel(label)
         for axes in grid[1]:
-            axes.set_xlabel("active latents a token (L0)")
+            axes.set_xlabel("active latents per token (L0)")
         doubling_axis(grid[0, 0], targets)
         reached = [*targets, *data["l0"]]
         grid[0, 0].set_xlim(min(reached) / 1.3, max(reached) * 1.3)
@@ -267,31 +273,32 @@ def kinds_frontier(table: pd.DataFrame) -> Plot:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
     width, target = widths[-1], targets[len(targets) // 2]
     compared = data[(data["width"] == width) & (data["target_l0"] == target)].sort_values("fvu")
-    said = "; ".join(
-        f"{KIND_NAMES.get(row.kind, row.kind)} {row.fvu:.3f} and {row.ce_degradation:.3f} at L0 {row.l0:.1f}"
+    numbers = "; ".join(
+        f"{kind_style(row.kind).label} {row.fvu:.3f} and {row.ce_degradation:.3f} at L0 {row.l0:.1f}"
         for row in compared.itertuples()
     )
     return Plot(
         figure,
         data,
-        caption="What sparsity costs each kind. Fraction of variance unexplained (FVU) and increase in "
+        caption="The cost of sparsity for each kind. Fraction of variance unexplained (FVU) and increase in "
         "cross-entropy when activations are replaced (CE degradation) against the mean number of active "
-        f"latents (L0) on held-out tokens, for dictionaries trained alike to {listed(targets)} active "
-        f"latents a token. FVU and CE degradation at width {width}, trained to {target}: {said}.",
+        "latents per token (L0) on held-out tokens, for dictionaries trained in the same way to "
+        f"{listed(targets)} active latents per token. FVU and CE degradation at width {width}, trained to "
+        f"{target}: {numbers}.",
         alt=f"Line charts of FVU and CE degradation against L0 for {data['kind'].nunique()} kinds of "
-        f"dictionary, a column for each of the widths {listed(widths)}. FVU and CE degradation at width "
-        f"{width}, trained to {target}: {said}.",
+        f"dictionary, one column for each of the widths {listed(widths)}. FVU and CE degradation at width "
+        f"{width}, trained to {target}: {numbers}.",
     )
 
 
 def active_histogram(table: pd.DataFrame) -> Plot:
-    """How many tokens have how many active latents, a panel a kind.
+    """Distribution of the number of active latents per token, one panel per kind.
 
     Parameters
     ----------
     table : DataFrame
-        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many, such as
-        `saekit.family.kinds_l0_table()`.
+        `kind`, `width`, `active` (latents) and `tokens` with exactly that many, such as
+        `saekit.kinds_l0_table()`.
 
     Raises
     ------
@@ -314,7 +321,7 @@ def active_histogram(table: pd.DataFrame) -> Plot:
             count = counts[member]
             heights = np.bincount(part["active"], part["tokens"])
             edges = np.arange(len(heights) + 1) - 0.5
-            axes.stairs(heights, edges, baseline=0.5, fill=True, color=kind_colour(member[0]))
+            axes.stairs(heights, edges, baseline=0.5, fill=True, color=kind_style(member[0]).colour)
             axes.plot(count["mean"], 1.0, "v", color=INK, transform=axes.get_xaxis_transform(), clip_on=False)
             axes.set_title(named(*member))
             axes.text(
@@ -330,18 +337,18 @@ def active_histogram(table: pd.DataFrame) -> Plot:
         grid[0, 0].xaxis.set_major_locator(MultipleLocator(32 if end > 64 else 8))
         figure.supxlabel("active latents", fontsize=8)
         figure.supylabel("tokens", fontsize=8)
-    said = "; ".join(
+    numbers = "; ".join(
         f"{named(*member)} {count['mean']:.1f}, {count['low']} to {count['high']}, at most {count['most']}"
         for member, count in counts.items()
     )
     return Plot(
         figure,
         table,
-        caption="Active latents a token. Held-out tokens by their number of active latents, on a logarithmic "
-        "axis of counts; the triangle is the mean (L0). Mean, middle 90% of the tokens, and greatest number "
-        f"(the axis leaves out at most one token in 10,000 of each dictionary): {said}.",
-        alt=f"Histograms of the number of active latents a token for {len(members)} dictionaries. Mean and "
-        f"middle 90% of the tokens: {said}.",
+        caption="Active latents per token. Held-out tokens by their number of active latents, with counts on "
+        "a logarithmic axis; the triangle marks the mean (L0). Mean, middle 90% of the tokens and maximum "
+        f"(the axis omits at most one token in 10,000 of each dictionary): {numbers}.",
+        alt=f"Histograms of the number of active latents per token for {len(members)} dictionaries. Mean and "
+        f"middle 90% of the tokens: {numbers}.",
     )
 
 
@@ -352,7 +359,7 @@ def convergence(table: pd.DataFrame) -> Plot:
     ----------
     table : DataFrame
         `kind`, `width`, `step`, `tokens`, `fvu`, `median_cosine` and `share_under_0.7`, such as
-        `saekit.family.convergence_table()`.
+        `saekit.convergence_table()`.
 
     Raises
     ------
@@ -377,9 +384,9 @@ def convergence(table: pd.DataFrame) -> Plot:
                 axes.plot(
                     part["step"] / 1000,
                     part[column],
-                    color=kind_colour(kind),
+                    color=kind_style(kind).colour,
                     linestyle=dashes[width],
-                    marker=KIND_MARKERS.get(kind, "D"),
+                    marker=kind_style(kind).marker,
                     markersize=2.5,
                     label=named(kind, width),
                 )
@@ -394,7 +401,7 @@ def convergence(table: pd.DataFrame) -> Plot:
         (named(kind, width), part[part["step"] <= half].iloc[-1], part.iloc[-1])
         for (kind, width), part in groups_of(data, ["kind", "width"])
     ]
-    said = "; ".join(
+    numbers = "; ".join(
         f"{name} cosine {middle['median_cosine']:.3f} and {last['median_cosine']:.3f}, under 0.7 "
         f"{percent(middle['share_under_0.7'])} and {percent(last['share_under_0.7'])}, "
         f"FVU {middle['fvu']:.3f} and {last['fvu']:.3f}"
@@ -403,42 +410,44 @@ def convergence(table: pd.DataFrame) -> Plot:
     return Plot(
         figure,
         data,
-        caption="How far training has converged. For every latent of one seed, the greatest cosine of its "
-        "decoder direction with one of the other seed: the median, and the share of latents under 0.7; and "
-        "the fraction of variance unexplained (FVU) on held-out tokens. Half-way and after "
-        f"{int(data['step'].max()):,} steps: {said}.",
+        caption="Convergence of training. Greatest cosine of each latent of one seed with any latent of the "
+        "other, by decoder direction: the median and the share of latents under 0.7; and fraction of "
+        "variance unexplained (FVU) on held-out tokens. Half-way and after "
+        f"{int(data['step'].max()):,} steps: {numbers}.",
         alt=f"Line charts over training steps for {len(ends)} pairs of seeds: median best cosine, share of "
-        f"latents under cosine 0.7, and FVU. Half-way and at the end: {said}.",
+        f"latents under cosine 0.7, and FVU. Half-way and at the end: {numbers}.",
     )
 
 
-def density_histogram(evaluations: Sequence[Evaluation]) -> Plot:
-    """How often latents are active: log10 density, one line a dictionary.
+def density_histogram(evaluations: Evaluation | Sequence[Evaluation]) -> Plot:
+    """How often latents are active: log10 density, one line per dictionary.
 
     Parameters
     ----------
-    evaluations : sequence of Evaluation
-        Of dictionaries of any kinds and widths; a panel a kind.
+    evaluations : Evaluation or sequence of Evaluation
+        Of dictionaries of any kinds and widths; one panel per kind.
 
     Raises
     ------
     ValueError
         If there are no evaluations, or all latents of all dictionaries are dead.
     """
+    evaluations = as_list(evaluations)
     if not evaluations:
         raise ValueError("The density histogram needs at least one evaluation, found none.")
     alive = [e.density[e.density > 0].log10().numpy() for e in evaluations]
     if not any(map(len, alive)):
         raise ValueError("The density histogram has nothing to show: every latent is dead.")
-    edges = np.arange(np.floor(min(logs.min() for logs in alive if len(logs)) * 4) / 4, 0.01, 0.25)
-    parts = []
-    for evaluation, logs in zip(evaluations, alive, strict=True):
+    lowest = np.floor(min(logs.min() for logs in alive if len(logs)) * 4) / 4
+    edges = np.arange(min(lowest, -0.25), 0.01, 0.25)  # one bin at least, where latents are always active
+    parts, members = [], rows_of([e.dictionary for e in evaluations])
+    records = members.drop(columns=["first", "label"]).to_dict("records")
+    for evaluation, member, logs in zip(evaluations, records, alive, strict=True):
         counts = np.histogram(logs, edges)[0]
         parts.append(
             pd.DataFrame(
                 {
-                    "dictionary": str(evaluation.dictionary),
-                    **identity(evaluation.dictionary),
+                    **member,
                     "log10_density_from": edges[:-1],
                     "log10_density_to": edges[1:],
                     "share": counts / len(evaluation.density),
@@ -453,36 +462,38 @@ def density_histogram(evaluations: Sequence[Evaluation]) -> Plot:
         figure = new_figure(FULL, 2.0)
         panels = figure.subplots(1, len(kinds), sharex=True, sharey=True, squeeze=False)[0]
         for axes, kind in zip(panels, kinds, strict=True):
-            for (_, width, seed), part in groups_of(
-                data[data["kind"] == kind], ["dictionary", "width", "seed"]
-            ):
-                dead = part["dead_fraction"].iat[0]
-                first = seed == data.loc[(data["kind"] == kind) & (data["width"] == width), "seed"].min()
+            for part, member in zip(parts, members.itertuples(), strict=True):
+                if member.kind != kind:
+                    continue
                 axes.stairs(
                     part["share"],
                     edges,
-                    color=colours[width],
-                    linestyle="-" if first else ":",
+                    color=colours[member.width],
+                    linestyle="-" if member.first else ":",
                     linewidth=1.2,
-                    label=f"{named(kind, width)}{'' if first else f', seed {seed}'} ({percent(dead)} dead)",
+                    label=f"{member.label} ({percent(part['dead_fraction'].iat[0])} dead)",
                 )
-            axes.set(title=KIND_NAMES.get(kind, kind), xlabel="log$_{10}$ density")
+            axes.set(title=kind_style(kind).label, xlabel="log$_{10}$ density")
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylabel("share of latents")
         figure.legend(loc="outside right center")
-    dead = "; ".join(f"{e.dictionary} {percent(e.dead_fraction)}" for e in evaluations)
+    dead = "; ".join(
+        f"{name} {percent(e.dead_fraction)}"
+        for name, e in zip(members["dictionary"], evaluations, strict=True)
+    )
     return Plot(
         figure,
         data,
         caption="How often latents are active. Density is the share of tokens on which a latent is active; "
-        f"bins of a quarter of a decade, shares of all latents. Dead (never active): {dead}. "
+        f"bins span a quarter of a decade, and shares are of all latents. Dead (never active): {dead}. "
         f"{on_tokens(evaluations[0].n_tokens, evaluations[0].n_excluded)}.",
         alt=f"Histograms of log10 density for {len(evaluations)} dictionaries. Dead latents: {dead}.",
+        made_from=made_from(*evaluations),
     )
 
 
 def _summary_of_counts(part: pd.DataFrame) -> dict[str, Any]:
-    """Of tokens by their active latents: the mean, the middle nine tenths, and the most."""
+    """Of the number of active latents per token: mean, 5% and 95% quantiles, end of the axis, maximum."""
     active, tokens = part["active"].to_numpy(), part["tokens"].to_numpy()
     below = np.cumsum(tokens) / tokens.sum()
     low, high, end = (int(active[np.searchsorted(below, share)]) for share in (0.05, 0.95, 0.9999))

@@ -1,9 +1,9 @@
-"""Uniqueness: how far two training runs find the same latents."""
+"""Uniqueness: to what extent two training runs find the same latents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,16 +16,17 @@ from saekit.analysis.uniqueness import STATUSES
 from saekit.figures import (
     FULL,
     INK,
-    KIND_NAMES,
     NOVEL,
     NULL,
     RECONSTRUCTION,
     Plot,
     house_style,
+    kind_style,
     new_figure,
     width_colours,
 )
-from saekit.plots.common import groups_of, listed, named, on_tokens, percent
+from saekit.plots.common import as_list, groups_of, made_from, named
+from saekit.wording import listed, on_tokens, percent
 
 if TYPE_CHECKING:
     from saekit.analysis.uniqueness import FamilyUniqueness
@@ -44,7 +45,7 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
     Parameters
     ----------
     result : FamilyUniqueness
-        A column for each width that is compared with another dictionary.
+        One column per width that is compared with another dictionary.
     """
     compared = result.compared
     widths = sorted(compared["width"].unique())
@@ -102,43 +103,47 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
             loc="outside lower center",
             ncols=5,
         )
-    said = _shares(result)
+    shares = _shares(result)
     missing = [str(width) for width in result.missing]
     return Plot(
         figure,
         data,
-        caption=f"Whether other runs find the same latents. For every latent of {listed(widths)} "
-        f"({KIND_NAMES.get(result.kind, result.kind)}), the cosine of its decoder direction with its partner "
-        "in the one-to-one matching of greatest sum (top) and with its best match (bottom), on a square-root "
-        f"scale. Share of matched pairs at θ = {result.theta:g} or more: {said}."
-        + (f" No second seed at width {listed(missing)}." if missing else ""),
+        caption=f"Whether other runs find the same latents. For each latent of the "
+        f"{kind_style(result.kind).label} dictionaries of width {listed(widths)}, the cosine of its decoder "
+        "direction with its partner in the one-to-one matching of greatest sum (top) and with its best match "
+        f"(bottom), on a square-root scale. Share of matched pairs at θ = {result.theta:g} or more: {shares}."
+        + (f" There is no second seed of width {listed(missing)}." if missing else ""),
         alt=f"Histograms of matched and best decoder cosines at {len(widths)} widths beside two nulls. Share "
-        f"of pairs at theta or more: {said}.",
+        f"of pairs at theta or more: {shares}.",
+        made_from=_made_from(result),
+        settings={"theta": result.theta},
     )
 
 
-def unmatched_curve(results: Sequence[FamilyUniqueness]) -> Plot:
+def unmatched_curve(results: FamilyUniqueness | Sequence[FamilyUniqueness]) -> Plot:
     """Share of matched pairs whose cosine is under theta, for every theta from 0 to 1.
 
     Parameters
     ----------
-    results : sequence of FamilyUniqueness
-        A panel each.
+    results : FamilyUniqueness or sequence of FamilyUniqueness
+        One panel per result.
     """
+    results = as_list(results)
     thetas = np.round(np.linspace(0, 1, 101), 2)
-    parts = []
+    per_result = []
     for result in results:
+        parts = []
         for row in result.compared.itertuples():
             curve = result.results[row.comparison, row.null].unmatched(thetas)
             identity = {"kind": result.kind, "comparison": row.comparison, "null": row.null}
             parts.append(curve.assign(**identity, width=row.width, other=row.other))
-    data = pd.concat(parts, ignore_index=True)
+        per_result.append(pd.concat(parts, ignore_index=True))
+    data = pd.concat(per_result, ignore_index=True)
     colours = width_colours(sorted(data["width"].unique()))
     with house_style():
         figure = new_figure(FULL, 2.6)
         panels = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, result in zip(panels, results, strict=True):
-            part = data[data["kind"] == result.kind]
+        for axes, result, part in zip(panels, results, per_result, strict=True):
             for (null, other, width, _), curve in groups_of(part, ["null", "other", "width", "comparison"]):
                 dashes = NULL_DASHES[null] if null else ("-" if other == "other seed" else "--")
                 axes.plot(
@@ -150,7 +155,7 @@ def unmatched_curve(results: Sequence[FamilyUniqueness]) -> Plot:
                     zorder=1 if null else 2,
                 )
             axes.axvline(result.theta, color=INK, linestyle=(0, (1, 2)), linewidth=0.8)
-            axes.set_title(KIND_NAMES.get(result.kind, result.kind), fontsize=8)
+            axes.set_title(kind_style(result.kind).label, fontsize=8)
             axes.set_xlabel("$\\theta$")
             axes.set(xlim=(0, 1), ylim=(0, 1.03))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -168,30 +173,34 @@ def unmatched_curve(results: Sequence[FamilyUniqueness]) -> Plot:
             loc="outside lower center",
             ncols=4,
         )
-    said = "; ".join(f"{KIND_NAMES.get(result.kind, result.kind)}: {_shares(result)}" for result in results)
+    shares = "; ".join(f"{kind_style(result.kind).label}: {_shares(result)}" for result in results)
     return Plot(
         figure,
         data,
-        caption="How many latents lack a counterpart depends on what counts as one. Share of pairs of the "
-        "one-to-one matching whose cosine is under θ, for two seeds of one width (solid), for a width and "
-        f"the next (dashed) and for the nulls (grey). Share at θ = {results[0].theta:g} or more: {said}.",
-        alt=f"Curves of the share of pairs under theta against theta, a panel a kind. {said}.",
+        caption="How the share of latents without a counterpart depends on the threshold. Share of pairs in "
+        "the one-to-one matching whose cosine is under θ, for two seeds of one width (solid), for a width "
+        f"and the next (dashed) and for the nulls (grey). Share at θ = {results[0].theta:g} or more: "
+        f"{shares}.",
+        alt=f"Curves of the share of pairs under theta against theta, one panel per kind. {shares}.",
+        made_from=_made_from(*results),
+        settings={"theta": results[0].theta},
     )
 
 
-def uniqueness_by_density(results: Sequence[FamilyUniqueness]) -> Plot:
+def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]) -> Plot:
     """Share of latents that another seed lacks, against how often they fire.
 
     Parameters
     ----------
-    results : sequence of FamilyUniqueness
-        Measured with activations; a column for each width with a second seed.
+    results : FamilyUniqueness or sequence of FamilyUniqueness
+        Measured with activations; one column per width with a second seed.
 
     Raises
     ------
     ValueError
         If there are no second seeds, or no activations.
     """
+    results = as_list(results)
     pairs = [
         (named(result.kind, row.width), result.results[row.comparison, ""])
         for result in results
@@ -268,16 +277,19 @@ def uniqueness_by_density(results: Sequence[FamilyUniqueness]) -> Plot:
             loc="outside lower center",
             ncols=4,
         )
-    said = "; ".join(_density_sentence(name, result.by_status) for name, result in pairs)
+    numbers = "; ".join(_density_sentence(name, result.by_status) for name, result in pairs)
     first = pairs[0][1]
     return Plot(
         figure,
         data,
-        caption="Which latents the other seed lacks. Share of latents whose partner in the one-to-one "
-        f"matching has a cosine under θ = {theta:g}, by density, with 95 % intervals (where there are at "
-        f"least {FEWEST} latents), over the number of latents. {said}. "
+        caption="Which latents the other seed lacks. Top: share of latents whose partner in the one-to-one "
+        f"matching has a cosine under θ = {theta:g}, by density, with 95% intervals (where there are at "
+        f"least {FEWEST} latents). Bottom: number of latents. {numbers}. "
         f"{on_tokens(first.n_tokens, first.n_excluded)}; dead latents are left out.",
-        alt=f"Share of latents that the other seed lacks against density, over stacked histograms. {said}.",
+        alt=f"Share of latents that the other seed lacks against density, above stacked histograms. "
+        f"{numbers}.",
+        made_from=_made_from(*results),
+        settings={"theta": theta},
     )
 
 
@@ -292,10 +304,15 @@ def _shares(result: FamilyUniqueness) -> str:
 def _density_sentence(name: str, by_status: pd.DataFrame) -> str:
     frame = by_status.set_index("status")
     shared, alone = (frame.loc[status, "median_density"] for status in ("shared", "alone"))
-    said = f"{name}: {percent(1 - frame.loc['shared', 'share'])} lacking"
+    sentence = f"{name}: {percent(1 - frame.loc['shared', 'share'])} lacking"
     if np.isnan(shared) or np.isnan(alone):
-        return said
-    return f"{said}, median density {alone:.2g} of latents that are alone against {shared:.2g} of shared ones"
+        return sentence
+    return f"{sentence}, median density {alone:.2g} for latents that are alone, {shared:.2g} for shared ones"
+
+
+def _made_from(*results: FamilyUniqueness) -> dict[str, Any]:
+    """The dictionaries themselves, without those of the nulls."""
+    return made_from(*(r for result in results for (_, null), r in result.results.items() if not null))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

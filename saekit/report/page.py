@@ -16,7 +16,8 @@ import pandas as pd
 
 from saekit.figures import FULL, Plot, package_versions, render, source_hash
 from saekit.files import write_bytes, write_json
-from saekit.html import image, number, share, table
+from saekit.html import image, table
+from saekit.wording import number, share
 
 FORMAT = "saekit-report-1"
 PAGE = "index.html"

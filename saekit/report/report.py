@@ -9,7 +9,7 @@ table lie beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,12 +34,11 @@ from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
 from saekit.analysis.meta.sae import Recipe
 from saekit.analysis.stitching.path import Stitching
 from saekit.family import Family
-from saekit.figures import KIND_NAMES, Plot
-from saekit.html import number, share
+from saekit.figures import Plot, kind_style
 from saekit.metrics import CEDegradation, ce_degradation, evaluate
-from saekit.plots.common import listed
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
+from saekit.wording import listed, number, share, span
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -113,7 +112,7 @@ def write_report(
     )
     bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
     sections = [analysis() for analysis in bar]
-    kind = KIND_NAMES.get(family.kind, family.kind)
+    kind = kind_style(family.kind).label
     return write_page(
         folder,
         sections,
@@ -156,7 +155,7 @@ def _measured(family: Family, store: ActivationStore, model: TransformerBridge |
     return Section(
         title="What was measured",
         question="Which dictionaries, on which tokens?",
-        says=f"{len(family)} {KIND_NAMES.get(family.kind, family.kind)} dictionaries of widths {widths} at "
+        says=f"{len(family)} {kind_style(family.kind).label} dictionaries of widths {widths} at "
         f"{family.hook_point} of {store.manifest['model']['name']}, on {n_tokens:,} held-out tokens; "
         f"{n_excluded:,} positions are excluded ({store.manifest['exclusion']['rule']}).",
         parts=[Table("dictionaries", caption, frame, shown)],
@@ -218,7 +217,7 @@ def _unique_table(result: FamilyUniqueness) -> Table:
 
 def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.DataFrame) -> str:
     nulls = share(_greatest_null(result))
-    kept = _range(widths["share_shared"])
+    kept = span(widths["share_shared"])
     if seeds.empty:
         return (
             "No width has a second seed, so whether another run finds the same latents cannot be said; the "
@@ -276,7 +275,7 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
         }
     )
     across, between = numbers.loc[[*pairs]], numbers.loc[[*nulls]]
-    novel, helps, lowering = (f"{_range(across[name])}{_beside(between[name])}" for name in numbers)
+    novel, helps, lowering = (f"{span(across[name])}{_beside(between[name])}" for name in numbers)
     *_, (small, large) = pairs.values()
     return Section(
         title="Complete",
@@ -418,12 +417,5 @@ def _atomic_sentence(result: MetaBaselines, width: int) -> str:
     )
 
 
-def _range(values: Iterable[float]) -> str:
-    """Such as "43.0% to 45.1%"."""
-    found = sorted(values)
-    ends = share(found[0]), share(found[-1])
-    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-
-
 def _beside(nulls: Sequence[float] | pd.Series) -> str:
-    return f" (between two seeds {_range(nulls)})" if len(nulls) else " (no second seed to compare with)"
+    return f" (between two seeds {span(nulls)})" if len(nulls) else " (no second seed to compare with)"

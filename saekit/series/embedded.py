@@ -5,7 +5,6 @@ Stores are made once, under `saekit.files.home()`, and found again by the settin
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,20 +24,6 @@ HOOK_POINT = "blocks.12.hook_resid_post"
 CONTEXT_LENGTH = 128
 TRAIN_TOKENS = 5_000_000
 HELD_OUT_TOKENS = 100_000
-
-
-def project_root() -> Path:
-    """The folder with saekit's `pyproject.toml` above the working directory, else that directory."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").exists() and (folder / "saekit").is_dir():
-            return folder
-    return here
-
-
-def figures_folder() -> Path:
-    """Where notebooks write figures: what `SAEKIT_FIGURES` names, else the project's `figures/`."""
-    return Path(os.environ.get("SAEKIT_FIGURES") or project_root() / "figures")
 
 
 def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> TokenRows:

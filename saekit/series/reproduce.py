@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from saekit.figures import source_hash, write_index
+from saekit.figures import figures_folder, project_root, source_hash, write_index
 from saekit.files import hash_json, read_json, write_bytes, write_json
 from saekit.loading.names import open_sae
-from saekit.series.embedded import embedded_store, figures_folder, project_root
+from saekit.series.embedded import embedded_store
 from saekit.series.profiles import DEFAULT, Profile, Series
 
 CELL_TIMEOUT = 900  # seconds

@@ -30,6 +30,7 @@ from saekit.analysis.latents import (
 )
 from saekit.family import Family
 from saekit.widgets import svg
+from saekit.wording import number, share
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -161,8 +162,8 @@ class Evidence:
             return f"<p><b>Dead: never active on these {tokens:,} tokens</b> <small>({left_out}).</small></p>"
         greatest = self.activations.entries(latent)[1].max().item()
         return (
-            f"<p>Active on <b>{html.share(count / tokens)}</b> of {tokens:,} tokens "
-            f"({count:,}); greatest activation <b>{html.number(greatest)}</b>. "
+            f"<p>Active on <b>{share(count / tokens)}</b> of {tokens:,} tokens "
+            f"({count:,}); greatest activation <b>{number(greatest)}</b>. "
             f"<small>{left_out}.</small></p>"
         )
 
@@ -192,8 +193,8 @@ class Evidence:
             )
             rows.append(
                 (
-                    f"{html.number(interval.low)} to {html.number(interval.high)}",
-                    html.share(interval.share),
+                    f"{number(interval.low)} to {number(interval.high)}",
+                    share(interval.share),
                     html.bar(interval.share / most),
                     examples or "–",
                 )
@@ -211,7 +212,7 @@ class Evidence:
             return ""
         bins = self.activations.histogram(latent, bins=30)
         edges = np.append(bins["low"], bins["high"].iat[-1])
-        label = f"Histogram of {self.counts[latent]:,} activations from 0 to {html.number(edges[-1])}"
+        label = f"Histogram of {self.counts[latent]:,} activations from 0 to {number(edges[-1])}"
         chart = svg.histogram(bins["count"].to_numpy(), edges, label=label, xlabel="activation")
         return "<h4>Activations</h4>" + (html.image(chart, label) if as_image else chart)
 
@@ -220,7 +221,7 @@ class Evidence:
         if not self.counts[latent]:
             return ""
         rows = [
-            (html.chip(token), f"{n_active:,} of {count:,}", html.number(mean))
+            (html.chip(token), f"{n_active:,} of {count:,}", number(mean))
             for token, n_active, count, mean in self.top_tokens(latent, n)
         ]
         return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption="Fires on")
@@ -235,9 +236,9 @@ def effect_table(effect: pd.DataFrame, caption: str = "Direct effect on the logi
     rows = [
         (
             html.chip(row.top_token),
-            html.number(row.top_logit, 2),
+            number(row.top_logit, 2),
             html.chip(row.bottom_token),
-            html.number(row.bottom_logit, 2),
+            number(row.bottom_logit, 2),
         )
         for row in effect.itertuples()
     ]
@@ -257,14 +258,12 @@ def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> 
         origin = ": ".join(html.escape(part) for part in (context.source, context.title) if part)
         rows.append(
             (
-                f"<b>{html.number(context.values[context.focus])}</b>",
+                f"<b>{number(context.values[context.focus])}</b>",
                 html.context(context.tokens, context.values, context.focus, greatest) + same,
                 f"<small>{origin}</small>",
             )
         )
-    title = (
-        f"{caption} <small>(colour: activation, deepest at {html.number(greatest)}; bold: the peak)</small>"
-    )
+    title = f"{caption} <small>(colour: activation, deepest at {number(greatest)}; bold: the peak)</small>"
     return html.table(("peak", "text", "from"), rows, numeric=(0,), caption=title)
 
 

@@ -22,6 +22,7 @@ from saekit.analysis.similarity import largest
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, effect_table
+from saekit.wording import number, share
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
@@ -261,7 +262,7 @@ class MetaExplorer(Explorer):
     def _note(self, n: int) -> str:
         if not n:
             return "<small>None: no meta-latent reaches the threshold, only the mean row is left.</small>"
-        threshold = html.number(float(self.meta.dictionary.threshold.max()))
+        threshold = number(float(self.meta.dictionary.threshold.max()))
         return f"<small>({n}, above a threshold of {threshold})</small>"
 
     def _line(self, row: pd.Series, greatest: float | None = None) -> str:
@@ -296,8 +297,8 @@ class MetaExplorer(Explorer):
         kept = len(set(tables[0]["top_token"]) & set(tables[1]["top_token"]))
         said = (
             f"<p>Rebuilt from <b>{n - off} of {n}</b> meta-latents and the mean row: cosine with the "
-            f"latent's own direction <b>{html.number(cosine)}</b>, length "
-            f"{html.number(float(rebuilt.norm()))}; {kept} of its {N_LOGITS} most promoted tokens are "
+            f"latent's own direction <b>{number(cosine)}</b>, length "
+            f"{number(float(rebuilt.norm()))}; {kept} of its {N_LOGITS} most promoted tokens are "
             "the same.</p>"
         )
         return said + html.columns(
@@ -348,8 +349,8 @@ class MetaExplorer(Explorer):
             return f"{title}<p><b>Dead: active on none of the {len(self.meta.rows):,} latents.</b></p>"
         said = (
             f"<p>Active on <b>{int(facts['n_latents']):,}</b> of {len(self.meta.rows):,} latents "
-            f"(<b>{html.share(facts['share'])}</b>); mean {html.number(facts['mean_activation'])}, "
-            f"greatest <b>{html.number(facts['max_activation'])}</b>.</p>"
+            f"(<b>{share(facts['share'])}</b>); mean {number(facts['mean_activation'])}, "
+            f"greatest <b>{number(facts['max_activation'])}</b>.</p>"
         )
         effect = self._effects(self.meta.dictionary.W_dec[meta_latent][None])[0]
         return (
@@ -361,7 +362,7 @@ class MetaExplorer(Explorer):
     def _histogram(self, as_image: bool) -> str:
         values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
         counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
-        label = f"Histogram of {len(values):,} activations from 0 to {html.number(edges[-1])}"
+        label = f"Histogram of {len(values):,} activations from 0 to {number(edges[-1])}"
         chart = svg.histogram(counts, edges, label=label, xlabel="activation on a latent")
         return "<h4>Activations on latents</h4>" + (html.image(chart, label) if as_image else chart)
 

@@ -16,6 +16,7 @@ from saekit.analysis.novelty import Insertion
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State
 from saekit.widgets.evidence import Evidence
+from saekit.wording import number, share, signed
 
 GROUPS = {
     "clear novel": "low cosine, and helps",
@@ -171,7 +172,7 @@ class NoveltyExplorer(Explorer):
             self._list_of,
             [
                 (
-                    f"cosine {row.best_cosine:.2f}   MSE {html.signed(row.mse_change)}   "
+                    f"cosine {row.best_cosine:.2f}   MSE {signed(row.mse_change)}   "
                     f"{self.evidence.label(row.latent)}",
                     row.latent,
                 )
@@ -189,7 +190,7 @@ class NoveltyExplorer(Explorer):
                 (
                     f"<b>{row.latent}</b>",
                     f"{row.best_cosine:.2f}",
-                    html.signed(row.mse_change),
+                    signed(row.mse_change),
                     html.chips(self.evidence.words(row.latent)),
                 )
                 for row in members.head(N_STATIC).itertuples()
@@ -223,7 +224,7 @@ class NoveltyExplorer(Explorer):
         curve = self._curves["this"]
         if curve is not None:
             here = (at["this"]["false_positive_rate"], at["this"]["true_positive_rate"])
-            auc = html.number(self._summaries["this"]["auc"])
+            auc = number(self._summaries["this"]["auc"])
             label = f"ROC curve, area {auc}; theta {theta:.2f} is at ({here[0]:.2f}, {here[1]:.2f})"
             charts.append((svg.roc(curve, self._curves.get("other seed"), here, label=label), label))
         images = [html.image(*chart) if as_image else chart[0] for chart in charts]
@@ -237,7 +238,7 @@ class NoveltyExplorer(Explorer):
         total = max(1, len(self._alive))
 
         def cell(group: str) -> str:
-            return f"<b>{count[group]:,}</b> <small>{html.share(count[group] / total)}</small>"
+            return f"<b>{count[group]:,}</b> <small>{share(count[group] / total)}</small>"
 
         rows = [
             ("cosine &lt; θ", cell("clear novel"), cell("low but hurts")),
@@ -249,17 +250,17 @@ class NoveltyExplorer(Explorer):
     def _rates(self, at: dict[str, dict[str, Any]]) -> str:
         summaries = self._summaries
         measures: list[tuple[str, Callable[[str], str]]] = [
-            ("cosine &lt; θ (base rate)", lambda name: html.share(at[name]["share_novel_cos"])),
-            ("helps (base rate)", lambda name: html.share(at[name]["share_novel_gain"])),
-            ("true positive rate", lambda name: html.share(at[name]["true_positive_rate"])),
-            ("false positive rate", lambda name: html.share(at[name]["false_positive_rate"])),
-            ("accuracy", lambda name: html.share(at[name]["accuracy"])),
-            ("<b>balanced accuracy</b>", lambda name: f"<b>{html.share(at[name]['balanced_accuracy'])}</b>"),
-            ("area under the ROC", lambda name: html.number(summaries[name]["auc"])),
-            ("best θ, on half the tokens", lambda name: html.number(summaries[name]["best_theta"], 2)),
+            ("cosine &lt; θ (base rate)", lambda name: share(at[name]["share_novel_cos"])),
+            ("helps (base rate)", lambda name: share(at[name]["share_novel_gain"])),
+            ("true positive rate", lambda name: share(at[name]["true_positive_rate"])),
+            ("false positive rate", lambda name: share(at[name]["false_positive_rate"])),
+            ("accuracy", lambda name: share(at[name]["accuracy"])),
+            ("<b>balanced accuracy</b>", lambda name: f"<b>{share(at[name]['balanced_accuracy'])}</b>"),
+            ("area under the ROC", lambda name: number(summaries[name]["auc"])),
+            ("best θ, on half the tokens", lambda name: number(summaries[name]["best_theta"], 2)),
             (
                 "… balanced, other half",
-                lambda name: html.share(summaries[name]["best_theta_balanced_accuracy"]),
+                lambda name: share(summaries[name]["best_theta_balanced_accuracy"]),
             ),
         ]
         names = list(self._results)
@@ -290,7 +291,7 @@ class NoveltyExplorer(Explorer):
             parts.append(
                 f"<p>Best cosine <b>{row['best_cosine']:.2f}</b>, with small latent {match}: "
                 f"{'novel' if novel else 'not novel'} by cosine. Inserted alone it changes the MSE by "
-                f"<b>{html.signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
+                f"<b>{signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
             )
         parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
         if self.small_evidence is not None:

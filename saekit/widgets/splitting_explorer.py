@@ -12,6 +12,7 @@ from saekit.analysis.splitting import SplittingTree
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence
+from saekit.wording import share
 
 N_STARTS = 12  # most-split latents to start from
 MAX_ROWS = 12  # children in the table
@@ -154,11 +155,11 @@ class SplittingExplorer(Explorer):
             return ""
         status = self.tree.pairs[width].frame_small["status"].iat[self.state.latent]
         row = self._table[(self._table["small_width"] == width) & (self._table["measure"] == status)].iloc[0]
-        null = f"between two seeds of width {width:,}: {html.share(row['null_small'])}"
+        null = f"between two seeds of width {width:,}: {share(row['null_small'])}"
         if row["null_small"] != row["null_small"]:
             null = f"width {width:,} has no second seed to compare"
         return (
-            f"<p><small>Of the latents of width {width:,}, {html.share(row['share'])} are {status} at width "
+            f"<p><small>Of the latents of width {width:,}, {share(row['share'])} are {status} at width "
             f"{int(row['large_width']):,} ({null}).</small></p>"
         )
 

@@ -15,6 +15,7 @@ from saekit.dictionary import Dictionary
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State
 from saekit.widgets.evidence import Evidence
+from saekit.wording import number, share, signed
 
 if TYPE_CHECKING:
     from saekit.analysis.stitching.path import Stitching
@@ -146,7 +147,7 @@ class StitchingExplorer(Explorer):
         lists = []
         for title, rows in (("Largest gains", self._gains), ("Largest costs", self._costs)):
             cells = [
-                (str(row.step), row.phase, html.signed(row.mse_change), self._words_of(row.step))
+                (str(row.step), row.phase, signed(row.mse_change), self._words_of(row.step))
                 for row in rows.itertuples()
             ]
             header = ("step", "phase", "MSE change", "moved")
@@ -199,9 +200,9 @@ class StitchingExplorer(Explorer):
         rows = [
             (
                 name,
-                html.number(before[column], 4),
-                html.number(after[column], 4),
-                f"<b>{html.signed(after[column] - before[column])}</b>",
+                number(before[column], 4),
+                number(after[column], 4),
+                f"<b>{signed(after[column] - before[column])}</b>",
             )
             for name, column in measures.items()
         ]
@@ -209,7 +210,7 @@ class StitchingExplorer(Explorer):
         change = f"<b>{widths[1] - widths[0]:+,}</b>".replace("-", "−")
         rows.append(("latents", f"{widths[0]:,}", f"{widths[1]:,}", change))
         if after["n_inserted"] + after["n_removed"] > 1:
-            single = html.signed(after["sum_of_single_changes"])
+            single = signed(after["sum_of_single_changes"])
             rows.append(("MSE, one by one", "", "", f"{single} in sum"))
         header = ("", "before", "after", "change")
         return html.table(header, rows, numeric=(1, 2, 3), caption="What the step changed")
@@ -241,7 +242,7 @@ class StitchingExplorer(Explorer):
             (
                 f"<b>{latent}</b>",
                 html.chips(evidence.words(latent)) or "dead",
-                html.share(evidence.counts[latent] / evidence.activations.n_tokens),
+                share(evidence.counts[latent] / evidence.activations.n_tokens),
                 f"{partner} {html.chips(self.evidence[other].words(partner, 1))}",
                 f"{cosine:.2f}",
             )
@@ -304,7 +305,7 @@ class StitchingExplorer(Explorer):
             words = html.plain(self.evidence[named[0]].words(named[1])) if named else "decoder bias"
             counts = f"{row.n_removed} out, {row.n_inserted} in"
             options.append(
-                (f"{row.step}  {row.phase}  MSE {html.signed(row.mse_change)}  {counts}  {words}", row.step)
+                (f"{row.step}  {row.phase}  MSE {signed(row.mse_change)}  {counts}  {words}", row.step)
             )
         return options
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saekit.html import escape, number, visible
+from saekit.html import escape, visible
+from saekit.wording import number
 
 BLUE, VERMILION, ORANGE, GREY = "#0173b2", "#d55e00", "#de8f05", "#8c8c8c"  # colour-blind-safe
 STYLE = """<style>

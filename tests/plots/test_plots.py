@@ -1,9 +1,11 @@
 """Every plot shows its data: artists are compared with the CSV, and the CSV with the results."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +24,11 @@ from saekit.analysis.novelty import CEInsertion
 from saekit.analysis.similarity import family_similarity
 from saekit.dictionary import Dictionary
 from saekit.family import Family
-from saekit.figures import KIND_COLOURS, KIND_NAMES, render
+from saekit.figures import kind_style, render
+from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
+from saekit.plots.common import pair_name, pair_names
+from saekit.training.trainer import TrainingResult
 
 D_IN, WIDTHS, THETA = 16, (12, 24, 48), 0.7
 LABEL = "a label that is far too long for the room there is, with $5 and $10 in it"
@@ -76,18 +81,22 @@ def results():
             group_insertion(*other, batchtopk, x),
         ],
         batchtopk=batchtopk,
+        other=other,
     )
 
 
-def logs():
+def trained():
     steps = np.arange(0, 500, 100)
-    names = ["relu 12 (seed 0)", "relu 24 (seed 0)", "relu 24 (seed 1)", "batchtopk 24 (seed 0)"]
-    return {
-        name: pd.DataFrame(
-            {"step": steps, "fvu": 0.2 + 1 / (n + 2 + steps), "l0": 40 - n - steps / 99, "loss": 1.0}
+    members = [results().family[12], results().family[24], results().family.get(24, 1), results().other[1]]
+    return [
+        TrainingResult(
+            member,
+            pd.DataFrame(
+                {"step": steps, "fvu": 0.2 + 1 / (n + 2 + steps), "l0": 40 - n - steps / 99, "loss": 1.0}
+            ),
         )
-        for n, name in enumerate(names)
-    }
+        for n, member in enumerate(members)
+    ]
 
 
 def ce_degradation():
@@ -109,7 +118,7 @@ def ce_insertion():
             "ce_change_error": 0.001 * random.random(12),
         }
     )
-    return CEInsertion("relu 12 (seed 0)", "relu 24 (seed 0)", frame, 1000)
+    return CEInsertion(results().family[12].identity, results().family[24].identity, frame, 1000)
 
 
 def store():
@@ -187,7 +196,7 @@ def big_tree():
 LABELS = {(width, latent): LABEL for width in WIDTHS for latent in range(width)}
 BUILD = {
     "activation_norms": lambda: plots.activation_norms(store()),
-    "training_curves": lambda: plots.training_curves(logs(), target_l0=36),
+    "training_curves": lambda: plots.training_curves(trained(), target_l0=36),
     "frontier": lambda: plots.frontier(results().evaluations, ce_degradation()),
     "kinds_frontier": lambda: plots.kinds_frontier(kinds_table()),
     "active_histogram": lambda: plots.active_histogram(active_table()),
@@ -255,9 +264,11 @@ def test_training_curves_are_the_logs():
     found = plot("training_curves")
     for axes, column in zip(found.figure.axes, ("fvu", "l0"), strict=True):
         lines = [line for line in curves(axes) if len(line.get_xdata()) == 5]
-        for line, log in zip(lines, logs().values(), strict=True):
-            np.testing.assert_array_equal(line.get_xdata(), log["step"])
-            np.testing.assert_array_equal(line.get_ydata(), log[column])
+        for line, result in zip(lines, trained(), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), result.log["step"])
+            np.testing.assert_array_equal(line.get_ydata(), result.log[column])
+    labels = [line.get_label() for line in found.figure.axes[1].lines]
+    assert labels == ["ReLU 12", "ReLU 24", "ReLU 24, seed 1", "BatchTopK 24", "target L0 36"]
     target = found.figure.axes[1].lines[-1]
     assert set(target.get_ydata()) == {36}
     assert len(found.data) == 4 * 5
@@ -290,11 +301,11 @@ def test_kinds_frontier_draws_the_table():
             part = table[(table["kind"] == kind) & (table["width"] == width)]
             np.testing.assert_array_equal(line.get_xdata(), part["l0"])
             np.testing.assert_array_equal(line.get_ydata(), part[column])
-            assert line.get_color() == KIND_COLOURS[kind]
+            assert line.get_color() == kind_style(kind).colour
             assert axes.get_xlim()[0] < part["l0"].min() <= part["l0"].max() < axes.get_xlim()[1]
     best = table[(table["width"] == 48) & (table["target_l0"] == 8)].sort_values("fvu").iloc[0]
     said = f"{best['fvu']:.3f} and {best['ce_degradation']:.3f} at L0 {best['l0']:.1f}"
-    assert f"width 48, trained to 8: {KIND_NAMES[best['kind']]} {said}; " in found.caption
+    assert f"width 48, trained to 8: {kind_style(best['kind']).label} {said}; " in found.caption
 
 
 def test_active_histogram_counts_every_token():
@@ -308,7 +319,7 @@ def test_active_histogram_counts_every_token():
         assert axes.lines[0].get_xdata()[0] == pytest.approx(counts.mean(), rel=1e-12)
         low, high = (int(np.quantile(counts, q, method="inverted_cdf")) for q in (0.05, 0.95))
         assert axes.texts[0].get_text() == f"L0 {counts.mean():.1f}\n90% of tokens: {low} to {high}"
-        assert f"{KIND_NAMES[kind]} 48 {counts.mean():.1f}, {low} to {high}, at most" in found.caption
+        assert f"{kind_style(kind).label} 48 {counts.mean():.1f}, {low} to {high}, at most" in found.caption
         assert (counts > axes.get_xlim()[1]).mean() <= 1e-4
 
 
@@ -354,7 +365,7 @@ def test_max_cosine_distribution_against_brute_force():
         np.testing.assert_array_equal(outline.get_data().values, null)
         styles.append(outline.get_linestyle())
     assert styles[0] != styles[1]
-    assert "No second seed at width 12, 48" in found.caption
+    assert "There is no second seed of width 12 and 48" in found.caption
 
 
 def test_splitting_flow_bars_are_the_shares():
@@ -477,6 +488,130 @@ def test_activation_norms_count_every_position():
     np.testing.assert_array_equal(excluded.get_data().values, data["excluded"])
 
 
+# ---------------------------------------------------------------------- names
+
+
+def identity(kind, width, seed=0, hook_point="blocks.0.hook_resid_post", content=""):
+    """The identity of a dictionary that is nowhere."""
+    name = f"{kind} {width}" if seed is None else f"{kind} {width} (seed {seed})"
+    digest = hashlib.sha256(f"{name} {hook_point} {content}".encode()).hexdigest()
+    return Identity(name, kind, width, seed, hook_point, digest)
+
+
+def pair(small, large):
+    return SimpleNamespace(small=small, large=large)
+
+
+A, B = "blocks.2.hook_resid_post", "blocks.5.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "name"),
+    [
+        (identity("relu", 48), identity("relu", 96), "ReLU 48 → 96"),
+        (identity("relu", 48), identity("relu", 48, 1), "ReLU 48, other seed"),
+        (identity("relu", 48), identity("batchtopk", 48), "ReLU 48 → BatchTopK 48"),
+        (identity("relu", 48), identity("batchtopk", 48, 1), "ReLU 48 → BatchTopK 48"),
+        (identity("relu", 48, None, A), identity("relu", 48, None, B), f"ReLU 48 at {A} → 48 at {B}"),
+        (
+            identity("relu", 48, None, A),
+            identity("relu", 96, None, None),
+            f"ReLU 48 at {A} → 96 at an unknown hook point",
+        ),
+        (identity("relu", 48), identity("relu", 48), "ReLU 48 with itself"),
+        (identity("home made", 48), identity("home made", 96), "home made 48 → 96"),
+        (identity("frankenstein", 48), identity("relu", 96), "Frankenstein 48 → ReLU 96"),
+        # A name that looks like another kind, width and seed is a name and nothing else.
+        (
+            Identity("relu 12 (seed 3)", "topk", 48, 0, A, "a" * 64),
+            identity("topk", 96, 0, A),
+            "TopK 48 → 96",
+        ),
+    ],
+)
+def test_a_pair_is_named_by_what_tells_the_two_apart(small, large, name):
+    assert pair_name(pair(small, large)) == name
+
+
+def test_two_of_one_kind_and_width_without_seeds_are_told_apart_by_content():
+    small, large = identity("relu", 48, None, content="a"), identity("relu", 48, None, content="b")
+    name = pair_name(pair(small, large))
+    assert "other seed" not in name
+    assert small.hash[:6] in name
+    assert large.hash[:6] in name
+
+
+def test_pairs_of_one_name_are_told_apart():
+    first, *others = (identity("relu", 48, seed) for seed in range(3))
+    assert pair_names([pair(first, other) for other in others]) == [
+        "ReLU 48, seeds 0 and 1",
+        "ReLU 48, seeds 0 and 2",
+    ]
+    at = [pair(identity("relu", 48, 0, hook), identity("relu", 96, 0, hook)) for hook in (A, B)]
+    assert pair_names(at) == [f"ReLU 48 → 96, {hook} (seed 0)" for hook in (A, B)]
+    same = pair(first, others[0])
+    assert pair_names([same, same]) == ["ReLU 48, other seed"] * 2
+
+
+def test_two_layers_in_one_frontier_stay_two():
+    layers = [
+        replace(
+            dead_evaluation(),
+            fvu=fvu,
+            density=torch.ones(4).double(),
+            dictionary=identity("relu", 4, None, hook),
+        )
+        for fvu, hook in ((0.1, A), (0.4, B))
+    ]
+    found = plots.frontier(layers)
+    assert found.data["dictionary"].tolist() == [f"relu 4 at {hook}" for hook in (A, B)]
+    assert found.data["fvu"].tolist() == [0.1, 0.4]
+    frame = pd.DataFrame({"dictionary": ["relu 4"] * 2, "ce_degradation": [0.2, 0.3]})
+    ce = replace(ce_degradation(), frame=frame)
+    assert plots.frontier(layers, ce).data["ce_degradation"].tolist() == [0.2, 0.3]
+    with pytest.raises(ValueError, match="two dictionaries of one name"):
+        plots.frontier(layers[:1], ce)
+    assert plots.density_histogram(layers).data["dictionary"].nunique() == 2
+
+
+def test_any_kind_has_a_style_of_its_own():
+    taken = {kind_style(kind).colour for kind in (*KINDS, "meta", "stitched", "frankenstein", "unknown")}
+    assert len(taken) == 10
+    made_up = kind_style("crosscoder")
+    assert made_up == kind_style("crosscoder")
+    assert made_up.label == "crosscoder"
+    assert made_up.colour not in taken
+    assert len({kind_style(f"kind {n}") for n in range(40)}) == 40
+    assert len({(s.colour, s.marker) for s in (kind_style(f"kind {n}") for n in range(12))}) > 8
+
+
+# ---------------------------------------------------------------------- saving and plotting
+
+
+def test_saving_needs_a_name_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEKIT_FIGURES", str(tmp_path / "figures"))
+    paths = plot("insertion_scatter").save("fig")
+    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    made = json.loads(paths[-1].read_text())
+    family = results().family
+    assert made["settings"] == {"theta": THETA}
+    assert {name: entry["hash"] for name, entry in made["inputs"].items()} == {
+        member.name: member.content_hash for member in (family[12], family[24], family.get(24, 1))
+    }
+    monkeypatch.delenv("SAEKIT_FIGURES")
+    monkeypatch.chdir(tmp_path)
+    assert {path.parent for path in plot("roc").save("fig")} == {tmp_path / "figures"}
+
+
+def test_what_is_given_is_added_to_the_record(tmp_path):
+    paths = plot("insertion_scatter").save(
+        "fig", inputs={"store": {"hash": "ab"}}, settings={"theta": 0.5}, folder=tmp_path
+    )
+    made = json.loads(paths[-1].read_text())
+    assert made["settings"] == {"theta": 0.5}
+    assert {"store", "relu 12 (seed 0)", "relu 24 (seed 0)"} <= set(made["inputs"])
+
+
 # ---------------------------------------------------------------------- what cannot be shown
 
 
@@ -488,7 +623,7 @@ def dead_evaluation():
         torch.zeros(5, dtype=torch.float64),
         10,
         0,
-        "relu 5 (seed 0)",
+        identity("relu", 5),
         1.0,
         torch.ones(1),
         torch.ones(1),
@@ -498,8 +633,7 @@ def dead_evaluation():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plots.training_curves({}), "at least one log"),
-        (lambda: plots.training_curves({"mine": logs()["relu 12 (seed 0)"]}), "relu 1152"),
+        (lambda: plots.training_curves([]), "at least one result"),
         (lambda: plots.frontier([]), "at least one evaluation"),
         (lambda: plots.frontier([dead_evaluation()], ce_degradation()), r"lacks relu 5 \(seed 0\)"),
         (lambda: plots.kinds_frontier(kinds_table()[:0]), "at least one dictionary"),
@@ -520,5 +654,5 @@ def test_errors(call, message):
 def test_plots_without_their_optional_parts():
     assert len(plots.frontier(results().evaluations).figure.axes) == 2
     assert len(plots.insertion_scatter(results().relu).figure.axes) == 1
-    single = plots.training_curves({"relu 12 (seed 0)": logs()["relu 12 (seed 0)"]})
+    single = plots.training_curves(trained()[0])
     assert render(single.figure, "png").startswith(b"\x89PNG")

@@ -121,7 +121,7 @@ def test_curve_says_its_numbers():
         assert f"{frame['fvu'][row.last_step]:.3f} once" in caption
         if (changes < 0).mean() > 0.005:
             assert f"({100 * (changes < 0).mean():.0f}% of {len(changes)} steps lower it)" in caption
-    assert f"highest FVU on the way {frame['fvu'].max():.3f}" in caption
+    assert f"highest FVU along the path is {frame['fvu'].max():.3f}" in caption
 
 
 def test_chain_goes_through_the_trained_dictionaries():

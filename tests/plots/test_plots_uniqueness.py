@@ -56,7 +56,7 @@ def test_distributions_are_histograms_of_the_frames():
         seeds = seeds[seeds["null"] == ""]
         np.testing.assert_allclose(filled.get_data().values, seeds["share"])
         assert np.diff(filled.get_data().edges) == pytest.approx(1 / BINS)
-    assert "No second seed at width 90" in plot.caption
+    assert "There is no second seed of width 90" in plot.caption
 
 
 def test_curves_are_the_shares_of_pairs_under_theta():

@@ -281,6 +281,7 @@ def test_changing_the_width_follows_the_most_similar_direction(world, explorer):
 def test_a_hundred_updates_make_no_new_widgets_and_closing_leaves_none(world, meta, head):
     before = live_widgets()
     explorer = MetaExplorer(meta, world.evidence, head, labels=make_labels(meta))
+    assert explorer.view
     during = live_widgets()
     for i in range(100):
         explorer.show(width=(8, 24, 48)[i % 3], latent=i % 8)
