@@ -75,6 +75,7 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
         f"{reference}; negative values help. Bars are two standard errors, paired over rows of tokens. Means "
         f"of the groups: {means}. FVU: {on_tokens(first.n_tokens, first.n_excluded).lower()}. "
         f"Cross-entropy: on {result.summary['n_rows']} rows with {result.summary['n_targets']:,} targets.",
-        alt=f"Scatter of the change in cross-entropy against the change in FVU. Means of the groups: {means}.",
+        alt="Scatter of the change in cross-entropy against the change in FVU. Means of the groups: "
+        f"{means}.",
         made_from=made_from(*result.evaluations),
     )
