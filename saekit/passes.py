@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
+from saekit.activations import Activations, as_activations, batches_of
 from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.moments import Moments
@@ -78,7 +78,7 @@ class Tokens:
 
 @torch.no_grad()
 def one_pass(
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *additions: Callable[[Batch], None],
     dictionaries: Sequence[Dictionary],
     purpose: str,
@@ -92,7 +92,7 @@ def one_pass(
 
     Parameters
     ----------
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     *additions : callable
         Each is called with every `Batch`, in order. A dictionary that several of them ask is
@@ -113,6 +113,7 @@ def one_pass(
     ValueError
         If the inputs do not agree, an activation is not finite, or there are no tokens.
     """
+    activations = as_activations(activations)
     check_agreement(activations=activations, dictionaries=dictionaries, allow_mismatch=allow_mismatch)
     first = dictionaries[0]
     moments = Moments(first.d_in)
@@ -120,13 +121,6 @@ def one_pass(
         if not isinstance(activations, Tensor):
             bar.total = len(activations.positions)
         for positions, x in batches_of(activations, batch_size, device=first.W_enc.device):
-            finite = x.isfinite().all(dim=1)
-            if not finite.all():
-                position = int(positions[finite.logical_not().nonzero()[0, 0].cpu()])
-                raise ValueError(
-                    f"The activations of position {position} are not finite: harvest them again, or leave "
-                    "the position out."
-                )
             batch = Batch(positions, x)
             for add in additions:
                 add(batch)

@@ -13,17 +13,18 @@ from saekit.activations import (
     BUFFER_TOKENS,
     EXCLUSION_RULE,
     NORM_SAMPLE,
-    check_finite,
     describe_harvest,
     exclusion,
     harvest_rows,
     norm_limit,
     random_stream,
+    require_finite,
 )
 from saekit.corpora import TokenRows
 from saekit.distributed import all_gather, local_slice
 from saekit.files import hash_json
 from saekit.models import device_of
+from saekit.settings import whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -32,7 +33,7 @@ SAMPLE_TOKENS = 1 << 15  # of the rows whose positions stand for all
 
 
 class StreamedActivations:
-    """What `saekit.training.trainer.train` needs of an activation store, with nothing on disk.
+    """A source of activations for `saekit.training.trainer.train` that keeps nothing on disk.
 
     Each epoch permutes the token rows and cuts them into buffers of equal size. A buffer is
     harvested, its used positions are shuffled, and whole batches are drawn from it; then the next
@@ -43,12 +44,12 @@ class StreamedActivations:
     are neither special nor first fill. So the batch of any step is found without harvesting what
     comes before it, but
 
-    - what does not fill a batch, less than one batch a buffer, is left out until another epoch
-      shuffles it into another place;
+    - positions that do not fill a batch, fewer than one batch per buffer, are left out until another
+      epoch shuffles them into another place;
     - if more positions are excluded for their norm than were left out, the last batch of the
       buffer is filled up with the buffer's first positions again.
 
-    Within `saekit.distributed.distributed` the processes share the rows of a buffer out and then
+    Within `saekit.distributed.distributed` the processes share the rows of a buffer and then
     all hold the whole of it, so that all draw the same batches, the same as one process would.
 
     Parameters
@@ -64,7 +65,7 @@ class StreamedActivations:
     dtype : torch.dtype
         Held as float32 or bfloat16, on the model's device.
     batch_rows : int
-        Rows a forward pass.
+        Rows per forward pass.
 
     Raises
     ------
@@ -83,15 +84,13 @@ class StreamedActivations:
         dtype: torch.dtype = torch.bfloat16,
         batch_rows: int = 32,
     ) -> None:
-        if buffer_tokens < rows.context_length:
-            raise ValueError(
-                f"buffer_tokens must be at least one row of {rows.context_length}, found {buffer_tokens}."
-            )
+        batch_rows = whole("batch_rows", batch_rows)
+        self._described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
         self.model = model
         self.rows = rows
+        buffer_tokens = whole("buffer_tokens", buffer_tokens, at_least=rows.context_length)
         self.buffer_rows = buffer_tokens // rows.context_length
         self._dtype = dtype
-        self._described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
 
     def __repr__(self) -> str:
         return (
@@ -124,8 +123,9 @@ class StreamedActivations:
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of the manifest, whose norm limit tells models of one name apart."""
-        return hash_json(self.manifest)
+        """Hash of the manifest, without the model's name, which is for people."""
+        model = {what: value for what, value in self.manifest["model"].items() if what != "name"}
+        return hash_json(self.manifest | {"model": model})
 
     @cached_property
     def positions(self) -> Tensor:
@@ -151,7 +151,7 @@ class StreamedActivations:
     def read(self, positions: Tensor) -> Tensor:
         """Activations at any positions `[n]`, in their order, as float32 `[n, d_in]` on the CPU.
 
-        Their rows are harvested for it, once a call.
+        Their rows are harvested for it, once per call.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class StreamedActivations:
             yield buffer[chosen.to(buffer.device)].float()
 
     def _fill(self, numbers: Tensor) -> Tensor:
-        """Used activations `[n, d_in]` of rows; the processes share the forward passes out."""
+        """Used activations `[n, d_in]` of rows; the processes share the forward passes."""
         batches = numbers.split(self._described["batch_rows"])
         mine = torch.cat([numbers[:0], *batches[local_slice(len(batches))]])
         size = len(mine) * self.rows.context_length, self.d_in
@@ -236,7 +236,7 @@ class StreamedActivations:
         for batch in numbers.split(self._described["batch_rows"]):
             x, norms = harvest_rows(self.model, self.rows.tokens[batch], self.hook_point, self._dtype)
             norms = norms.cpu()
-            check_finite(norms, batch.tolist(), self.hook_point)
+            require_finite(norms, batch, "row")
             yield batch, x, norms
 
     def _used(self, numbers: Tensor, norms: Tensor) -> Tensor:

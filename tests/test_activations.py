@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -150,20 +151,28 @@ class Killed(BaseException):
     """Like a signal: no `except Exception` sees it."""
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_at_any_write_loses_nothing(model, token_rows, store, tmp_path, monkeypatch, when):
-    """Stop before or after each file appears, resume, and compare every byte."""
-    captured = []
+@pytest.fixture
+def captured(monkeypatch):
+    """Numbers of rows of the forward passes."""
+    counts = []
 
     def counting(model, tokens, hook_point):
-        captured.append(len(tokens))
-        return capture(model, tokens, hook_point)
+        x = capture(model, tokens, hook_point)
+        counts.append(len(tokens))
+        return x
 
     monkeypatch.setattr(activations, "capture", counting)
+    return counts
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_any_write_loses_nothing(model, token_rows, store, tmp_path, monkeypatch, when, captured):
+    """Stop before or after each file appears, resume, and compare every byte."""
     expected, real = contents(store.path), files.os.replace
     n_writes = 1 + 6 + 3  # manifest; shards; positions, documents, manifest
     for fatal in range(n_writes):
         folder, writes = tmp_path / f"{when}-{fatal}", itertools.count()
+        captured.clear()
 
         def dying(source, target, writes=writes, fatal=fatal):
             now = next(writes) == fatal
@@ -178,28 +187,110 @@ def test_a_kill_at_any_write_loses_nothing(model, token_rows, store, tmp_path, m
         monkeypatch.setattr(files.os, "replace", real)
         finished = len(list(folder.glob("shard-*")))
         assert finished == min(6, max(0, fatal - 1 + (when == "after")))
-        captured.clear()
         harvest(model, token_rows, HOOK_POINT, path=folder, **SETTINGS)
         assert contents(folder) == expected
-        assert sum(captured) == max(0, 22 - 4 * finished)  # a finished shard is never harvested again
+        # No row is harvested twice but those of the shard that was not written.
+        lost = [4, 4, 4, 4, 4, 2][fatal - 1] if when == "before" and 1 <= fatal <= 6 else 0
+        assert sum(captured) == 22 + lost
 
 
-def test_a_kill_in_any_forward_pass_loses_nothing(model, token_rows, store, tmp_path, monkeypatch):
-    expected = contents(store.path)
+def test_a_kill_in_any_forward_pass_loses_nothing(model, token_rows, store, tmp_path, monkeypatch, captured):
+    expected, counting = contents(store.path), activations.capture
     for fatal in range(11):
         calls = itertools.count()
+        captured.clear()
 
         def dying(model, tokens, hook_point, calls=calls, fatal=fatal):
             if next(calls) == fatal:
                 raise Killed
-            return capture(model, tokens, hook_point)
+            return counting(model, tokens, hook_point)
 
         monkeypatch.setattr(activations, "capture", dying)
         with pytest.raises(Killed):
             harvest(model, token_rows, HOOK_POINT, path=tmp_path / f"{fatal}", **SETTINGS)
-        monkeypatch.setattr(activations, "capture", capture)
+        monkeypatch.setattr(activations, "capture", counting)
         harvest(model, token_rows, HOOK_POINT, path=tmp_path / f"{fatal}", **SETTINGS)
         assert contents(tmp_path / f"{fatal}") == expected
+        assert sum(captured) == 22  # each row once: the finished part of a shard is kept too
+
+
+def interrupted_at(lines, call):
+    """Call, and interrupt after so many lines of saekit's code; how many lines ran."""
+    ran = 0
+
+    def trace(frame, event, _):
+        nonlocal ran
+        if "/saekit/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            ran += 1
+            if ran == lines:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+    return ran
+
+
+def test_an_interrupt_at_any_moment_loses_at_most_a_batch(model, token_rows, store, tmp_path, captured):
+    """At twenty random lines of saekit's code."""
+
+    def run(name):
+        return harvest(model, token_rows, HOOK_POINT, path=tmp_path / name, **SETTINGS)
+
+    n_lines = interrupted_at(None, lambda: run("whole"))
+    assert contents(tmp_path / "whole") == contents(store.path)
+    kept = 0
+    for point in torch.randperm(n_lines, generator=torch.Generator().manual_seed(0))[:20].tolist():
+        captured.clear()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_at(point + 1, lambda name=f"{point}": run(name))
+        before = sum(captured)
+        kept += before
+        run(f"{point}")
+        assert contents(tmp_path / f"{point}") == contents(store.path)
+        assert sum(captured) <= 22 + 2
+    assert kept > 100  # of the 440 rows: the points are all over the harvest
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fills_up_or_turns_read_only_loses_no_shard(
+    model, token_rows, store, tmp_path, monkeypatch, code, captured
+):
+    """After twenty random numbers of bytes."""
+    size = sum(map(len, contents(store.path).values()))
+    real = files.write_bytes
+    for capacity in torch.randint(size, (20,), generator=torch.Generator().manual_seed(0)).tolist():
+        free = [capacity]
+
+        def write(path, data, free=free):
+            free[0] -= len(data)
+            if free[0] < 0:
+                raise OSError(code, "No more")
+            real(path, data)
+
+        folder = tmp_path / f"{capacity}"
+        captured.clear()
+        monkeypatch.setattr(files, "write_bytes", write)
+        with pytest.raises(OSError, match=r"The disk is full|No more"):
+            harvest(model, token_rows, HOOK_POINT, path=folder, **SETTINGS)
+        monkeypatch.setattr(files, "write_bytes", real)
+        finished = sum(len(load_file(file)["norms"]) for file in folder.glob("shard-*"))
+        captured.clear()
+        harvest(model, token_rows, HOOK_POINT, path=folder, **SETTINGS)
+        assert contents(folder) == contents(store.path)
+        assert sum(captured) <= 22 - finished
+
+
+def test_a_place_that_cannot_be_written_is_tried_before_the_work(model, token_rows, tmp_path, captured):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"Nothing can be written to the folder .*file/s"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path / "file" / "s", **SETTINGS)
+    assert captured == []
 
 
 def test_files_of_killed_writes_are_swept_up_and_others_left(model, token_rows, tmp_path):
@@ -237,7 +328,7 @@ def test_other_settings_are_not_resumed(model, token_rows, copy):
     refused('dtype is "float32" there, and "bfloat16" was asked for', dtype=torch.bfloat16)
     refused('hook_point is "blocks.1.hook_resid_post"', hook_point="blocks.0.hook_resid_post")
     refused("shard_rows is 4 there, and 8 was asked for", shard_rows=8)
-    refused("rows is 22 there, and 20", TokenRows(token_rows.tokens[:20], token_rows.document[:20], []))
+    refused("rows is 22 there, and 20", TokenRows(token_rows.tokens[:20]))
     other = token_rows.tokens.clone()
     other[3, 3] += 1
     refused("tokens_hash is", replace(token_rows, tokens=other))
@@ -261,7 +352,7 @@ def test_activations_that_are_not_finite_are_named(model, token_rows, tmp_path, 
         return x
 
     monkeypatch.setattr(activations, "capture", broken)
-    with pytest.raises(ValueError, match=rf"at {HOOK_POINT} of row 9 are not finite"):
+    with pytest.raises(ValueError, match="activations of row 9 are not finite"):
         harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
     assert sorted(file.name for file in (tmp_path / "s").glob("shard-*")) == [
         "shard-00000.safetensors",
@@ -291,7 +382,7 @@ def test_what_is_no_store_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no activation store: expected a manifest\.json"):
         ActivationStore.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match="does not say format 'saekit-activations-1'"):
+    with pytest.raises(ValueError, match="does not have format 'saekit-activations-1'"):
         ActivationStore.open(tmp_path)
 
 

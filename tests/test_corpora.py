@@ -171,7 +171,7 @@ def test_documents_without_tokens_leave_no_separator(model):
 def test_packing_says_what_is_missing(model):
     with pytest.raises(ValueError, match=r"holds only \d+ tokens, but 992 were asked for \(62 rows of 16\)"):
         pack(documents(2), model.tokenizer, context_length=16, n_tokens=1000)
-    with pytest.raises(ValueError, match="context_length=16 and n_tokens=15"):
+    with pytest.raises(ValueError, match="at least one row of context_length=16, found 15"):
         pack(documents(2), model.tokenizer, context_length=16, n_tokens=15)
     bare = types.SimpleNamespace(get_vocab=dict, eos_token_id=None, bos_token_id=None)
     with pytest.raises(ValueError, match="no token that separates documents"):

@@ -82,7 +82,7 @@ with distributed():
     out["empty"] = torch.cat(all_gather(torch.zeros(0)))
 
     tokens = load_file(f"{folder}/tokens.safetensors")["tokens"]
-    rows = TokenRows(tokens, tokens, [])
+    rows = TokenRows(tokens)
     stream = StreamedActivations(load_model(model_folder), rows, hook_point, buffer_tokens=160, batch_rows=3)
     out["streamed"] = torch.stack(list(islice(stream.shuffled(8, seed=0), 50)))
     barrier()
@@ -137,7 +137,7 @@ def test_shares_are_equal_up_to_one_and_nothing_is_left_out(results):
 
 
 def test_two_processes_stream_the_batches_of_one(results, model, token_rows):
-    rows = TokenRows(token_rows.tokens, token_rows.tokens, [])
+    rows = TokenRows(token_rows.tokens)
     stream = StreamedActivations(model, rows, HOOK_POINT, buffer_tokens=160, batch_rows=3)
     expected = torch.stack(list(islice(stream.shuffled(8, seed=0), 50)))
     assert torch.equal(results[0]["streamed"], expected)

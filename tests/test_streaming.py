@@ -275,7 +275,7 @@ def test_a_checkpoint_of_other_data_is_refused(model, token_rows, stream, tmp_pa
 
 
 def test_settings_are_checked(model, token_rows, stream):
-    with pytest.raises(ValueError, match="at least one row of 16, found 15"):
+    with pytest.raises(ValueError, match="buffer_tokens must be at least 16, found 15"):
         StreamedActivations(model, token_rows, HOOK_POINT, buffer_tokens=15)
     with pytest.raises(ValueError, match=r"no hook point 'blocks\.9"):
         StreamedActivations(model, token_rows, "blocks.9.hook_resid_post")
@@ -292,7 +292,7 @@ def test_activations_that_are_not_finite_are_named(stream, token_rows, monkeypat
         return x
 
     monkeypatch.setattr(activations, "capture", broken)
-    with pytest.raises(ValueError, match=rf"at {HOOK_POINT} of row 9 are not finite"):
+    with pytest.raises(ValueError, match="activations of row 9 are not finite"):
         take(stream, 60, 7, seed=0)
 
 
