@@ -1,25 +1,28 @@
-"""The door: whether model, activations and dictionaries belong together, asked in one place.
+"""The door: whether a model, activations and dictionaries belong together, decided in one place.
 
-What contradicts is an error; what is not recorded is a warning. `allow_mismatch=True` of an
-analysis turns errors into warnings, and is the only way round.
+A contradiction is an error, a missing record is a warning, and `allow_mismatch=True`, which every
+analysis takes, turns errors into warnings.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
+from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.dictionary import Dictionary
-from saekit.models import describe_model
+from saekit.identity import UnrecordedWarning
+from saekit.models import EMBEDDED_MODEL, compare_models, describe_model, require_evaluation
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-    from saekit.activations import ActivationStore
+    from saekit.streaming import StreamedActivations
 
 WAY_ROUND = "Pass allow_mismatch=True if this is what you want."
 
@@ -28,147 +31,135 @@ class MismatchError(ValueError):
     """Model, activations and dictionaries that do not belong together."""
 
 
-class UnrecordedWarning(UserWarning):
-    """Something that should be compared is recorded on one side only."""
+class MismatchWarning(UserWarning):
+    """The same, where `allow_mismatch=True` lets it pass."""
 
 
 def check_agreement(
     *,
     model: TransformerBridge | None = None,
-    activations: ActivationStore | Tensor | None = None,
+    activations: Activations | StreamedActivations | None = None,
     dictionaries: Sequence[Dictionary] = (),
     allow_mismatch: bool = False,
 ) -> None:
-    """Hold a model, activations and dictionaries against each other.
+    """Check that a model, activations and dictionaries belong together.
 
-    Compared are the model (weights, revision, processing; by name where no weights are recorded),
-    the hook point, and `d_in`. A plain tensor records nothing, so only its dimension counts.
+    Compared are the model (`saekit.models.compare_models`: weights where both sides record them,
+    else name and revision, and how the weights were processed), the hook point, and `d_in`. A
+    plain tensor or array records nothing, so only its dimension counts.
 
     Parameters
     ----------
     model : TransformerBridge, optional
         The model that an analysis runs.
-    activations : ActivationStore or Tensor, optional
-        What it reads.
+    activations : ActivationStore, StreamedActivations, Tensor or array, optional
+        The activations that it reads.
     dictionaries : sequence of Dictionary
-        What it asks.
+        The dictionaries that it uses.
     allow_mismatch : bool
-        Warn instead of raising. A `d_in` that does not fit is an error all the same.
+        Warn instead of raising. Different `d_in` are an error all the same.
 
     Raises
     ------
     MismatchError
-        If two of them contradict each other; the sentence names both, and what each records.
+        If two of them contradict each other; the sentence names both and the two values.
+    ValueError
+        If the model is in training mode.
 
     Warns
     -----
     UnrecordedWarning
-        If a dictionary does not record what the store or the model does.
+        If one of them does not record something that another one does.
+    MismatchWarning
+        Instead of a `MismatchError`, with `allow_mismatch`.
     """
     records = [_of_dictionary(dictionary) for dictionary in dictionaries]
-    if isinstance(activations, Tensor):
-        if activations.ndim != 2:
-            raise ValueError(f"Activations must be [n, d_in], found shape {list(activations.shape)}.")
-        records.append({"who": "the activations", "d_in": activations.shape[1]})
-    elif activations is not None:
-        records.append(_of_store(activations))
+    if activations is not None:
+        records.append(_of_activations(activations))
     if model is not None:
-        records.append({"who": "the model given", **_of_model(describe_model(model))})
-    for here, there in _pairs(records):
-        _hold(here, there, allow_mismatch)
+        require_evaluation(model)
+        records.append({"who": lambda: "the model", "model": describe_model(model)})
+    unrecorded: dict[str, tuple[str, str]] = {}
+    mismatched: dict[str, str] = {}
+    for here, there in combinations(records, 2):
+        for what, a, b in _compared(here, there):
+            if a == b:
+                continue
+            if a is None or b is None:
+                lacks, has = (here, there) if a is None else (there, here)
+                if what not in unrecorded:
+                    unrecorded[what] = lacks["who"](), has["who"]()
+                continue
+            message = (
+                f"{here['who']()} and {there['who']()} do not belong together: the first has {what} "
+                f"{shown(a)}, the second {shown(b)}."
+            )
+            if what == "d_in" or not allow_mismatch:
+                raise MismatchError(message if what == "d_in" else f"{message} {WAY_ROUND}")
+            mismatched.setdefault(what, message)
+    for message in mismatched.values():
+        warnings.warn(message, MismatchWarning, stacklevel=3)
+    for pair in dict.fromkeys(unrecorded.values()):
+        lacking = " and ".join(what for what, where in unrecorded.items() if where == pair)
+        warnings.warn(
+            f"{pair[0]} does not record its {lacking}, so it was not compared in this with {pair[1]}.",
+            UnrecordedWarning,
+            stacklevel=3,
+        )
 
 
-def _pairs(records: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Neighbours, and everything with the last: one contradiction is enough."""
-    last = records[-1:] * max(0, len(records) - 2)
-    return [*pairwise(records), *zip(records[:-2], last, strict=True)]
+def compare_records(
+    dictionary: Dictionary, activations: Activations | StreamedActivations
+) -> list[tuple[str, Any, Any]]:
+    """Everything that `check_agreement` compares: what, and its value for dictionary and activations."""
+    return list(_compared(_of_dictionary(dictionary), _of_activations(activations)))
 
 
 def _of_dictionary(dictionary: Dictionary) -> dict[str, Any]:
     info = dictionary.info
     processing = info.get("model_processing")
-    if processing is None and "training" in info:
-        processing = {}  # saekit did not record processing before it could be on
+    if processing is None and info.get("model") == EMBEDDED_MODEL:
+        processing = {}  # the families in the package were trained before this was recorded
     return {
-        "who": dictionary.identity.described,
-        "dictionary": True,
+        "who": lambda: dictionary.identity.described,  # a hash, needed for sentences only
         "d_in": dictionary.d_in,
-        "hook_point": info.get("hook_point"),
-        "model": info.get("model"),
-        "weights": info.get("model_weights"),
-        "revision": info.get("model_revision"),
-        "processing": processing,
+        "hook point": info.get("hook_point"),
+        "model": {
+            "name": info.get("model"),
+            "weights": info.get("model_weights"),
+            "revision": info.get("model_revision"),
+            "processing": processing,
+        },
     }
 
 
-def _of_store(store: ActivationStore) -> dict[str, Any]:
-    model = store.manifest.get("model")
-    return {
-        "who": f"the store {store.path.name}" if hasattr(store, "path") else "the activations",
-        "d_in": store.d_in,
-        "hook_point": store.manifest.get("hook_point"),
-        **({} if model is None else _of_model(model)),
+def _of_activations(activations: Activations | StreamedActivations) -> dict[str, Any]:
+    """What activations record; what they do not record is left out, and so is not asked for."""
+    if isinstance(activations, Tensor | np.ndarray):
+        activations = as_activations(activations)
+    if isinstance(activations, Tensor):
+        return {"who": lambda: "the activations", "d_in": activations.shape[1]}
+    who = f"the store {activations.path.name}" if isinstance(activations, ActivationStore) else "the stream"
+    record = {
+        "who": lambda: who,
+        "d_in": activations.d_in,
+        "hook point": activations.hook_point,
+        "model": activations.manifest.get("model"),
     }
+    return {what: value for what, value in record.items() if value is not None}
 
 
-def _of_model(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "model": described["name"],
-        "weights": described.get("weights"),
-        "revision": described["revision"],
-        "processing": described["processing"],
-    }
+def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What two records both speak of."""
+    for what in ("d_in", "hook point"):
+        if what in here and what in there:
+            yield what, here[what], there[what]
+    if "model" in here and "model" in there:
+        yield from compare_models(here["model"], there["model"])
 
 
-def _hold(here: Mapping[str, Any], there: Mapping[str, Any], allow_mismatch: bool) -> None:
-    if None not in (d := (here.get("d_in"), there.get("d_in"))) and d[0] != d[1]:
-        raise MismatchError(f"{here['who']} has d_in {d[0]}, but {there['who']} has {d[1]}.")
-    for what, a, b in _compared(here, there):
-        if a is None or b is None:
-            if (a is None) != (b is None) and (here if a is None else there).get("dictionary"):
-                lacks, has, value = (here, there, b) if a is None else (there, here, a)
-                warnings.warn(
-                    f"{lacks['who']} does not record its {what}, so it was not compared with that of "
-                    f"{has['who']} ({_shown(value)}).",
-                    UnrecordedWarning,
-                    stacklevel=4,
-                )
-        elif a != b:
-            message = (
-                f"{here['who']} and {there['who']} do not belong together: the {what} is {_shown(a)} "
-                f"for the first and {_shown(b)} for the second."
-            )
-            if not allow_mismatch:
-                raise MismatchError(f"{message} {WAY_ROUND}")
-            warnings.warn(message, stacklevel=4)
-
-
-def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """What two records say of the same thing; where weights are on both sides, names do not count."""
-    hook_point = ("hook point", here.get("hook_point"), there.get("hook_point"))
-    if "model" not in here or "model" not in there:
-        return [hook_point] if "hook_point" in here and "hook_point" in there else []
-    if here["weights"] and there["weights"]:
-        model = [("model (weights)", here["weights"], there["weights"])]
-    else:
-        model = [("model", _own_name(here["model"]), _own_name(there["model"]))]
-        if here["revision"] and there["revision"]:
-            model.append(("model revision", here["revision"], there["revision"]))
-    points = [hook_point] if "hook_point" in here and "hook_point" in there else []
-    return [*points, *model, ("weight processing", _flags(here["processing"]), _flags(there["processing"]))]
-
-
-def _own_name(name: str | None) -> str | None:
-    """A model's name without its organisation, which a local folder does not have."""
-    return None if name is None else str(name).rpartition("/")[2]
-
-
-def _flags(processing: Mapping[str, bool] | None) -> tuple[str, ...] | None:
-    """The flags that are on."""
-    return None if processing is None else tuple(sorted(flag for flag, on in processing.items() if on))
-
-
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A compared value in a sentence or a table."""
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return str(value)[:12] if len(str(value)) == 64 else str(value)

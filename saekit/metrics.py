@@ -17,11 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, batches_of
+from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity
-from saekit.models import capture, device_of, logits_given
+from saekit.models import capture, device_of, logits_given, require_rows
 from saekit.moments import Moments, fvu, ratio_of_totals
 from saekit.results import Result
+from saekit.settings import whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -165,7 +167,7 @@ def n_excluded(activations: ActivationStore | Tensor) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CEDegradation(Result):
-    """What replacing activations by reconstructions costs the language model.
+    """The cost to the language model of replacing activations by reconstructions.
 
     Attributes
     ----------
@@ -176,7 +178,7 @@ class CEDegradation(Result):
         and mean ablation lose), and `ce_degradation_everywhere`, with excluded positions replaced too
         (NaN if that was not run).
     ce_original, ce_zero_ablation, ce_mean_ablation : float
-        Cross-entropy of the untouched model and of the two ablations, in nats a token.
+        Cross-entropy of the untouched model and of the two ablations, in nats per token.
     n_targets : int
         Predicted tokens averaged over: those that are not special.
     n_passed_through : int
@@ -242,6 +244,7 @@ def ce_degradation(
     max_rows: int = 64,
     batch_rows: int = 16,
     everywhere: bool = True,
+    allow_mismatch: bool = False,
     progress: bool = False,
 ) -> CEDegradation:
     """Increase in cross-entropy when activations are replaced by their reconstruction.
@@ -254,7 +257,7 @@ def ce_degradation(
     model : TransformerBridge
         The language model that the store was harvested from.
     dictionaries : Dictionary or sequence of Dictionary
-        What to replace the store's hook point with; ablations are run once for all.
+        Their reconstructions replace the activations; ablations are run once for all.
     store : ActivationStore
         Held-out tokens, and the mean that mean ablation inserts.
     max_rows : int
@@ -263,21 +266,22 @@ def ce_degradation(
         Rows per forward pass.
     everywhere : bool
         Run the model with excluded positions replaced too, which takes as long again.
+    allow_mismatch : bool
+        Warn instead of raising where model, store and dictionaries contradict each other.
     progress : bool
-        Show a progress bar in forward passes.
+        Show a progress bar in rows.
 
     Raises
     ------
+    MismatchError
+        If model, store and dictionaries do not belong together (`saekit.agreement`).
     ValueError
-        If a dictionary's `d_in` does not fit the store.
+        If the store holds no tokens, the model is in training mode, or a setting is out of range.
     """
+    max_rows, batch_rows = whole("max_rows", max_rows), whole("batch_rows", batch_rows)
     members = [dictionaries] if isinstance(dictionaries, Dictionary) else list(dictionaries)
-    for dictionary in members:
-        if dictionary.d_in != store.d_in:
-            raise ValueError(
-                f"{dictionary.name} has d_in {dictionary.d_in}, but the store at "
-                f"{store.hook_point} has {store.d_in}."
-            )
+    check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
+    require_rows(model, store.tokens)
     moments = Moments(store.d_in)
     for _, x in batches_of(store):
         moments.update(x)

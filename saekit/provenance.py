@@ -1,4 +1,4 @@
-"""What a result was made from: identities and hashes, without clocks or paths."""
+"""The inputs of a result: identities and hashes, without clocks or paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dic
     ----------
     **inputs : ActivationStore, Dictionary or Family
         What a notebook or a figure reads, by the name it should have in the record; None is
-        left out. A family has one entry a member.
+        left out. A family has one entry per member.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def _describe(value: ActivationStore | Dictionary) -> dict[str, Any]:
     if isinstance(value, ActivationStore):
         return {
             "what": f"activations in {value.manifest['dtype']}",
-            "model": value.manifest["model"]["name"],
+            "model": value.model_name,
             "hook_point": value.hook_point,
             "hash": value.content_hash,
             "positions": value.n_tokens,

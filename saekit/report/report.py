@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from saekit import plots
 from saekit.activations import ActivationStore
+from saekit.agreement import check_agreement
 from saekit.analysis import (
     FamilyUniqueness,
     Insertion,
@@ -35,6 +36,7 @@ from saekit.analysis.meta.sae import Recipe
 from saekit.analysis.stitching.path import Stitching
 from saekit.family import Family
 from saekit.figures import Plot, kind_style
+from saekit.files import writable_folder
 from saekit.metrics import CEDegradation, ce_degradation, evaluate
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
@@ -56,6 +58,7 @@ def write_report(
     theta: float = 0.7,
     k: int = 4,
     recipe: str | Recipe = "lesswrong",
+    allow_mismatch: bool = False,
     progress: bool = False,
 ) -> Path:
     """Measure whether the latents of a family are unique, complete and atomic; write one page.
@@ -78,6 +81,8 @@ def write_report(
         Meta-latents a decoder direction.
     recipe : str or Recipe
         How the meta-SAE is trained (`saekit.analysis.meta.sae.RECIPES`).
+    allow_mismatch : bool
+        Warn instead of raising where model, store and family contradict each other.
     progress : bool
         Show a progress bar in sections of the page.
 
@@ -88,8 +93,12 @@ def write_report(
 
     Raises
     ------
+    MismatchError
+        If model, store and family do not belong together (`saekit.agreement`).
     ValueError
-        If the family has fewer than two widths or a TopK member, or does not fit the store.
+        If the family has fewer than two widths or a TopK member.
+    OSError
+        If nothing can be written to the folder.
 
     Notes
     -----
@@ -100,12 +109,10 @@ def write_report(
         raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
     for member in family:
         member.require_independent("A report")
-        if member.d_in != store.d_in:
-            raise ValueError(
-                f"{member.name} has d_in {member.d_in}, but the store at {store.hook_point} has {store.d_in}."
-            )
+    check_agreement(model=model, activations=store, dictionaries=list(family), allow_mismatch=allow_mismatch)
+    writable_folder(folder)
     analyses = (
-        lambda: _measured(family, store, model),
+        lambda: _measured(family, store, model, allow_mismatch),
         lambda: _unique(family, store, theta),
         lambda: _complete(family, store, theta),
         lambda: _atomic(family, k, recipe),
@@ -133,13 +140,15 @@ def write_report(
 # ---------------------------------------------------------------------- sections
 
 
-def _measured(family: Family, store: ActivationStore, model: TransformerBridge | None) -> Section:
+def _measured(
+    family: Family, store: ActivationStore, model: TransformerBridge | None, allow_mismatch: bool
+) -> Section:
     evaluations = [evaluate(member, store) for member in family]
     frame = pd.DataFrame([evaluation.summary for evaluation in evaluations])
     shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
     ce: CEDegradation | None = None
     if model is not None:
-        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS)
+        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS, allow_mismatch=allow_mismatch)
         frame = frame.assign(ce_degradation=ce.frame["ce_degradation"].to_numpy())
         shown["ce_degradation"] = "CE degradation"
     n_tokens, n_excluded = evaluations[0].n_tokens, evaluations[0].n_excluded
@@ -152,11 +161,12 @@ def _measured(family: Family, store: ActivationStore, model: TransformerBridge |
             f"{number(ce.ce_zero_ablation)}."
         )
     widths = listed(family.widths)
+    model_name = store.model_name or "an unnamed model"
     return Section(
         title="What was measured",
         question="Which dictionaries, on which tokens?",
         says=f"{len(family)} {kind_style(family.kind).label} dictionaries of widths {widths} at "
-        f"{family.hook_point} of {store.manifest['model']['name']}, on {n_tokens:,} held-out tokens; "
+        f"{family.hook_point} of {model_name}, on {n_tokens:,} held-out tokens; "
         f"{n_excluded:,} positions are excluded ({store.manifest['exclusion']['rule']}).",
         parts=[Table("dictionaries", caption, frame, shown)],
         numbers={"dictionaries": frame.to_dict("records"), "n_tokens": n_tokens, "n_excluded": n_excluded},

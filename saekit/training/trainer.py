@@ -492,12 +492,13 @@ def _as_source(activations: Source | Tensor) -> Source:
 
 
 def _origin(source: Source) -> dict[str, Any]:
-    """Model and hook point that the activations come from, where they say so."""
-    if not source.manifest:
-        return {}
-    model = source.manifest["model"]
-    return {
-        "model": model["name"],
-        "model_revision": model["revision"],
-        "hook_point": source.manifest["hook_point"],
+    """Model and hook point that the activations come from, as far as they record them."""
+    model = source.manifest.get("model") or {}
+    origin = {
+        "model": model.get("name"),
+        "model_revision": model.get("revision"),
+        "model_weights": model.get("weights"),
+        "model_processing": model.get("processing"),
+        "hook_point": source.manifest.get("hook_point"),
     }
+    return {what: value for what, value in origin.items() if value is not None}

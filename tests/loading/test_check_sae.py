@@ -49,25 +49,37 @@ def test_tolerances_are_the_callers():
     assert check_sae(recorded(expected_l0=1.2 * l0), X, l0_tolerance=0.2).summary["agrees"]
 
 
-def test_another_model_or_hook_point_is_noticed():
-    """Flags that are not named are off; another hook point is one warning."""
-    rows = X.view(60, 10, 12)
+def store_of(processing):
     none = torch.zeros(60, 10, dtype=torch.bool)
-    store = in_memory(rows, tokens=torch.zeros(60, 10, dtype=torch.long), special=none, excluded=none)
-    store.manifest["model"] = {
-        "name": "gpt2",
-        "processing": {"fold_ln": False, "center_writing_weights": True},
-    }
+    tokens = torch.zeros(60, 10, dtype=torch.long)
+    store = in_memory(X.view(60, 10, 12), tokens=tokens, special=none, excluded=none)
+    store.manifest["model"] = {"name": "gpt2", "processing": processing}
+    return store
+
+
+def test_another_model_or_hook_point_is_noticed():
+    """Flags that are not named are off; each disagreement is one warning."""
+    store = store_of({"fold_ln": False, "center_writing_weights": True})
     processing = {"center_writing_weights": True}
-    assert check_sae(recorded(hook_point="toy", model_processing=processing), store).summary["agrees"]
+    same = recorded(hook_point="toy", model="openai-community/gpt2", model_processing=processing)
+    assert check_sae(same, store).summary["agrees"]
+    assert check_sae(same, store).frame.loc["weight_processing", "found"] == "center_writing_weights"
     with pytest.warns(UserWarning, match="is recorded as") as caught:
-        check_sae(recorded(hook_point="elsewhere", model="gpt2", model_processing={}), store)
+        check_sae(recorded(hook_point="elsewhere", model="pythia-70m", model_processing={}), store)
     assert [str(warning.message).split(": ")[1].split(" is ")[0] for warning in caught] == [
         "hook_point",
-        "model_processing",
+        "model",
+        "weight_processing",
     ]
 
 
-def test_nothing_recorded_is_said():
-    with pytest.raises(ValueError, match=r"Nothing is recorded of relu 40 \(seed 0\).*found kind, seed"):
+def test_a_flag_that_is_recorded_as_off_is_checked():
+    off = recorded(model_processing={"center_writing_weights": False})
+    assert check_sae(off, store_of({})).summary["agrees"]
+    with pytest.warns(UserWarning, match="weight_processing is recorded as none, but here it is center"):
+        assert not check_sae(off, store_of({"center_writing_weights": True})).summary["agrees"]
+
+
+def test_nothing_recorded_is_an_error():
+    with pytest.raises(ValueError, match=r"relu 40 \(seed 0\) records nothing.*holds kind, seed"):
         check_sae(make(), X)

@@ -56,6 +56,7 @@ def family(store):
             "hook_point": store.hook_point,
             "model": "<b>tiny & random</b>/tiny-llama",
         }
+        info |= {"model_weights": store.manifest["model"]["weights"], "model_processing": {}}
         bias = -centre @ encoder
         return Dictionary(encoder, bias, rows, centre, torch.full((width,), 0.3), info=info)
 
@@ -173,7 +174,7 @@ def test_what_cannot_be_reported_is_refused_at_once(family, store, tmp_path):
         Dictionary(torch.ones(3, n), torch.zeros(n), torch.ones(n, 3), torch.zeros(3), torch.zeros(n))
         for n in (4, 8)
     )
-    with pytest.raises(ValueError, match="has d_in 3, but the store"):
+    with pytest.raises(ValueError, match="the first has d_in 3, the second 16"):
         write_report(other, store, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 

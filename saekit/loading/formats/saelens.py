@@ -179,7 +179,7 @@ def _info(metadata: Mapping[str, Any], file: Path, kind: str, mode: str) -> dict
         "kind": kind,
         **{ours: metadata.get(theirs) for ours, theirs in METADATA.items()},
         "model": MODELS.get(str(name := metadata.get("model_name")), name),
-        "model_processing": {flag: True for flag in PROCESSING if options.get(flag)},
+        "model_processing": {flag: bool(options[flag]) for flag in PROCESSING if flag in options},
         "input_normalization": None if mode == "none" else mode,
     }
     known = {name: value for name, value in info.items() if value not in (None, {})}
