@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from saekit.dictionary import Dictionary
+from saekit.selection import Latents
+from saekit.settings import whole
+
+# What the members of a family share, by the names of `info`, as errors call it.
+PLACE = {
+    "hook_point": "hook point",
+    "layer": "layer",
+    "submodule": "submodule",
+    "hf_hook_point": "hook point in Hugging Face's names",
+}
 
 
 class Member(Protocol):
@@ -28,10 +39,10 @@ class Member(Protocol):
     def seed(self) -> int | None: ...  # noqa: D102
 
     @property
-    def hook_point(self) -> str | None: ...  # noqa: D102
+    def info(self) -> Mapping[str, Any]: ...  # noqa: D102
 
-    def fold(self) -> Dictionary:
-        """Read it (and download it, where it is not here yet)."""
+    def fold(self, latents: Latents | None = None) -> Dictionary:
+        """Read it (and download it, where it is not here yet), or some of its latents."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,26 +111,35 @@ class Family:
     Raises
     ------
     ValueError
-        If there are no members, two have the same width and seed, or they do not share
-        `d_in`, kind and hook point.
+        If there are no members, two have the same width and seed, or they do not share `d_in`, kind,
+        model, processing of its weights, and place (hook point, layer, submodule).
+
+    Warns
+    -----
+    UserWarning
+        If some members record one of these and others do not: what is not recorded contradicts nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> eye = torch.eye(4)
+    >>> family = Family(Dictionary.from_weights(eye[:n], eye[:n], d_in=4) for n in (1, 2, 3))
+    >>> family
+    Family(relu, widths=[1, 2, 3], 3 dictionaries at None)
+    >>> [comparison.label for comparison in family.comparisons()]
+    ['1 → 2', '2 → 3']
     """
 
     def __init__(self, members: Iterable[Dictionary | Member]) -> None:
-        ordered = sorted(members, key=lambda member: (member.width, member.seed or 0))
+        ordered = sorted(members, key=_key)
         if not ordered:
             raise ValueError("A family needs at least one dictionary.")
+        _require_one_place(ordered)
         self._first = ordered[0]
         self._members: dict[tuple[int, int], Dictionary | Member] = {}
         self._read: WeakValueDictionary[tuple[int, int], Dictionary] = WeakValueDictionary()
         for member in ordered:
-            for what in ("d_in", "kind", "hook_point"):
-                here, there = getattr(member, what), getattr(self._first, what)
-                if here != there:
-                    raise ValueError(
-                        f"A family shares one {what}: the member of width {self._first.width} has {there!r}, "
-                        f"that of width {member.width} has {here!r}."
-                    )
-            key = member.width, member.seed or 0
+            key = _key(member)
             if key in self._members:
                 seed = "no known seed" if member.seed is None else f"seed {member.seed}"
                 raise ValueError(f"The family holds two dictionaries of width {member.width} and {seed}.")
@@ -132,8 +152,8 @@ class Family:
 
     @property
     def hook_point(self) -> str | None:
-        """The hook point that all members share."""
-        return self._first.hook_point
+        """The hook point that all members share, if one of them records it."""
+        return next((point for m in self._members.values() if (point := m.info.get("hook_point"))), None)
 
     @property
     def widths(self) -> list[int]:
@@ -217,3 +237,52 @@ class Family:
         for member in self:
             member.save(folder / f"{member.width}-seed{member.seed or 0}")
         return folder
+
+
+def _key(member: Dictionary | Member) -> tuple[int, int]:
+    """Width and seed; a seed that is not known counts as 0."""
+    return member.width, 0 if member.seed is None else whole("seed", member.seed, at_least=None)
+
+
+def _require_one_place(members: list[Dictionary | Member]) -> None:
+    """Refuse members that differ in what a family shares, and warn where only some record it.
+
+    Raises
+    ------
+    ValueError
+        If two differ; the sentence names both.
+    """
+    records = [(member, _record(member)) for member in members]
+    for what in records[0][1]:
+        known = [(member, record[what]) for member, record in records if record[what] is not None]
+        for member, found in known[1:]:
+            first, expected = known[0]
+            if found != expected:
+                raise ValueError(
+                    f"A family shares one {what}: the member of width {first.width} has {expected!r}, "
+                    f"that of width {member.width} has {found!r}."
+                )
+        if known and len(known) < len(records):
+            silent = next(member for member, record in records if record[what] is None)
+            warnings.warn(
+                f"The member of width {silent.width} does not record its {what}, so it was not compared with "
+                f"that of the others ({known[0][1]!r}).",
+                stacklevel=3,
+            )
+
+
+def _record(member: Dictionary | Member) -> dict[str, Any]:
+    """What a member has in common with its family, None where it is not recorded."""
+    info = member.info
+    model, processing = info.get("model"), info.get("model_processing")
+    return {
+        "d_in": member.d_in,
+        "kind": member.kind,
+        # A local folder of a model is called by its own name, without the organisation.
+        "model": None if model is None else str(model).rpartition("/")[2],
+        "model's weights": info.get("model_weights"),
+        "processing of the model's weights": None
+        if processing is None
+        else sorted(flag for flag, on in processing.items() if on),
+        **{what: info.get(name) for name, what in PLACE.items()},
+    }

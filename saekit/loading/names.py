@@ -1,25 +1,187 @@
-"""From a name to an SAE or a family: the one place where names, paths and hub ids are resolved."""
+"""From a name to an SAE or a family: the one place where names, paths and hub ids are resolved.
+
+A source is looked for in this order, and the first that is there is taken:
+
+1. A file or folder, as typed: `~` is the user's home, and a relative path counts from the working
+   directory of the moment. A folder `relu` beside a notebook so comes before the bundled family.
+2. A glob that files or folders match, such as `"saes/width_*"`. What exists as typed is no glob, so
+   brackets in the names of folders need no escape.
+3. A bundled family (`"relu"`, `"batchtopk"`), or a member of one (`"relu/1152-seed0"`).
+4. A published SAE, a release or a part of one, by the names of `releases_table`.
+5. A place on the hub, `"organisation/repository"` or `"organisation/repository/path"`.
+"""
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from saekit.dictionary import Described, Dictionary
+from saekit.dictionary import Described, Dictionary, read_header
 from saekit.family import Family, Member
-from saekit.files import read_json
 from saekit.folding import Unfolded
 from saekit.loading import releases
-from saekit.loading.formats import is_sae, read
+from saekit.loading.formats import is_sae, is_saved, known_files, read, recognise
 from saekit.loading.hub import fetch
+from saekit.selection import Latents
 
-BUNDLED = Path(__file__).parents[1] / "series" / "data"  # one folder a kind, and the tables
+BUNDLED = Path(__file__).parents[1] / "series" / "data"  # one folder per kind, and the tables
+
+
+@dataclass(frozen=True, repr=False)
+class Saved(Described):
+    """A folder that `Dictionary.save` wrote, of which only the JSON has been read."""
+
+    folder: Path
+    d_in: int
+    width: int
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Saved:
+        """Read the JSON; `fold` checks the whole.
+
+        Raises
+        ------
+        ValueError
+            If it does not describe a dictionary, or the folder holds a foreign SAE as well.
+        """
+        if others := recognise(folder):
+            raise ValueError(
+                f"{folder} holds a dictionary of saekit and an SAE of {' and '.join(others)}: keep each in a "
+                "folder of its own."
+            )
+        header = read_header(folder)
+        return cls(folder, header["d_in"], header["width"], header["info"])
+
+    def __repr__(self) -> str:
+        return f"Saved({self.kind}, d_in={self.d_in}, width={self.width}, from {self.folder.name})"
+
+    def fold(self, latents: Latents | None = None) -> Dictionary:
+        """Read the dictionary, or some of its latents."""
+        dictionary = Dictionary.load(self.folder)
+        return dictionary if latents is None else dictionary.gather(latents)
+
+
+# ---------------------------------------------------------------------- the resolver
+
+
+def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dictionary | Member]:
+    """The SAEs that a source leads to, in the order of this module's description.
+
+    Bundled ones are read at once, others when they are asked for; nothing is downloaded here but an SAE
+    that is named by its place on the hub.
+
+    Parameters
+    ----------
+    source : str or Path
+        A path, glob, name or hub id.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+
+    Returns
+    -------
+    sequence of Dictionary or Member
+        At least one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing of this name, or a local place holds no SAE.
+    ValueError
+        If the files of an SAE are not what their format says.
+    PermissionError, ConnectionError
+        If the hub does not give the files, or is away.
+    """
+    name, path = str(source), _typed(source)
+    local = [path] if path.exists() else _matches(path)
+    if local:
+        if revision is not None:
+            raise ValueError(f"Local files have no revision, found revision={revision!r} for {path}.")
+        return _local(path, local)
+    if (folder := _bundled(name)) is not None:
+        return [member.fold() for member in _local(folder, [folder])]
+    if published := releases.find(name):
+        return [replace(sae, revision=revision or sae.revision) for sae in published]
+    if (place := _on_the_hub(name)) is None:
+        raise FileNotFoundError(
+            f"There is no file or folder {path}, and no SAE or family of this name: expected a path or glob, "
+            f"one of {', '.join(bundled())}, a name in saekit.releases_table(), or organisation/repository."
+        )
+    fetched = fetch(*place, revision or "main")
+    sae = read(fetched.path)
+    return [replace(sae, info={**sae.info, **fetched.info})]
+
+
+def local_to(folder: Path, source: str) -> str:
+    """A source that a file in `folder` names: made absolute if it is a path or glob there, else as it is."""
+    path = _typed(folder / Path(source).expanduser())
+    return str(path) if path.exists() or _matches(path) else source
+
+
+def bundled() -> list[str]:
+    """Names of the bundled families."""
+    return [folder.name for folder in sorted(BUNDLED.iterdir()) if any(folder.glob("*/dictionary.json"))]
+
+
+def _bundled(name: str) -> Path | None:
+    """The folder of a bundled family, or of one of its members."""
+    kind, _, member = name.partition("/")
+    folder = BUNDLED / kind / member
+    there = kind in bundled() and "/" not in member and ".." not in member and folder.is_dir()
+    return folder if there else None
+
+
+def _typed(source: str | Path) -> Path:
+    """A path that stays right when the working directory changes."""
+    try:
+        return Path(source).expanduser().absolute()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"There is no home folder for {str(source)!r}.") from error
+
+
+def _matches(path: Path) -> list[Path]:
+    """What matches a glob, each once: links to folders above are not followed for ever."""
+    if not any(character in path.as_posix() for character in "*?["):
+        return []
+    base = next(parent for parent in path.parents if parent.exists())
+    try:
+        found = sorted(base.glob(path.relative_to(base).as_posix()))
+    except ValueError as error:
+        raise ValueError(f"{path} is no glob: {error}") from error
+    return list({match.resolve(): match for match in reversed(found)}.values())[::-1]
+
+
+def _local(typed: Path, places: list[Path]) -> Sequence[Member]:
+    """SAEs at what was typed, right below it where it is a folder of them, or at what its glob matches."""
+    if places == [typed] and typed.is_dir() and not is_sae(typed):
+        places = sorted(typed.glob("*"))
+    if places == [typed]:
+        return [_open(typed)]
+    found = [_open(path) for path in places if is_sae(path)]
+    if not found:
+        hidden = ""
+        if typed.name in bundled() and typed.parent == Path.cwd():
+            hidden = f" It comes before the bundled family {typed.name}: rename it, or work elsewhere."
+        raise FileNotFoundError(
+            f"{typed} holds no SAE that saekit recognises, nor does a folder right below it: expected one of "
+            f"{known_files()}.{hidden}"
+        )
+    return found
+
+
+def _open(path: Path) -> Member:
+    return Saved.open(path) if is_saved(path) else read(path)
+
+
+def _on_the_hub(name: str) -> tuple[str, str] | None:
+    """Repository and path of `"organisation/repository/path"`; None of what cannot be one."""
+    organisation, _, rest = name.partition("/")
+    repository, _, path = rest.partition("/")
+    if not repository or not organisation.strip(".~"):
+        return None
+    return f"{organisation}/{repository}", path.strip("/")
 
 
 # ---------------------------------------------------------------------- one SAE
@@ -31,9 +193,9 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     Parameters
     ----------
     source : str or Path
-        A file or folder of one of `FORMATS`; the name of a published SAE (`releases_table`), such as
+        A file or folder of an SAE; the name of a published SAE (`releases_table`), such as
         `"gpt2-small-res-jb/blocks.8.hook_resid_pre"`; or a file or folder on the hub, as
-        `"organisation/repository/path"`.
+        `"organisation/repository/path"`. `saekit.loading.names` gives the order in which it is looked for.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -46,53 +208,43 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     Raises
     ------
     FileNotFoundError
-        If there is nothing of this name.
+        If there is nothing of this name, or it holds no SAE.
     ValueError
-        If no format is recognised, or the files are not what their format says or not what was
-        published.
+        If there are several, or the files are not what their format says or not what was published.
     PermissionError, ConnectionError
         If the hub does not give the files, or is away (see `saekit.loading.hub.fetch`).
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from saekit import Dictionary, save_sae
+    >>> eye = torch.eye(3)
+    >>> dictionary = Dictionary(eye, torch.zeros(3), eye, torch.zeros(3), threshold=torch.ones(3))
+    >>> sae = open_sae(save_sae(dictionary, tempfile.mkdtemp()))
+    >>> sae.info["format"], sae.width
+    ('SAELens', 3)
     """
-    path, name = Path(source), str(source)
-    if path.exists():
-        if revision is not None:
-            raise ValueError(f"Local files have no revision, found revision={revision!r} for {path}.")
-        return read(path)
-    if published := releases.find(name):
-        if len(published) > 1:
-            members = ", ".join(sae.name for sae in published)
-            raise ValueError(f"{name} holds {len(published)} SAEs, of which one can be loaded: {members}.")
-        return published[0].open(revision)
-    if (place := _on_the_hub(name)) is None:
-        raise FileNotFoundError(f"There is no file or folder {path}, and no published SAE of this name.")
-    fetched = fetch(*place, revision or "main")
-    sae = read(fetched.path)
-    return replace(sae, info={**sae.info, **fetched.info})
-
-
-def _on_the_hub(name: str) -> tuple[str, str] | None:
-    """Repository and path of `"organisation/repository/path"`; None of what cannot be one."""
-    organisation, _, rest = name.partition("/")
-    repository, _, path = rest.partition("/")
-    if not repository or not organisation.strip(".~"):
-        return None
-    return f"{organisation}/{repository}", path.strip("/")
+    member = _one(source, revision)
+    if isinstance(member, releases.PublishedSAE):
+        return member.open()
+    if not isinstance(member, Unfolded):
+        raise ValueError(f"{source} is a dictionary of saekit, which is folded already: load_sae reads it.")
+    return member
 
 
 def load_sae(
-    source: str | Path,
-    *,
-    latents: Sequence[int] | slice | Tensor | None = None,
-    revision: str | None = None,
+    source: str | Path, *, latents: Latents | None = None, revision: str | None = None
 ) -> Dictionary:
     """An SAE of any format as a `Dictionary`.
 
     Parameters
     ----------
     source : str or Path
-        What `open_sae` takes, or a folder that `Dictionary.save` wrote.
-    latents : sequence of int, slice or Tensor, optional
-        Only these latents, in this order; all if left out. Memory is used for these alone.
+        What `open_sae` takes, a folder that `Dictionary.save` wrote, or a member of a bundled family,
+        such as `"relu/1152-seed0"`.
+    latents : tensor, array, Series, list or slice, optional
+        Only these latents, in this order (`saekit.selection.select_latents`); all if left out. Of a
+        foreign format memory is used for these alone.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -102,38 +254,35 @@ def load_sae(
         As `open_sae`.
     ValueError
         As `open_sae` and `Unfolded.fold`.
+    TypeError, IndexError
+        If the latents are not indices or a mask, or are out of range.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from saekit import Dictionary
+    >>> eye = torch.eye(3)
+    >>> dictionary = Dictionary(eye, torch.zeros(3), eye, torch.zeros(3), threshold=torch.ones(3))
+    >>> load_sae(dictionary.save(tempfile.mkdtemp()), latents=[2, 0])
+    Dictionary(unknown 2, d_in=3, width=2)
     """
-    path = Path(source)
-    if (path / "dictionary.json").is_file():
-        dictionary = Dictionary.load(path)
-        return dictionary if latents is None else dictionary.gather(torch.arange(dictionary.width)[latents])
-    return open_sae(source, revision=revision).fold(latents)
+    member = _one(source, revision)
+    if isinstance(member, Dictionary):
+        return member if latents is None else member.gather(latents)
+    return member.fold(latents)
+
+
+def _one(source: str | Path, revision: str | None) -> Dictionary | Member:
+    members = resolve(source, revision=revision)
+    if len(members) > 1:
+        raise ValueError(
+            f"{source} holds {len(members)} SAEs, of which one can be loaded: "
+            f"{', '.join(getattr(member, 'name', None) or str(member) for member in members)}."
+        )
+    return members[0]
 
 
 # ---------------------------------------------------------------------- a family
-
-
-@dataclass(frozen=True)
-class Saved(Described):
-    """A folder that `Dictionary.save` wrote, of which only the JSON has been read."""
-
-    folder: Path
-    d_in: int
-    width: int
-    info: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: Path) -> Saved:
-        """Read the JSON; `fold` checks the whole."""
-        header = read_json(folder / "dictionary.json")
-        try:
-            return cls(folder, header["d_in"], header["width"], header["info"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'dictionary.json'} does not describe a dictionary.") from error
-
-    def fold(self) -> Dictionary:
-        """Read the dictionary."""
-        return Dictionary.load(self.folder)
 
 
 def load_family(source: str | Path | Sequence[str | Path]) -> Family:
@@ -142,11 +291,12 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
     Parameters
     ----------
     source : str, Path or sequence of them
-        `"relu"` or `"batchtopk"` for the bundled ones (see `bundled_table`), which are read at once;
-        a folder of dictionaries such as `Family.save` writes, or of SAEs in foreign formats; a
-        glob of such SAEs; published SAEs (see `releases_table`), such as
+        A folder of dictionaries such as `Family.save` writes, or of SAEs in foreign formats; a glob of
+        such SAEs; `"relu"` or `"batchtopk"` for the bundled families (see `bundled_table`), which are
+        read at once; published SAEs (see `releases_table`), such as
         `"gpt2-small-res-jb-feature-splitting"` or `"gemma-scope-2b-pt-res/layer_12"`, of which each
         is downloaded when it is asked for; or a list of these and of whatever `load_sae` takes.
+        `saekit.loading.names` gives the order in which a name is looked for.
 
     Raises
     ------
@@ -154,36 +304,15 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
         If there is nothing of this name, or it holds no dictionaries.
     ValueError
         If what is there is no family, or no SAE.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from saekit import Dictionary, Family
+    >>> eye = torch.eye(3)
+    >>> members = [Dictionary.from_weights(eye[:n], eye[:n], d_in=3) for n in (1, 2)]
+    >>> load_family(Family(members).save(tempfile.mkdtemp()))
+    Family(relu, widths=[1, 2], 2 dictionaries at None)
     """
     sources = [source] if isinstance(source, str | Path) else source
-    return Family(member for one in sources for member in _members(one))
-
-
-def _members(source: str | Path) -> Sequence[Dictionary | Member]:
-    name, path = str(source), Path(source)
-    bundled = [folder.name for folder in sorted(BUNDLED.iterdir()) if any(folder.glob("*/dictionary.json"))]
-    if name in bundled:
-        return list(Family(_below(BUNDLED / name)))
-    if path.exists():
-        return [_open(path)] if is_sae(path) or path.is_file() else _below(path)
-    if published := releases.find(name):
-        return published
-    if found := [path for path in map(Path, sorted(glob.glob(name, recursive=True))) if is_sae(path)]:
-        return [_open(path) for path in found]
-    if "/" in name:
-        return [open_sae(name)]
-    raise FileNotFoundError(
-        f"There is no family {name!r}: expected one of {', '.join(bundled)}, a release, or a folder or "
-        "glob of dictionaries."
-    )
-
-
-def _below(folder: Path) -> list[Member]:
-    members = [_open(path) for path in sorted(folder.glob("*")) if is_sae(path)]
-    if not members:
-        raise FileNotFoundError(f"{folder} holds no dictionaries: no SAE in it or in a folder right below.")
-    return members
-
-
-def _open(path: Path) -> Member:
-    return Saved.open(path) if (path / "dictionary.json").is_file() else open_sae(path)
+    return Family(member for one in sources for member in resolve(one))

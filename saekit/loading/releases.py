@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +19,7 @@ from saekit.dictionary import Dictionary
 from saekit.folding import Unfolded
 from saekit.loading.formats import read
 from saekit.loading.hub import fetch
+from saekit.selection import Latents
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class PublishedSAE:
         """Seeds of the training runs are not published."""
         return None
 
-    def open(self, revision: str | None = None) -> Unfolded:
+    def open(self) -> Unfolded:
         """Download it if it is not here yet, and check what it is.
 
         Raises
@@ -82,7 +84,7 @@ class PublishedSAE:
         FileNotFoundError, PermissionError, ConnectionError, ValueError
             As `saekit.loading.hub.fetch` and `open_sae`; ValueError also if it is not what the table says.
         """
-        fetched = fetch(self.repo, self.path, revision or self.revision)
+        fetched = fetch(self.repo, self.path, self.revision)
         sae = read(fetched.path)
         for what in ("d_in", "width", "kind"):
             here, there = getattr(self, what), getattr(sae, what)
@@ -92,10 +94,8 @@ class PublishedSAE:
                     f"{fetched.commit} has {there}."
                 )
         known = {
+            **self.info,
             "release": self.name,
-            "model": self.model,
-            "model_processing": dict(self.processing),
-            "hook_point": self.hook_point,
             "neuronpedia_id": self.neuronpedia_id,
             "expected_l0": self.expected_l0,
             "expected_explained_variance": self.expected_explained_variance,
@@ -103,9 +103,19 @@ class PublishedSAE:
         known = {key: value for key, value in known.items() if value is not None}
         return replace(sae, info={**sae.info, **known, **fetched.info})
 
-    def fold(self) -> Dictionary:
-        """Download it if it is not here yet, and read it."""
-        return self.open().fold()
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of it before it is opened."""
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "model_processing": dict(self.processing),
+            "hook_point": self.hook_point,
+        }
+
+    def fold(self, latents: Latents | None = None) -> Dictionary:
+        """Download it if it is not here yet, and read it, or some of its latents."""
+        return self.open().fold(latents)
 
 
 def find(name: str) -> list[PublishedSAE]:

@@ -20,7 +20,7 @@ from saekit.activations import ActivationStore, harvest
 from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack, split, text_files
 from saekit.family import Family
 from saekit.files import hash_file, hash_json, home, read_json
-from saekit.loading.names import load_family
+from saekit.loading.names import load_family, local_to
 from saekit.models import EMBEDDED_MODEL, load_model
 from saekit.series.embedded import HOOK_POINT, embedded_store
 from saekit.training.side_by_side import train_side_by_side
@@ -134,8 +134,7 @@ class Profile:
 
     def local(self, source: str) -> str:
         """A file, folder or glob that is relative to the profile, made absolute; other names as they are."""
-        path = self.file.parent / source
-        return str(path) if path.exists() or glob(str(path)) else source
+        return local_to(self.file.parent, source)
 
     @classmethod
     def load(cls, source: str | Path) -> Profile:

@@ -106,7 +106,7 @@ def test_what_is_not_as_the_table_says_is_refused(hub, change, says):
 def test_a_release_of_several_saes_is_not_one(hub):
     with pytest.raises(ValueError, match="holds 8 SAEs, of which one can be loaded: gpt2-small-res-jb-f"):
         open_sae(SPLITTING)
-    with pytest.raises(ValueError, match="shares one hook_point"):
+    with pytest.raises(ValueError, match="shares one hook point"):
         saekit.load_family("gpt2-small-res-jb")
     assert hub.requests == []
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, choice, is_pickled, read_config, setting
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    choice,
+    is_pickled,
+    read_config,
+    refuse_transcoder,
+    setting,
+)
 
 KINDS = {
     "vanilla": "relu",
@@ -30,7 +38,10 @@ def _config(path: Path) -> Path | None:
 def _weights(path: Path) -> Path:
     if path.is_file():
         return path
-    return next((p for name in ("sae.pt", "SAE.pt") if (p := path / name).is_file()), path)
+    found = [p for name in ("sae.pt", "SAE.pt") if (p := path / name).is_file()]
+    if len(found) == 2 and not found[0].samefile(found[1]):  # one file where names differ by capitals only
+        raise ValueError(f"{path} holds two SAEs, sae.pt and SAE.pt: give the file.")
+    return found[0] if found else path
 
 
 def _recognises(path: Path) -> bool:
@@ -44,6 +55,7 @@ def _read(path: Path) -> Unfolded:
     config_file = _config(weights)
     assert config_file is not None, "read is called on what was recognised"
     config = read_config(config_file)
+    refuse_transcoder(config, config_file)
     kind = KINDS[choice(config.get("sae_type"), config_file, "sae_type", KINDS)]
     if "epochs" in config:  # their meta-SAEs are BatchTopK, whatever sae_type was left at
         kind = "batchtopk"
@@ -79,7 +91,7 @@ def _read(path: Path) -> Unfolded:
 
 def _competition(file: TensorFile, kind: str, config: dict[str, Any], config_file: Path) -> dict[str, Any]:
     if kind == "jumprelu":
-        return {"threshold": file.take("jumprelu.log_threshold", "d_sae").double().exp()}
+        return {"threshold": file.take("jumprelu.log_threshold", "d_sae", infinite=True).double().exp()}
     if "group_sizes" in config:  # the Matryoshka code keeps a threshold, for its BatchTopK too
         return {"threshold": torch.tensor(file.number("threshold")).expand(file.sizes["d_sae"])}
     if kind == "relu":

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, choice, read_config, read_entries, setting
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    choice,
+    read_config,
+    read_entries,
+    refuse_transcoder,
+    setting,
+)
 
 KINDS = {
     "AutoEncoder": "relu",
@@ -41,13 +49,14 @@ def _read(path: Path) -> Unfolded:
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise ValueError(f"{config_file} must hold the trainer's settings as trainer, found {trainer!r}.")
+    refuse_transcoder(trainer, config_file)
     name = choice(trainer.get("dict_class"), config_file, "trainer.dict_class", KINDS)
     entries, scale = read_entries(weights), 1.0
     if "ae" in entries and set(entries) <= BACKUP:  # written while training goes on
         # Its biases are about activations divided by the factor; a finished file has them rescaled.
         factor = setting(entries, weights, "norm_factor", int | float, 1.0)
-        if not factor > 0:
-            raise ValueError(f"{weights}: norm_factor must be positive, found {factor}.")
+        if not 0 < factor < float("inf"):
+            raise ValueError(f"{weights}: norm_factor must be positive and finite, found {factor}.")
         scale = 1 / factor
         entries = entries["ae"]
     info = {"kind": KINDS[name], "seed": trainer.get("seed"), "model": trainer.get("lm_name")}
@@ -72,7 +81,7 @@ def _layout(file: TensorFile, name: str) -> dict[str, Any]:
             "b_dec": file.take("b_dec", "d_in"),
         }
         if name == "JumpReluAutoEncoder":
-            return tensors | {"threshold": file.take("threshold", "d_sae")}
+            return tensors | {"threshold": file.take("threshold", "d_sae", infinite=True)}
         return tensors | {"pre_bias": tensors["b_dec"]}
     encoder = file.take("encoder.weight", "d_sae", "d_in").T
     decoder = file.take("decoder.weight", "d_in", "d_sae").T
@@ -95,9 +104,13 @@ def _layout(file: TensorFile, name: str) -> dict[str, Any]:
 
 def _competition(file: TensorFile, name: str, trainer: dict[str, Any], config_file: Path) -> dict[str, Any]:
     """How TopK kinds choose: the k largest of a token, or a threshold."""
-    k, threshold = int(file.number("k")), file.number("threshold")
-    if trainer.get("k", k) != k:
-        raise ValueError(f"{config_file} says k={trainer['k']}, but {file.path} holds k={k}.")
+    # The first versions keep k among the settings only, and measure no threshold.
+    k = setting(trainer, config_file, "k", int, 0)
+    if "k" in file and (held := file.number("k")) != (k := k or int(held)):
+        raise ValueError(f"{config_file} gives k={k}, but {file.path} holds k={held:g}.")
+    if k < 1:
+        raise ValueError(f"{config_file} must give k as trainer.k, since {file.path} holds none.")
+    threshold = file.number("threshold") if "threshold" in file else -1.0
     if name == "MatryoshkaBatchTopKSAE":
         groups = int(file.value("group_sizes").sum())
         if groups != file.sizes["d_sae"]:

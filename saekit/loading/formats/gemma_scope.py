@@ -7,24 +7,42 @@ from pathlib import Path
 from typing import Any
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, choice, read_config
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    choice,
+    read_config,
+    refuse_transcoder,
+    setting,
+)
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
+# Folders and repositories of what is no SAE: nothing in the files of the first release tells.
+NO_SAE = re.compile(
+    r"/gemma-scope-[^/]*(?:transcoder|crosscoder)|/models--[^/]*(?:transcoder|crosscoder)"
+    r"|/(?:transcoder|crosscoder|clt)s?(?:_[^/]*)?(?:/[^/]+){0,3}$"
+)
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
-def _file(path: Path) -> Path | None:
+def _files(path: Path) -> list[Path]:
     candidates = [path / FIRST, path / SECOND] if path.is_dir() else [path]
-    return next((p for p in candidates if p.name in (FIRST, SECOND) and p.is_file()), None)
+    return [p for p in candidates if p.name in (FIRST, SECOND) and p.is_file()]
 
 
 def _recognises(path: Path) -> bool:
-    return _file(path) is not None
+    return bool(_files(path))
 
 
 def _read(path: Path) -> Unfolded:
-    file = _file(path)
-    assert file is not None, "read is called on what was recognised"
+    file, *others = _files(path)
+    if others:
+        raise ValueError(f"{path} holds two SAEs, {FIRST} and {SECOND}: give the file.")
+    if NO_SAE.search(file.absolute().parent.as_posix()):
+        raise ValueError(
+            f"{file} lies where Gemma Scope keeps its transcoders, which predict one hook point from "
+            "another: saekit reads SAEs."
+        )
     config_file = file.with_name(CONFIG)
     config = read_config(config_file) if config_file.is_file() else {}
     if config:
@@ -43,20 +61,17 @@ def _read(path: Path) -> Unfolded:
             b_enc=t.take("b_enc", "d_sae"),
             W_dec=t.take(dec, "d_sae", "d_in"),
             b_dec=t.take("b_dec", "d_in"),
-            threshold=t.take("threshold", "d_sae"),
+            threshold=t.take("threshold", "d_sae", infinite=True),
             info={"kind": "jumprelu"} | _info(config, file),
         )
 
 
 def _check(config: dict[str, Any], file: Path) -> None:
     """The settings of the second release that say what the function is."""
+    refuse_transcoder(config, file)
     choice(config.get("architecture", "jump_relu"), file, "architecture", ("jump_relu",))
-    reads, writes = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
-    if config.get("affine_connection") or reads != writes:
-        raise ValueError(
-            f"{file} describes a transcoder, from {reads} to {writes}: saekit reads SAEs, which reconstruct "
-            "what they read."
-        )
+    choice(config.get("type", "sae"), file, "type", ("sae",))
+    setting(config, file, "width", int, 0)
 
 
 def _info(config: dict[str, Any], file: Path) -> dict[str, Any]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, is_pickled, read_config
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    is_pickled,
+    read_config,
+    refuse_transcoder,
+    setting,
+)
 
+SIZES = {"d_in": "act_size", "d_sae": "dict_size"}
 INFO = {"hook_point": "act_name", "seed": "seed", "model": "model_name"}
 
 
@@ -19,13 +27,16 @@ def _recognises(path: Path) -> bool:
 
 
 def _read(path: Path) -> Unfolded:
-    config = read_config(_config(path))
-    with TensorFile(path, d_in=config.get("act_size"), d_sae=config.get("dict_size")) as file:
-        b_dec = file.take("b_dec", "d_in")
+    file = _config(path)
+    config = read_config(file)
+    refuse_transcoder(config, file)
+    sizes = {ours: setting(config, file, theirs, int) for ours, theirs in SIZES.items()}
+    with TensorFile(path, **sizes) as tensors:
+        b_dec = tensors.take("b_dec", "d_in")
         return Unfolded(
-            W_enc=file.take("W_enc", "d_in", "d_sae"),
-            b_enc=file.take("b_enc", "d_sae"),
-            W_dec=file.take("W_dec", "d_sae", "d_in"),
+            W_enc=tensors.take("W_enc", "d_in", "d_sae"),
+            b_enc=tensors.take("b_enc", "d_sae"),
+            W_dec=tensors.take("W_dec", "d_sae", "d_in"),
             b_dec=b_dec,
             pre_bias=b_dec,
             info={"kind": "relu"} | {name: config[key] for name, key in INFO.items() if key in config},

@@ -30,13 +30,18 @@ def _read(path: Path) -> Unfolded:
             "pre_bias": b_dec,
         }
         # State dictionaries of torch hold the activation's settings a second time.
-        file.drop(*STATISTICS, "activation.k", "activation.postact_fn")
+        again = file.value("activation.k") if "activation.k" in file else None
+        file.drop(*STATISTICS, "activation.postact_fn")
     if activation == "ReLU":
         return Unfolded(**parameters, info={"kind": "relu"})
     settings = settings or {}
     k = setting(settings, path, "k", int)
+    if again is not None and int(again) != k:
+        raise ValueError(
+            f"{path} gives k twice: {k} in activation_state_dict and {int(again)} as activation.k."
+        )
     choice(settings.get("postact_fn", "ReLU"), path, "postact_fn", ("ReLU",))
-    # The authors normalise the input of exactly these, and say so nowhere in the file.
+    # The authors normalise the input of exactly these, and record it nowhere in the file.
     return Unfolded(**parameters, k=k, normalization="layer_norm", info={"kind": "topk"})
 
 

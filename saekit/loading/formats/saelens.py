@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, choice, read_config, setting
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    choice,
+    read_config,
+    refuse_transcoder,
+    setting,
+)
 from saekit.models import PROCESSING
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -60,6 +67,7 @@ MODELS = {
     "pythia-70m-deduped": "EleutherAI/pythia-70m-deduped",
 }
 BATCH_KINDS = ("batchtopk", "matryoshka_batchtopk")
+RESCALED_SINCE = (6, 14)  # the version that brought rescale_acts_by_decoder_norm
 
 
 def _recognises(path: Path) -> bool:
@@ -75,11 +83,8 @@ def _read(path: Path) -> Unfolded:
     if legacy:
         config, metadata = _from_legacy(config, file)
     architecture = str(config.get("architecture"))
-    if "transcoder" in architecture:
-        raise ValueError(
-            f"{path} holds a transcoder ({architecture}), which predicts one hook point from another: saekit "
-            "reads SAEs."
-        )
+    refuse_transcoder(config, file)
+    refuse_transcoder(metadata, file)
     choice(architecture, file, "architecture", KINDS)
     if not legacy and (unknown := sorted(set(config) - FUNCTION - TRAINING)):
         raise ValueError(
@@ -92,7 +97,7 @@ def _read(path: Path) -> Unfolded:
     choice(config.get("reshape_activations") or "none", file, "reshape_activations", ("none", "hook_z"))
     sizes = {"d_in": setting(config, file, "d_in", int), "d_sae": setting(config, file, "d_sae", int)}
     with TensorFile(path / WEIGHTS, **sizes) as tensors:
-        parameters = _tensors(tensors, architecture, config, file)
+        parameters = _tensors(tensors, architecture, config, file, version)
         if setting(config, file, "apply_b_dec_to_input", bool, True):
             parameters["pre_bias"] = parameters["b_dec"]
         parameters["normalization"] = NORMALIZATIONS[mode]
@@ -108,7 +113,11 @@ def _from_legacy(config: Mapping[str, Any], file: Path) -> tuple[dict[str, Any],
     config.setdefault("architecture", "standard")
     if config.get("activation_fn") == "topk":
         config["architecture"] = "topk"
-        config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        kwargs = setting(config, file, "activation_fn_kwargs", dict, {})
+        if config.setdefault("k", kwargs.get("k")) != kwargs.get("k", config["k"]):
+            raise ValueError(
+                f"{file} gives k twice: {config['k']} and {kwargs['k']} in activation_fn_kwargs."
+            )
     if isinstance(config.get("normalize_activations"), bool):
         config["normalize_activations"] = (
             "expected_average_only_in" if config["normalize_activations"] else "none"
@@ -116,7 +125,27 @@ def _from_legacy(config: Mapping[str, Any], file: Path) -> tuple[dict[str, Any],
     return config, config
 
 
-def _tensors(tensors: TensorFile, architecture: str, config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+def _rescaled(config: Mapping[str, Any], file: Path, version: Any) -> bool:
+    """Whether a BatchTopK checkpoint's threshold is about latents times their decoder norms.
+
+    The setting came with version 6.14, and is True where such a version leaves it out; before that no
+    version multiplied by norms.
+    """
+    name = "rescale_acts_by_decoder_norm"
+    if config.get(name) is not None:
+        return setting(config, file, name, bool)
+    found = re.match(r"(\d+)\.(\d+)", str(version))
+    if found is None:
+        raise ValueError(
+            f"{file} must give {name}, or the version of SAELens that wrote it (sae_lens_version in its "
+            f"metadata), found {version!r}: before version 6.14 thresholds meant something else."
+        )
+    return (int(found[1]), int(found[2])) >= RESCALED_SINCE
+
+
+def _tensors(
+    tensors: TensorFile, architecture: str, config: Mapping[str, Any], file: Path, version: Any
+) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "W_enc": tensors.take("W_enc", "d_in", "d_sae"),
         "W_dec": tensors.take("W_dec", "d_sae", "d_in"),
@@ -134,15 +163,15 @@ def _tensors(tensors: TensorFile, architecture: str, config: Mapping[str, Any], 
         parameters["rescaled"] = setting(config, file, "rescale_acts_by_decoder_norm", bool, False)
     if architecture == "jumprelu":
         parameters["threshold"] = (
-            tensors.take("log_threshold", "d_sae").exp()
+            tensors.take("log_threshold", "d_sae", infinite=True).exp()
             if "log_threshold" in tensors
-            else tensors.take("threshold", "d_sae")
+            else tensors.take("threshold", "d_sae", infinite=True)
         )
-    if architecture in BATCH_KINDS:  # a checkpoint of training, which multiplies by the decoder's norms
+    if architecture in BATCH_KINDS:  # a checkpoint of training
         parameters["threshold"] = torch.tensor(tensors.number("topk_threshold")).expand(
             tensors.sizes["d_sae"]
         )
-        parameters["rescaled"] = setting(config, file, "rescale_acts_by_decoder_norm", bool, True)
+        parameters["rescaled"] = _rescaled(config, file, version)
     if "scaling_factor" in tensors:
         factor = tensors.take("scaling_factor", "d_sae")
         if not torch.equal(factor, torch.ones_like(factor)):
@@ -163,7 +192,7 @@ def _scaling(path: Path, mode: str) -> dict[str, Any]:
                 'beside it gives the factor; write {"scaling_factor": 1.0} there if it was folded into the '
                 "weights, else the square root of d_in over the mean norm of the training activations."
             )
-        return {"scale": setting(read_config(scaler), scaler, "scaling_factor", float)}
+        return {"scale": setting(read_config(scaler), scaler, "scaling_factor", int | float)}
     if mode == "covariance_whitening":
         with TensorFile(path / WHITENING) as tensors:
             mean = tensors.take("mean", "d_in")
@@ -174,7 +203,7 @@ def _scaling(path: Path, mode: str) -> dict[str, Any]:
 
 
 def _info(metadata: Mapping[str, Any], file: Path, kind: str, mode: str) -> dict[str, Any]:
-    options = metadata.get("model_from_pretrained_kwargs") or {}
+    options = setting(metadata, file, "model_from_pretrained_kwargs", dict, {})
     info = {
         "kind": kind,
         **{ours: metadata.get(theirs) for ours, theirs in METADATA.items()},

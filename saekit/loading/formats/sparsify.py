@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from saekit.folding import Unfolded
-from saekit.loading.formats.tensor_file import Format, TensorFile, choice, read_config, setting
+from saekit.loading.formats.tensor_file import (
+    Format,
+    TensorFile,
+    choice,
+    read_config,
+    refuse_transcoder,
+    setting,
+)
 
-CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 
 
 def _recognises(path: Path) -> bool:
@@ -17,11 +24,9 @@ def _recognises(path: Path) -> bool:
 def _read(path: Path) -> Unfolded:
     file = path / CONFIG
     config = read_config(file)
-    if config.get("transcode") or config.get("skip_connection"):
-        raise ValueError(
-            f"{path} holds a transcoder (transcode or skip_connection in {CONFIG}), which predicts one hook "
-            "point from another: saekit reads SAEs."
-        )
+    refuse_transcoder(config, file)
+    if (run := path.parent / RUN).is_file():  # older versions kept transcode among the run's settings only
+        refuse_transcoder(read_config(run), run)
     activation = config.get("activation", "topk")
     if activation == "groupmax":
         raise ValueError(
@@ -30,7 +35,7 @@ def _read(path: Path) -> Unfolded:
         )
     choice(activation, file, "activation", ("topk",))
     if config.get("signed"):
-        raise ValueError(f"{file} says signed: latents that may be negative have no place in saekit.")
+        raise ValueError(f"{file} sets signed: latents that may be negative have no place in saekit.")
     d_in = setting(config, file, "d_in", int)
     width = config.get("num_latents") or d_in * setting(config, file, "expansion_factor", int)
     with TensorFile(path / WEIGHTS, d_in=d_in, d_sae=width) as tensors:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType, UnionType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from saekit.files import read_json
+from saekit.files import Stamp, parsing, read_json
 from saekit.folding import Unfolded
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_opened: ContextVar[list[Stamp] | None] = ContextVar("opened", default=None)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Format:
     Parameters
     ----------
     name : str
-        As it is said in messages and kept in `info["format"]`.
+        As messages and `info["format"]` give it.
     files : str
         What a file or folder of this format looks like, for the message that lists them all.
     recognises : callable
@@ -81,23 +86,29 @@ class TensorFile:
         if error is None and self._entries:
             raise ValueError(
                 f"{self.path} holds {', '.join(sorted(self._entries))}, which has no place in such an SAE: "
-                "it might not be the same function without."
+                "without it this might be another function."
             )
 
-    def take(self, name: str, *shape: str) -> Tensor:
+    def take(self, name: str, *shape: str, infinite: bool = False) -> Tensor:
         """A floating-point tensor, with a name for the size of each dimension.
 
         The first tensor that names a size sets it for the others.
 
+        Parameters
+        ----------
+        name : str
+            Of the tensor.
+        *shape : str
+            Of the sizes.
+        infinite : bool
+            Whether the values of a vector may be infinite, as thresholds may.
+
         Raises
         ------
         ValueError
-            If there is no such tensor, or it has another type or shape.
+            If there is no such tensor, it has another type or shape, or a vector is not finite.
         """
-        tensor = self.value(name)
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(f"{self.path}: {name} must be a floating-point tensor, found {found}.")
+        tensor = self._dense(name, self.value(name))
         expected = [self.sizes.get(size) for size in shape]
         if len(shape) != tensor.ndim or any(
             size is not None and size != found for size, found in zip(expected, tensor.shape, strict=True)
@@ -106,10 +117,27 @@ class TensorFile:
                 name if size is None else f"{name}={size}" for name, size in zip(shape, expected, strict=True)
             )
             raise ValueError(f"{self.path}: {name} must have shape [{sizes}], found {list(tensor.shape)}.")
-        if tensor.ndim == 1 and not torch.isfinite(tensor).all():  # matrices when they are folded
+        # Matrices are looked through when they are folded.
+        if tensor.ndim == 1 and not (torch.isfinite(tensor) | (infinite & torch.isinf(tensor))).all():
             raise ValueError(f"{self.path}: {name} holds values that are not finite.")
         self.sizes |= dict(zip(shape, tensor.shape, strict=True))
         return tensor
+
+    def _dense(self, name: str, tensor: Any) -> Tensor:
+        """A tensor whose values are all in the file, in a dtype that widens to float32 or float64."""
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"{self.path}: {name} must be a tensor of {expected}, found {found}.")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            found = "no values (a meta tensor)" if tensor.is_meta else str(tensor.layout)
+            raise ValueError(f"{self.path}: {name} must be a dense tensor, found {found}.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(
+                f"{self.path}: {name} repeats fewer values than its shape {list(tensor.shape)} has: save "
+                "it with .contiguous()."
+            )
+        return tensor.detach()
 
     def value(self, name: str) -> Any:
         """An entry of any type.
@@ -136,7 +164,7 @@ class TensorFile:
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{self.path}: {name} must be one number, found {_say(value)}.")
+            raise ValueError(f"{self.path}: {name} must be one number, found {_shown(value)}.")
         return value
 
     def drop(self, *names: str) -> None:
@@ -145,15 +173,29 @@ class TensorFile:
             self._entries.pop(name, None)
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 # ------------------------------------------------------------------------------ files
 
 
+@contextmanager
+def opened_files() -> Iterator[list[Stamp]]:
+    """Collect a stamp of every file that is opened within, so that later reads see whether it changed."""
+    stamps: list[Stamp] = []
+    token = _opened.set(stamps)
+    try:
+        yield stamps
+    finally:
+        _opened.reset(token)
+
+
 def read_entries(path: Path) -> Mapping[str, Any]:
     """The entries of a file by name, mapped into memory rather than read.
+
+    Of a zip archive (`.npz`, and `.pt` since torch 1.6) every byte is checked against the archive's own
+    checksums.
 
     Raises
     ------
@@ -165,6 +207,10 @@ def read_entries(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     readers = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pickled, ".pth": _pickled}
+    if path.suffix not in readers:
+        raise ValueError(f"{path} must end in {', '.join(readers)} to be read as a file of tensors.")
+    if (opened := _opened.get()) is not None:
+        opened.append(Stamp.of(path))
     return _by_name(path, readers[path.suffix](path))
 
 
@@ -180,62 +226,70 @@ def is_pickled(path: Path) -> bool:
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}.") from error
+    with parsing(path, "a safetensors file"), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in list(file.keys())}
 
 
 def _pickled(path: Path) -> Any:
-    try:
-        # Weights only: no object is built, no code is run. Files of old versions cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values, which saekit does not unpickle."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged or not a file of tensors: {reason}") from error
+    with parsing(path, "a file of tensors"):
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                _check_sums(archive)
+        try:
+            # Weights only: no object is built, no code is run. Files of old versions cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                "it holds more than tensors and plain values, which saekit does not unpickle"
+            ) from error
 
 
 def _npz(path: Path) -> Mapping[str, Tensor]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                Path(member.filename).stem: torch.from_numpy(_npy(path, archive, member))
-                for member in archive.infolist()
-            }
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or not a file of plain arrays: {error}") from error
+    with parsing(path, "a file of plain arrays"), zipfile.ZipFile(path) as archive:
+        _check_sums(archive)
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("two of its arrays have the same name")
+        return {name: torch.from_numpy(_npy(path, archive, member)) for name, member in members.items()}
+
+
+def _check_sums(archive: zipfile.ZipFile) -> None:
+    """Read every member to its end, where `zipfile` compares its CRC."""
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            while file.read(1 << 20):
+                pass
 
 
 def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """An array of an archive: mapped where it is stored as it is, read where it is compressed."""
     with archive.open(member) as file:
-        if member.compress_type != zipfile.ZIP_STORED:
-            return np.lib.format.read_array(file, allow_pickle=False)
         version = np.lib.format.read_magic(file)
-        read_header = {
+        readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
+            # The third version differs from the second in names of fields, which plain arrays have not.
             (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read_header(file)
+            (3, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in readers:
+            raise ValueError(f"{member.filename} has the unknown npy version {version}")
+        shape, fortran, dtype = readers[version](file)
         header = file.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds objects, which saekit does not unpickle.")
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds objects, which saekit does not unpickle")
+        if math.prod(shape) * dtype.itemsize != member.file_size - header:
+            raise ValueError(
+                f"{member.filename} claims the shape {list(shape)}, but has {member.file_size - header} bytes"
+            )
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        if member.compress_type != zipfile.ZIP_STORED:
+            return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order=order)
     with open(path, "rb") as raw:  # the local header's name and extra field vary in length
         raw.seek(member.header_offset + 26)
         name, extra = np.frombuffer(raw.read(4), dtype="<u2").tolist()
-    return np.memmap(
-        path,
-        dtype,
-        mode="c",
-        offset=member.header_offset + 30 + name + extra + header,
-        shape=shape,
-        order="F" if fortran else "C",
-    )
+    start = member.header_offset + 30 + name + extra + header
+    return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order=order)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -283,3 +337,42 @@ def choice(value: Any, path: Path, name: str, options: Iterable[Any]) -> Any:
     if value not in options:
         raise ValueError(f"{path}: {name} must be one of {', '.join(map(str, options))}, found {value!r}.")
     return value
+
+
+# ------------------------------------------------------------------------------ what is no SAE
+
+# Settings by which libraries mark what predicts one place from another, and the values that an SAE has.
+MARKS = (
+    "transcode", "is_transcoder", "is_crosscoder", "skip_connection", "affine_connection", "is_skip",
+)  # fmt: skip
+PLACES = {
+    "hook_name_out": "hook_name",
+    "hook_point_out": "hook_point",
+    "out_hook_point": "hook_point",
+    "hf_hook_point_out": "hf_hook_point_in",
+    "d_out": "d_in",
+}
+NAMES = ("architecture", "type", "dict_class", "trainer_class", "sae_type")
+
+
+def refuse_transcoder(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse what its settings call a transcoder or crosscoder, by any library's way of putting it.
+
+    Raises
+    ------
+    ValueError
+        If they do; the sentence names the setting.
+    """
+    marks = [name for name in MARKS if config.get(name)]
+    marks += [
+        name
+        for name, own in PLACES.items()
+        if config.get(name) is not None and config[name] != config.get(own, config[name])
+    ]
+    words = ("transcoder", "crosscoder")
+    marks += [name for name in NAMES if any(word in str(config.get(name)).lower() for word in words)]
+    if marks:
+        raise ValueError(
+            f"{path} describes a transcoder ({marks[0]} is {config[marks[0]]!r}), which predicts one hook "
+            "point from another: saekit reads SAEs, which reconstruct what they read."
+        )
