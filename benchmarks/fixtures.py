@@ -18,7 +18,7 @@ from pathlib import Path
 
 import environment
 
-FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "formats" / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "tests" / "loading" / "formats" / "fixtures"
 README = """\
 # Recorded fixtures
 

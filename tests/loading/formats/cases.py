@@ -72,6 +72,11 @@ class Case:
 
 LISTED = json.loads((FIXTURES / "cases.json").read_text())
 ALL = [Case(name, entry["load"], entry["refused"]) for name, entry in LISTED.items()]
+# Of older versions of the libraries, as benchmarks/fixtures_older.py records them.
+OLDER = [
+    Case(name, entry["load"], entry["refused"])
+    for name, entry in json.loads((FIXTURES / "older.json").read_text()).items()
+]
 CASES = [case for case in ALL if not case.refused]
 REFUSED = [case for case in ALL if case.refused]
 

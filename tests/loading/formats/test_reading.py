@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loading.formats.cases import CASES, REFUSED, load, named
+from loading.formats.cases import CASES, OLDER, REFUSED, load, named
 
 from saekit.loading.names import load_sae, open_sae
 
@@ -13,7 +13,7 @@ def relative(found, expected):
     return (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *OLDER], ids=str)
 def test_latents_and_reconstructions_are_the_librarys_own(case):
     dictionary, expected = load(case), case.expected()
     x, latents = expected["x"], expected["latents"] * expected["decoder_norm"]
