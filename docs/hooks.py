@@ -1,4 +1,4 @@
-"""MkDocs hook: the executed notebooks as pages of the site, as they were committed. Nothing runs."""
+"""MkDocs hooks: pages made of what lies outside docs/. Notebooks appear as committed; nothing runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
@@ -32,7 +33,10 @@ def _replace(entries: list[Any], pages: list[str]) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page per notebook, with its images beside it."""
+    """Add pages of the project's root, and a page per notebook with its images beside it."""
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name.lower(), content=text))
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
         exporter = MarkdownExporter()
