@@ -32,6 +32,8 @@ LAYOUTS = ("d_in, d_sae", "d_sae, d_in")
 LAYOUT_OF = {"W_enc": "enc_layout", "W_dec": "dec_layout"}
 NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
+# What `info` records of where activations come from; dictionaries made of others keep it.
+ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
 

@@ -43,7 +43,7 @@ def blocks_of(text):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, model_folder):
-    """What the pages assume: `my-model`, `my-text`, and from them `my-store`, `my-family` and `my-topk-sae`."""
+    """What the pages assume: a model and text, a store harvested and SAEs trained from them."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "my-model").symlink_to(model_folder)
     (folder / "my-text").mkdir()

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.agreement import check_agreement
-from saekit.dictionary import Dictionary
+from saekit.dictionary import ORIGIN, Dictionary
 from saekit.family import Family
 from saekit.files import hash_json, hash_tensors, writable_folder, write_tensors
 from saekit.folding import with_directions
@@ -129,9 +129,6 @@ rates 0.9 and 0.99 (as `"lesswrong"`; SAEBench has 0.999). SAEBench draws batche
 the trainer without, epoch by epoch.
 """
 
-
-# What a meta-dictionary records of its bases, so that it can be held against models and stores.
-ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
 
 # ---------------------------------------------------------------------- result
 

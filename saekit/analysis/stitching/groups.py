@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from saekit.activations import ActivationStore
-from saekit.dictionary import Dictionary
+from saekit.dictionary import ORIGIN, Dictionary
 from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
 from saekit.moments import ratio_of_totals
 from saekit.results import Result
@@ -154,7 +154,7 @@ def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
         name: torch.cat([getattr(dictionary, name), getattr(more, name)])
         for name in ("b_enc", "W_dec", "threshold")
     }
-    origin = {name: value for name, value in dictionary.info.items() if name in ("model", "hook_point")}
+    origin = {name: value for name, value in dictionary.info.items() if name in ORIGIN}
     return replace(
         dictionary,
         **joined,

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from saekit.activations import ActivationStore, batches_of
 from saekit.analysis.similarity import CHUNK_ELEMENTS
 from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
-from saekit.dictionary import Dictionary
+from saekit.dictionary import ORIGIN, Dictionary
 from saekit.family import Family
 from saekit.metrics import Moments, ce_degradation, fvu
 from saekit.results import Result
@@ -383,7 +383,7 @@ class Stitching(Result):
         origin = {
             name: value
             for name, value in self.small.info.items()
-            if name in ("model", "hook_point") and self.large.info.get(name) == value
+            if name in ORIGIN and self.large.info.get(name) == value
         }
         parents = {"small": self.small.content_hash, "large": self.large.content_hash}
         made_by = {**self.options, "step": int(step), **parents}
