@@ -108,7 +108,9 @@ def measure_rebuilt_ce(
         "rebuilt": meta.rebuilt(place),
         "turned at random": turned_dictionary(source, meta.reconstruct()[meta.base == place], seed=seed),
     }
-    ce = ce_degradation(model, list(dictionaries.values()), store, max_rows=max_rows, progress=progress)
+    ce = ce_degradation(
+        model, list(dictionaries.values()), store, max_rows=max_rows, everywhere=False, progress=progress
+    )
     columns = ["ce", "ce_degradation", "loss_recovered_zero", "loss_recovered_mean"]
     frame = ce.frame[columns].assign(
         decoder=list(dictionaries),
