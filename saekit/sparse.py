@@ -150,9 +150,10 @@ class SparseLatents:
 
     def inner_products(self, x: Tensor, matrix: Tensor) -> Tensor:
         """`<x[i], matrix[j]>` for each active entry (i, j), `[active]`."""
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        found: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x, matrix, self.indices, self.offsets[:-1], self.rows, 0
         )
+        return found
 
     def sum_by_latent(self, values: Tensor) -> Tensor:
         """Sums of other values `[active]` by latent, `[width]`."""
@@ -218,7 +219,8 @@ def affine(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         and not wants_gradient  # this operator of torch's has none
         and torch.backends.mkldnn.is_available()
     ):
-        return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+        return product
     return torch.addmm(b, x, W.T)
 
 
@@ -412,12 +414,14 @@ def encode_active(x: Tensor, W_enc: Tensor, b_enc: Tensor, active: SparseLatents
     Tensor
         The values of `active`, `[active]`.
     """
-    return _Encode.apply(W_enc, b_enc, x, active)
+    values: Tensor = _Encode.apply(W_enc, b_enc, x, active)  # type: ignore[no-untyped-call]
+    return values
 
 
 def gather_active(values: Tensor, active: SparseLatents) -> Tensor:
     """One of the values `[width]` for each active entry, `[active]`, differentiable."""
-    return _Gather.apply(values, active)
+    gathered: Tensor = _Gather.apply(values, active)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def decode_active(values: Tensor, W_dec: Tensor, active: SparseLatents) -> Tensor:
@@ -437,4 +441,5 @@ def decode_active(values: Tensor, W_dec: Tensor, active: SparseLatents) -> Tenso
     Tensor
         `[batch, d_in]`.
     """
-    return _Decode.apply(values, W_dec, active)
+    decoded: Tensor = _Decode.apply(values, W_dec, active)  # type: ignore[no-untyped-call]
+    return decoded

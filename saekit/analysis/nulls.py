@@ -124,4 +124,5 @@ def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
     # those orthogonal to the constant vector.
     draw = torch.randn(len(rows), rank, generator=generator, dtype=torch.float64)
     left = torch.linalg.qr(draw - draw.mean(0)).Q
-    return ((left * singular[:rank]) @ axes[:rank] + mean).to(rows.dtype)
+    drawn: Tensor = (left * singular[:rank]) @ axes[:rank] + mean
+    return drawn.to(rows.dtype)

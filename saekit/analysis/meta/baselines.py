@@ -402,7 +402,8 @@ def least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Tensor:
     """
     mask = used.to(gram.dtype)
     gram = gram * mask[:, :, None] * mask[:, None] + torch.diag_embed(1 - mask)
-    return torch.linalg.solve(gram, target * mask)
+    found: Tensor = torch.linalg.solve(gram, target * mask)
+    return found
 
 
 def non_negative_least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Tensor:
@@ -491,7 +492,8 @@ def refit_encoder(rows: Tensor, directions: Tensor, config: TrainingConfig) -> D
 def principal_components(rows: Tensor, n: int) -> Tensor:
     """The first `n` principal components of rows `[n_rows, d]`, as unit rows `[n, d]`."""
     centred = (rows - rows.mean(0)).double()
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :n].T.to(rows.dtype)
+    axes: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return axes.flip(1)[:, :n].T.to(rows.dtype)
 
 
 def spread_rows(rows: np.ndarray, n: int, *, seed: int) -> np.ndarray:
