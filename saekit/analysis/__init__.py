@@ -3,9 +3,11 @@
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import (
     Context,
+    Contexts,
     Interval,
     LatentActivations,
     LogitTable,
+    TopTokens,
     collect,
     contexts,
     logit_table,
@@ -30,7 +32,15 @@ from saekit.analysis.meta.latents import (
     splitting_through_meta,
 )
 from saekit.analysis.meta.multiple_choice import MultipleChoice, multiple_choice_test
-from saekit.analysis.meta.sae import RECIPES, MetaSAE, Recipe, explained_variance, meta_sae, meta_sweep
+from saekit.analysis.meta.sae import (
+    RECIPES,
+    MetaSAE,
+    MetaSweep,
+    Recipe,
+    explained_variance,
+    meta_sae,
+    meta_sweep,
+)
 from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
@@ -79,6 +89,7 @@ __all__ = [
     "CEInsertion",
     "CERebuilt",
     "Context",
+    "Contexts",
     "CosineDistributions",
     "Decomposition",
     "DictionaryComparison",
@@ -95,6 +106,7 @@ __all__ = [
     "MetaBaselines",
     "MetaSAE",
     "MetaSplitting",
+    "MetaSweep",
     "Move",
     "MultipleChoice",
     "PairStatistics",
@@ -106,6 +118,7 @@ __all__ = [
     "SplittingTree",
     "Stitching",
     "StitchingChain",
+    "TopTokens",
     "Uniqueness",
     "adjacency_overlap",
     "best_matches",

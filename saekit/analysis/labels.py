@@ -179,6 +179,11 @@ def words(
     """Tokens by the sum of their weights, greatest first.
 
     Tokens that differ only in surrounding space count as one word; ties go by the alphabet.
+
+    Examples
+    --------
+    >>> words([0, 1, 0], [1.0, 3.0, 0.5], vocabulary)
+    ['queen', 'king']
     """
     totals: dict[str, float] = {}
     for token, weight in zip(display_strings(vocabulary, list(ids)), weights, strict=True):
@@ -243,6 +248,11 @@ def label_meta_latents(
     -----
     The dashboard published with Leask et al. (ICLR 2025) describes a meta-latent by what its five
     most active latents share, in a language model's words; the weighting is ours.
+
+    Examples
+    --------
+    >>> label_meta_latents(meta, [labels]).of(1)
+    'queen · king · river'
     """
     require_labels(meta, labels)
     if logits is not None:

@@ -281,8 +281,8 @@ def collect(
     >>> collected = collect(dictionary, x)
     >>> collected.frame[["latent", "n_active"]].head(2)
        latent  n_active
-    0       0        61
-    1       1        38
+    0       0        30
+    1       1        45
     """
     entries = Entries(dictionary)
     tokens = one_pass(
@@ -457,6 +457,11 @@ def contexts(
         does not have.
     TypeError, IndexError
         If a position or the latent is not a whole number, or is out of range.
+
+    Examples
+    --------
+    >>> contexts(store, [21], vocabulary, before=1, after=2)[0].tokens
+    (' river', ' the', ' the', ' river')
     """
     chosen = select_latents(positions, store.tokens.numel(), what="positions")
     found = _contexts(
@@ -487,6 +492,11 @@ def top_contexts(
 
     Parameters and errors as for `contexts`; `n` is the number of contexts. Empty if the latent
     is dead or silent in `sources`.
+
+    Examples
+    --------
+    >>> top_contexts(collected, 0, store, vocabulary, n=1, before=1, after=1)[0].tokens
+    (' queen', ' king', ' river')
     """
     latent = select_latent(latent, activations.width)
     n = settings.whole("n", n)
@@ -837,6 +847,13 @@ def top_tokens(
         If a setting is out of its range, or the activations were collected over another store.
     TypeError, IndexError
         If the latent is not a whole number, or is out of range.
+
+    Examples
+    --------
+    >>> top_tokens(collected, 6, store, vocabulary).frame[["token", "n_active", "count"]]
+        token  n_active  count
+    0    king        30     30
+    1   queen        45     45
     """
     latent = select_latent(latent, activations.width)
     by = settings.choice("by", by, ("mean", "lift"))

@@ -77,6 +77,11 @@ def turned_dictionary(dictionary: Dictionary, W_dec: Tensor, *, seed: int = 0) -
         dictionary's own direction.
     seed : int
         Of the directions.
+
+    Examples
+    --------
+    >>> turned_dictionary(dictionary, 0.5 * dictionary.W_dec)
+    Dictionary(turned relu 8 (seed 0), d_in=6, width=8)
     """
     rows, given = F.normalize(dictionary.W_dec.double(), dim=1), W_dec.double()
     generator = random_stream(settings.whole("seed", seed, at_least=0))
@@ -88,7 +93,13 @@ def turned_dictionary(dictionary: Dictionary, W_dec: Tensor, *, seed: int = 0) -
 
 
 def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
-    """Directions drawn evenly from the sphere, `[n, d]`."""
+    """Directions drawn evenly from the sphere, `[n, d]`.
+
+    Examples
+    --------
+    >>> random_directions(3, 5).norm(dim=1)
+    tensor([1., 1., 1.])
+    """
     generator = torch.Generator().manual_seed(settings.whole("seed", seed, at_least=0))
     return F.normalize(torch.randn(n, d, generator=generator), dim=1)
 
@@ -111,6 +122,13 @@ def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
     ------
     ValueError
         If the kind is neither, or the seed is negative.
+
+    Examples
+    --------
+    >>> null_rows(torch.arange(6.0).view(3, 2), "columns permuted").sort(dim=0).values
+    tensor([[0., 1.],
+            [2., 3.],
+            [4., 5.]])
     """
     kind = settings.choice("kind", kind, ROW_NULLS)
     generator = torch.Generator().manual_seed(settings.whole("seed", seed, at_least=0))

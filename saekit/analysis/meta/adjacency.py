@@ -111,6 +111,12 @@ def adjacency_overlap(
     pairs that are joined; random directions in place of the smaller dictionary show what comes
     from latents being near each other, whatever they are near to. The graphs are looked through in
     blocks of rows and never held as a whole.
+
+    Examples
+    --------
+    >>> summary = adjacency_overlap(meta, small).summary
+    >>> summary["n_edges"], round(summary["overlap"], 2), round(summary["chance"], 2)
+    (18, 0.89, 0.27)
     """
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     source = meta.sources[place]

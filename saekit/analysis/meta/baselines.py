@@ -160,6 +160,15 @@ def meta_baselines(
     pursuit looks among unit directions, and is greedy: the best terms can only do better. Directions of
     smaller dictionaries and random ones never saw the rows; what learns from rows (k-means,
     principal components, refits) sees those that the meta-SAE was trained on.
+
+    Examples
+    --------
+    >>> from saekit.analysis.meta.sae import Recipe, meta_sae
+    >>> quick = Recipe("quick", lr=1e-3, steps=20, batch=1.0)
+    >>> result = meta_baselines(meta_sae(large, width=6, k=2, recipe=quick), [small])
+    >>> result.frame["variant"].unique().tolist()
+    ['meta-SAE', 'nearest small latents', 'random directions', 'relu 8 (seed 0)', 'k-means', 'PCA',
+     'columns permuted', 'Gaussian']
     """
     seed = settings.whole("seed", seed, at_least=0)
     refit_steps = None if refit_steps is None else settings.whole("refit_steps", refit_steps)
@@ -490,7 +499,13 @@ def refit_encoder(rows: Tensor, directions: Tensor, config: TrainingConfig) -> D
 
 
 def principal_components(rows: Tensor, n: int) -> Tensor:
-    """The first `n` principal components of rows `[n_rows, d]`, as unit rows `[n, d]`."""
+    """The first `n` principal components of rows `[n_rows, d]`, as unit rows `[n, d]`.
+
+    Examples
+    --------
+    >>> principal_components(torch.tensor([[0.0, 2.0], [0.0, 4.0]]), 1).abs()
+    tensor([[0., 1.]])
+    """
     centred = (rows - rows.mean(0)).double()
     axes: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
     return axes.flip(1)[:, :n].T.to(rows.dtype)
@@ -515,6 +530,11 @@ def spread_rows(rows: np.ndarray, n: int, *, seed: int) -> np.ndarray:
     -------
     array
         Indices, `[n]`.
+
+    Examples
+    --------
+    >>> len(spread_rows(x.numpy(), 3, seed=0))
+    3
     """
     random = np.random.RandomState(seed)
     wide = torch.from_numpy(rows - rows.mean(axis=0)).double()

@@ -98,6 +98,10 @@ def measure_rebuilt_ce(
     -----
     In the authors' code only, without published numbers. The control, an error of the same size in
     a random direction, is ours.
+
+    Examples
+    --------
+    >>> measure_rebuilt_ce(model, meta, store).summary["ce_degradation"]  # doctest: +SKIP
     """
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     max_rows = settings.whole("max_rows", max_rows)

@@ -95,10 +95,10 @@ def decomposition(
 
     Examples
     --------
-    >>> decomposition(meta, 0).frame[["meta_latent", "activation"]].round(2)
-       meta_latent  activation
-    0            1        0.58
-    1            0        0.21
+    >>> decomposition(meta, 6).frame[["meta_latent", "activation", "share"]].round(2)
+       meta_latent  activation  share
+    0            0        0.89   0.67
+    1            1        0.44   0.33
     """
     _require(labels, meta.identity, "meta-latents")
     own = meta.of(latent, base)
@@ -178,6 +178,14 @@ def members(
         If there is no such meta-latent or base.
     ValueError
         If labels are those of another dictionary.
+
+    Examples
+    --------
+    >>> members(meta, 1).frame[["latent", "activation"]].round(2)
+       latent  activation
+    0       1        1.00
+    1       7        0.91
+    2       6        0.44
     """
     if labels is not None:
         require_labels(meta, labels)
@@ -271,6 +279,11 @@ def related_latents(
     Notes
     -----
     The related-latents graph of [LW] and of the dashboard published with Leask et al. (ICLR 2025).
+
+    Examples
+    --------
+    >>> related_latents(meta, 6).summary
+    {'latent': 6, 'n_meta_latents': 2, 'n_related': 4, 'n_edges': 6}
     """
     n_meta, n_members = (
         settings.whole(name, value) for name, value in (("n_meta", n_meta), ("n_members", n_members))
@@ -388,6 +401,14 @@ def side_by_side(
     Notes
     -----
     The table and heat map of [LW].
+
+    Examples
+    --------
+    >>> result = side_by_side(meta, 6, small, n=2)
+    >>> result.frame[["meta_latent", "small_latent", "small_cosine"]].round(2)
+       meta_latent  small_latent  small_cosine
+    0            0             6          1.00
+    1            1             0          0.91
     """
     n = settings.whole("n", n)
     source = meta.sources[meta.place(base)]
@@ -531,6 +552,14 @@ def cosine_distributions(
     -----
     The three panels of [LW]; the null is ours. The more directions there are to choose from, the
     greater the greatest cosine: compare with the null of the same row.
+
+    Examples
+    --------
+    >>> table = cosine_distributions(meta, small).table
+    >>> table.loc[table["panel"] == "latents", ["nearest_in", "share_above_theta"]]
+                             nearest_in  share_above_theta
+    5  meta 6 (k 2) of relu 12 (seed 0)                1.0
+    6                   relu 8 (seed 0)                1.0
     """
     theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
     own, source = meta.dictionary, meta.sources[meta.place(base)]
@@ -656,6 +685,13 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     counting what is kept, and chance, are ours. That a child is near its parent by definition makes
     it keep more than chance. As the authors say, latents that recur at every width are
     over-represented among the directions that such a meta-SAE is trained on.
+
+    Examples
+    --------
+    >>> from saekit.analysis import meta_sae, splitting_tree
+    >>> whole = meta_sae(family, width=6, k=2)
+    >>> splitting_through_meta(whole, splitting_tree(family)).table["status"].tolist()
+    ['identical', 'split']
     """
     if meta.widths != tree.widths:
         raise ValueError(

@@ -433,6 +433,12 @@ def explained_variance(rows: Tensor, reconstruction: Tensor, *, centred: bool = 
     ------
     ValueError
         If the shapes differ, a value is not finite, or the rows do not vary.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[1.0], [3.0]])
+    >>> explained_variance(rows, rows), explained_variance(rows, torch.tensor([[2.0], [2.0]]))
+    (1.0, 0.0)
     """
     if rows.shape != reconstruction.shape:
         raise ValueError(
@@ -608,6 +614,16 @@ def meta_sweep(
     TypeError, ValueError, OSError
         As `meta_sae`; also if there are no widths or no ks, or a k is greater than a width. Raised
         before any training.
+
+    Examples
+    --------
+    >>> quick = Recipe("quick", lr=1e-3, steps=10, batch=1.0)
+    >>> meta_sweep(dictionary, [4, 6], [1, 2], recipe=quick).frame[["width", "k"]]
+       width  k
+    0      4  1
+    1      4  2
+    2      6  1
+    3      6  2
     """
     ks = [settings.whole("k", k) for k in ks]
     grid = [(settings.whole("width", width), k) for width in widths for k in ks]
