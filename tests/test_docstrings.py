@@ -94,7 +94,7 @@ def examples():
         yield from (test for test in finder.find(module, found.name) if test.examples)
 
 
-@pytest.mark.filterwarnings("ignore::saekit.agreement.UnrecordedWarning")
+@pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning")
 @pytest.mark.parametrize("test", examples(), ids=lambda test: test.name)
 def test_examples_show_what_they_say(test):
     test.globs.update({name: value for name, value in world().items() if name not in test.globs})

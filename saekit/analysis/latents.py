@@ -17,10 +17,9 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import ActivationStore
-from saekit.agreement import UnrecordedWarning
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
-from saekit.identity import Identity
+from saekit.identity import Identity, UnrecordedWarning
 from saekit.models import token_strings
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from saekit.analysis.meta.latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
     from saekit.analysis.meta.sae import MetaSAE, MetaSweep
     from saekit.analysis.splitting import SplittingTree
+    from saekit.identity import Identity
 
 META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"
 _GREY = "#6e6e6e"
@@ -68,7 +68,8 @@ def meta_baselines(result: MetaBaselines) -> Plot:
     """
     data = result.frame.drop(columns=["note", "difference"])
     rows = list(dict.fromkeys(zip(data["variant"], data["encoder"], data["null"], strict=True)))
-    places = _with_gaps(["null" if null else _dictionary(variant) or variant for variant, _, null in rows])
+    groups = {name: of.kind for name, of in result.dictionaries.items()}
+    places = _with_gaps(["null" if null else groups.get(variant, variant) for variant, _, null in rows])
     own = float(data["explained_variance"].iloc[0])
     highest = float(data["explained_variance"].max())
     some_held_out = bool(data["explained_variance_held_out"].notna().any())
@@ -83,7 +84,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
                     place,
                     value,
                     0.82,
-                    color="#dcdcdc" if bar.null else _bar_colour(bar.variant, bar.encoder),
+                    color="#dcdcdc" if bar.null else _bar_colour(result, bar.variant, bar.encoder),
                     hatch="////" if bar.null else None,
                     edgecolor=NULL if bar.null else "white",
                     linewidth=0.4 if bar.null else 0,
@@ -114,7 +115,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
             axes.set(xlim=(FLOOR, 1.16 * highest), xlabel="explained variance")
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
-        panels[0].set_yticks(places, [_bar_name(data, *row) for row in rows])
+        panels[0].set_yticks(places, [_bar_name(result, *row) for row in rows])
         panels[0].invert_yaxis()
         handles: list[Any] = [
             Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label="the meta-SAE"),
@@ -324,10 +325,11 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": counts / len(rows)}
         parts.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), **bins}))
     data = pd.concat(parts, ignore_index=True)
-    others = sorted((n for n in set(data["nearest_in"]) if n != meta), key=lambda n: identity(n)["width"])
+    others = sorted((n for n in result.dictionaries if n != meta), key=lambda n: result.dictionaries[n].width)
     shades = colormaps["YlOrBr"](np.linspace(0.45, 0.85, len(others)))
     colours = {meta: META} | dict(zip(others, shades, strict=True))
-    names = {meta: "meta-SAE"} | {n: named(identity(n)["kind"], identity(n)["width"]) for n in others}
+    found = [result.dictionaries[name] for name in others]
+    names = {meta: "meta-SAE"} | {n: _short_name(of, found) for n, of in zip(others, found, strict=True)}
     titles = {
         "within": "within one dictionary",
         "meta-latents": "from meta-latents to\nthe nearest latent of",
@@ -395,7 +397,7 @@ def side_by_side(result: SideBySide) -> Plot:
         for m, label in zip(own["meta_latent"], own["meta_label"], strict=True)
     ]
     columns = [fit_text(f"{latent}  {labels[latent]}".rstrip(), 1.35, 7) for latent in cosines.columns]
-    small = named(identity(result.small)["kind"], identity(result.small)["width"])
+    small = named(result.small.kind, result.small.width)
     with house_style():
         figure = new_figure(0.75 * FULL, 1.65 + 0.27 * len(rows))
         axes = figure.subplots()
@@ -626,37 +628,29 @@ def _edge(
     )
 
 
+def _short_name(identity: Identity, among: Iterable[Identity]) -> str:
+    """Kind and width, with the beginning of the hash where another dictionary has both."""
+    alike = {other for other in among if (other.kind, other.width) == (identity.kind, identity.width)}
+    name = named(identity.kind, identity.width)
+    return name if len(alike) == 1 else f"{name} [{identity.hash[:8]}]"
+
+
 def _with_gaps(groups: list[str]) -> list[float]:
     """Places of bars below each other, with a small gap where the group changes."""
     changes = [0.0] + [0.45 * (a != b) for a, b in pairwise(groups)]
     return (np.arange(len(groups)) + np.cumsum(changes)).tolist()
 
 
-def _dictionary(variant: str) -> str | None:
-    """The kind of the dictionary that a variant is named after, if it is."""
-    try:
-        return str(identity(variant)["kind"])
-    except ValueError:
-        return None
-
-
-def identity(name: str) -> dict[str, Any]:
-    """Kind, width and seed out of a name, until results carry identities."""
-    match = re.fullmatch(r"(\S+) (\d+)(?: \(seed (\d+)\))?", name)
-    if match is None:
-        raise ValueError(f'A dictionary is named like "relu 1152 (seed 0)", found {name!r}.')
-    return {"kind": match[1], "width": int(match[2]), "seed": int(match[3] or 0)}
-
-
-def _bar_colour(variant: str, encoder: str) -> str:
+def _bar_colour(result: MetaBaselines, variant: str, encoder: str) -> str:
     if variant == "meta-SAE":
         return META if encoder == "own" else "#8fd0ba"
-    kind = _dictionary(variant)
-    return BASELINE if kind is None else kind_style(kind).colour
+    found = result.dictionaries.get(variant)
+    return BASELINE if found is None else kind_style(found.kind).colour
 
 
-def _bar_name(data: pd.DataFrame, variant: str, encoder: str, null: bool) -> str:
+def _bar_name(result: MetaBaselines, variant: str, encoder: str, null: bool) -> str:
+    data, found = result.frame, result.dictionaries.get(variant)
     rows = data[(data["variant"] == variant) & (data["encoder"] == encoder) & (data["null"] == null)]
-    kind, width = _dictionary(variant), rows["dictionary_width"].iat[0]
-    name = f"{variant} ({width})" if kind is None else named(kind, width)
+    width = rows["dictionary_width"].iat[0]
+    name = f"{variant} ({width})" if found is None else _short_name(found, result.dictionaries.values())
     return f"{name}, {ENCODERS[encoder]}" if ENCODERS[encoder] else name

@@ -7,9 +7,10 @@ import torch
 from dictionaries import make
 from toy_stores import in_memory
 
-from saekit.agreement import MismatchError, UnrecordedWarning
+from saekit.agreement import MismatchError
 from saekit.analysis import collect, contexts, logit_table, top_contexts, top_tokens
 from saekit.dictionary import Dictionary
+from saekit.identity import UnrecordedWarning
 
 ROWS, LENGTH, VOCAB, D_IN, WIDTH = 14, 40, 30, 12, 25
 WORDS = [f"<{i}>" for i in range(VOCAB)]

@@ -237,6 +237,14 @@ def test_side_by_side_cells_are_cosines():
     assert names == [str(part) for part in parts.tolist()]
 
 
+def test_dictionaries_of_one_kind_and_width_have_labels_of_their_own():
+    result = cosine_distributions(meta(), [meta().sources[0], dictionary(torch.eye(10, D_IN), 0.0, "relu")])
+    figure = plots.meta_cosines(result).figure
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(texts) == len(set(texts))
+    assert sum("10 [" in text for text in texts) == 2
+
+
 def test_baseline_bars_are_the_table():
     found, frame = plot("meta_baselines"), baselines().frame
     for axes, signed in zip(found.figure.axes, (False, True), strict=True):
