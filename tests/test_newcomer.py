@@ -9,10 +9,10 @@ import textwrap
 
 import pytest
 import torch
-
-import saekit
 from conftest import build_tokenizer, sentences
 from test_docs import PAGES, blocks_of
+
+import saekit
 
 
 def newcomer(model_folder, text_folder, work, tensors):
@@ -85,7 +85,7 @@ def test_a_newcomer_gets_there(model_folder, text_folder, tmp_path):
     generator = torch.Generator().manual_seed(0)
     decoder = torch.randn(16, 32, generator=generator)  # [d_in, d_sae], rows of any norm
     tensors = {"encoder": decoder.T / 16, "decoder": decoder, "b_enc": torch.full((32,), -0.1)}
-    stores, small, large, stitching, contexts = newcomer(model_folder, text_folder, tmp_path / "w", tensors)
+    stores, _, large, stitching, contexts = newcomer(model_folder, text_folder, tmp_path / "w", tensors)
     ends = stitching.frame["fvu"].iloc[[0, -1]].tolist()
     x = stores["held-out"].read(stores["held-out"].positions).double()
     variance = (x - x.mean(dim=0)).square().sum()

@@ -7,7 +7,7 @@ and `novel_gain`, inserting the latent into the small dictionary lowers its erro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,8 @@ class Insertion(Result):
         The two dictionaries on these tokens. MSE: squared error summed over dimensions,
         averaged over tokens.
     """
+
+    _plot: ClassVar[str] = "insertion_scatter"
 
     small: Identity
     large: Identity
@@ -549,6 +551,8 @@ class CEInsertion(Result):
     n_targets : int
         Targets of the store that are not special tokens.
     """
+
+    _plot: ClassVar[str] = "ce_insertion_scatter"
 
     small: Identity
     large: Identity

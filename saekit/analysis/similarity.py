@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -199,6 +199,8 @@ class FamilySimilarity(Result):
     theta : float
         The threshold of `share_under_theta`.
     """
+
+    _plot: ClassVar[str] = "max_cosine_distribution"
 
     frame: pd.DataFrame
     table: pd.DataFrame

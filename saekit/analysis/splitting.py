@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -167,6 +167,8 @@ class SplittingTree(Result):
         `nulls[width]`: the `Splitting` between two seeds of this width, or None where the
         family has no second seed.
     """
+
+    _plot: ClassVar[str] = "splitting_flow"
 
     widths: tuple[int, ...]
     theta: float

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -181,6 +181,8 @@ class Stitching(Result):
     theta, grouping, order, lost, seed
         As given to `stitch`; None for a path of one's own.
     """
+
+    _plot: ClassVar[str] = "stitching_curve"
 
     statistics: PairStatistics
     moves_made: tuple[Move, ...]
