@@ -28,7 +28,7 @@ from peers import PEERS
 from trainers import Saekit, Task, Trainer
 
 from saekit.files import write_json
-from saekit.training.trainer import _as_source
+from saekit.training.sources import as_source
 
 SAEKIT = {"saekit": False, "saekit-bf16": True}  # whether with candidates in bfloat16
 
@@ -101,7 +101,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         steps=max(options.steps, 10),  # of the learning rate's schedule
         dead_after=2 * options.batch_size,  # so that the auxiliary loss is at work
     )
-    source = _as_source(synthetic(2 * task.batch_size, task.d_in))
+    source = as_source(synthetic(2 * task.batch_size, task.d_in))
     before = peak()
     trainer: Trainer = (
         Saekit(task, source, bf16_candidates=SAEKIT[name]) if name in SAEKIT else PEERS[name](task)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekit.training.trainer import TrainingConfig, _Run
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import _Run
 from saekit.training.variants import VARIANTS, Variant
 
 FIXED_SPARSITY = ("topk", "batchtopk")  # kinds whose weights are the same four tensors everywhere
@@ -128,7 +129,8 @@ class Saekit(Trainer):
 
     def __init__(self, task: Task, source: Any, *, bf16_candidates: bool = False) -> None:
         self.label = "saekit, bf16 candidates" if bf16_candidates else "saekit"
-        self.run = _Run(task.config(bf16_candidates=bf16_candidates), source, source, task.device)
+        config = task.config(bf16_candidates=bf16_candidates)
+        self.run = _Run(config, source, source, torch.device(task.device))
 
     def step(self, z: Tensor) -> None:
         """Normalisation, loss with AuxK, gradients, their projection, Adam, schedule, unit norms."""

@@ -45,7 +45,7 @@ from trainers import FIXED_SPARSITY, Dense, Saekit, Task, Trainer, Weights, fixe
 
 from saekit.files import write_json
 from saekit.sparse import affine
-from saekit.training.trainer import _as_source
+from saekit.training.sources import as_source
 from saekit.training.variants import VARIANTS
 
 UNTIMED = 3  # steps of every trainer before the rounds
@@ -164,7 +164,7 @@ def time_kind(
         dead_after=options.dead_after,
         device=options.device,
     )
-    source = _as_source(train)
+    source = as_source(train)
     batches = source.shuffled(task.batch_size, seed=0)
     exact, candidates = (Saekit(task, source, bf16_candidates=bf16) for bf16 in (False, True))
     for _ in range(options.warmup):
@@ -276,7 +276,7 @@ def fvu_kind(
         dead_after=options.dead_after,
         device=options.device,
     )
-    source = _as_source(train)
+    source = as_source(train)
     exact, candidates = (Saekit(task, source, bf16_candidates=bf16) for bf16 in (False, True))
     trainers: list[Trainer] = [Dense(task), exact, candidates, *peers(task)]
     start, silent_tokens = exact.weights(), exact.silent_tokens.clone()

@@ -46,7 +46,9 @@ _EXPORTS = {
     "saekit.loading.releases": ("releases_table",),
     "saekit.loading.check_sae": ("check_sae",),
     "saekit.training.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
-    "saekit.training.trainer": ("TrainingConfig", "train"),
+    "saekit.training.config": ("TrainingConfig",),
+    "saekit.training.loggers": ("TensorBoardLogger", "WandbLogger"),
+    "saekit.training.trainer": ("train",),
     "saekit.metrics": ("ce_degradation", "evaluate"),
     "saekit.convert": ("as_jumprelu",),
     "saekit.analysis": (

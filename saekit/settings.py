@@ -9,10 +9,34 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
+
+Rule = Callable[[str, Any], Any]  # a setting's name and value in, its plain value out
+
+
+def normalise(settings: Any, rules: Mapping[str, Rule]) -> None:
+    """Check the fields of a frozen dataclass of settings and make them plain, in its `__post_init__`.
+
+    Parameters
+    ----------
+    settings : dataclass
+        Its fields are replaced in place; those without a rule stay as they are.
+    rules : mapping
+        A rule for each field, such as `whole` or `optional(positive)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the rules do.
+    """
+    for field in fields(settings):
+        if rule := rules.get(field.name):
+            object.__setattr__(settings, field.name, rule(field.name, getattr(settings, field.name)))
 
 
 def whole(name: str, value: Any, *, at_least: int | None = 1, at_most: int | None = None) -> int:
@@ -26,10 +50,8 @@ def whole(name: str, value: Any, *, at_least: int | None = 1, at_most: int | Non
         If it is out of range.
     """
     try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
+        number = operator.index(_single(value))
+    except (TypeError, ValueError):
         raise TypeError(f"{name} must be a whole number, found {value!r}.") from None
     return int(_in_range(name, number, at_least, at_most))
 
@@ -52,9 +74,9 @@ def real(
         If it is not finite, or out of range.
     """
     try:
-        if isinstance(value, bool | str):
+        if isinstance(value, str):
             raise TypeError
-        number = float(value)
+        number = float(_single(value))
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, found {value!r}.") from None
     if not math.isfinite(number):
@@ -62,6 +84,43 @@ def real(
     if above is not None and not number > above:
         raise ValueError(f"{name} must be above {above:g}, found {number:g}.")
     return _in_range(name, number, at_least, at_most)
+
+
+positive = partial(real, above=0)
+share = partial(real, at_least=0, at_most=1)
+
+
+def optional(rule: Rule) -> Rule:
+    """A rule that lets None through."""
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, NumPy's and torch's too; no number stands for either.
+
+    Raises
+    ------
+    TypeError
+        If it is neither.
+    """
+    if not _is_boolean(value):
+        raise TypeError(f"{name} must be True or False, found {value!r}.")
+    return bool(value)
+
+
+def several(rule: Rule) -> Rule:
+    """A rule for a sequence, each of whose values has to meet another rule; a tuple comes out.
+
+    A string is not a sequence here.
+    """
+
+    def check(name: str, value: Any) -> tuple[Any, ...]:
+        values = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise TypeError(f"{name} must be a sequence, found {value!r}.")
+        return tuple(rule(f"{name}[{i}]", one) for i, one in enumerate(values))
+
+    return check
 
 
 def cosine(name: str, value: Any) -> float:
@@ -72,7 +131,7 @@ def cosine(name: str, value: Any) -> float:
     TypeError, ValueError
         If it is not such a number.
     """
-    return real(name, value, at_least=0, at_most=1)
+    return share(name, value)
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> str:
@@ -108,6 +167,19 @@ def device(value: str | torch.device) -> torch.device:
             f"choose one of {', '.join(here)}."
         ) from None
     return found
+
+
+def _is_boolean(value: Any) -> bool:
+    """Whether it is one Boolean, of Python, NumPy or torch."""
+    dtype = str(getattr(value, "dtype", ""))
+    return isinstance(value, bool) or (dtype in ("bool", "torch.bool") and value.ndim == 0)
+
+
+def _single(value: Any) -> Any:
+    """A value that is neither a Boolean nor an array of several dimensions, else a TypeError."""
+    if _is_boolean(value) or getattr(value, "ndim", 0) != 0:
+        raise TypeError
+    return value
 
 
 def _in_range(name: str, number: Any, at_least: float | None, at_most: float | None) -> Any:

@@ -28,6 +28,7 @@ from saekit.distributed import (
 from saekit.files import write_tensors
 from saekit.streaming import StreamedActivations
 from saekit.training import trainer
+from saekit.training.config import TrainingConfig
 from saekit.training.variants import TopK
 
 
@@ -203,7 +204,8 @@ from safetensors.torch import load_file
 
 from saekit.distributed import distributed, rank
 from saekit.files import write_tensors
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import VARIANTS
 
 folder, bf16 = sys.argv[1], sys.argv[2] == "bf16"
@@ -248,6 +250,6 @@ def test_two_processes_train_what_one_trains(tmp_path, mode):
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     monkeypatch.setattr(trainer, "world_size", lambda: 3)
-    config = trainer.TrainingConfig(TopK(k=2), 8, batch_size=64)
+    config = TrainingConfig(TopK(k=2), 8, batch_size=64)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, found 64"):
         trainer.train(config, torch.randn(200, 4))

@@ -13,7 +13,8 @@ from saekit import activations, streaming
 from saekit.activations import harvest
 from saekit.models import capture, load_model
 from saekit.streaming import StreamedActivations
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
 
 CTX = 16

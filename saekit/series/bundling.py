@@ -20,8 +20,8 @@ from saekit.files import hash_json, home, write_bytes
 from saekit.loading.names import BUNDLED, load_family
 from saekit.metrics import evaluate
 from saekit.series.embedded import embedded_store
+from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import measure, snapshot_path, train_side_by_side
-from saekit.training.trainer import TrainingConfig
 from saekit.training.variants import BatchTopK, ReLU
 
 TARGET_L0 = 36.0

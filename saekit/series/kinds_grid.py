@@ -20,11 +20,10 @@ from saekit.dictionary import Dictionary
 from saekit.files import hash_json, home, write_bytes
 from saekit.loading.names import BUNDLED
 from saekit.series.embedded import embedded_store
+from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import measure, train_side_by_side
-from saekit.training.trainer import TrainingConfig
 from saekit.training.variants import VARIANTS
 
-KINDS = tuple(VARIANTS)
 WIDTHS = (1152, 2304)
 ACTIVE = (16, 32, 64)  # active latents a token
 HISTOGRAM = (2304, 32)  # width and active latents a token of the dictionaries whose tokens are counted
@@ -45,13 +44,13 @@ def configs() -> list[TrainingConfig]:
             lr=LEARNING_RATE * math.sqrt(1152 / width),
             log_every=STEPS // 4,
         )
-        for kind, width, active in product(KINDS, WIDTHS, ACTIVE)
+        for kind, width, active in product(VARIANTS, WIDTHS, ACTIVE)
     ]
 
 
 def target_l0(config: TrainingConfig) -> int:
-    """How many active latents a token these settings ask for."""
-    return getattr(config.variant, config.variant.sparsity)
+    """The number of active latents per token that these settings ask for."""
+    return round(getattr(config.variant, config.variant.sparsity))
 
 
 def trained_folder(config: TrainingConfig, train_store: ActivationStore) -> Path:

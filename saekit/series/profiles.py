@@ -23,8 +23,8 @@ from saekit.files import hash_file, hash_json, home, read_json
 from saekit.loading.names import load_family, local_to
 from saekit.models import EMBEDDED_MODEL, load_model
 from saekit.series.embedded import HOOK_POINT, embedded_store
+from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import train_side_by_side
-from saekit.training.trainer import TrainingConfig
 from saekit.training.variants import VARIANTS
 
 if TYPE_CHECKING:

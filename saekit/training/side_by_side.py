@@ -1,4 +1,4 @@
-"""Training runs side by side, and what a table says of the dictionaries that come out."""
+"""Training runs side by side, and the measurements of the dictionaries that come out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
-from saekit.files import write_bytes, write_tensors
+from saekit.files import writable_folder, write_bytes, write_tensors
 from saekit.metrics import ce_degradation, evaluate
 from saekit.models import load_model
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import before_decay, train
 
 CE_ROWS = 32  # rows of 128 tokens for cross-entropy
 
@@ -29,32 +30,40 @@ def train_side_by_side(
     held_out: ActivationStore,
     *,
     snapshots: bool = False,
+    niceness: int = 0,
     progress: bool = True,
 ) -> None:
-    """Train what is missing, one thread each, and go on where a run was stopped.
+    """Train the missing dictionaries in processes of one thread each, and resume interrupted runs.
 
     This is faster than one run after the other on all cores, and gives the same bits however many
-    cores there are. A run that fails does not keep the others from ending.
+    cores there are. A run that fails does not keep the others from ending. An interrupt reaches
+    every run, and each keeps its state.
 
     Parameters
     ----------
     runs : sequence of (TrainingConfig, Path)
-        Settings and the folder to keep the dictionary and `log.csv` in, in the order to begin
-        with. A folder that holds a dictionary is left as it is.
+        The settings of each run and the folder to keep its dictionary and `log.csv` in, in the
+        order to begin with. A folder that holds a dictionary already is left as it is.
     train_store, held_out : ActivationStore
         What to train on, and what the log is measured on.
     snapshots : bool
         Keep the decoder at every row of the log, in half precision, as `snapshots/<step>`.
+    niceness : int
+        How much the processes give way to others, as for the command `nice`.
     progress : bool
         Show a progress bar in tokens, which moves when a run ends.
     """
     missing = [(config, folder) for config, folder in runs if not (folder / "dictionary.json").exists()]
     if not missing:
         return
+    for _, folder in missing:
+        writable_folder(folder)
+    others = multiprocessing.active_children()
     workers = ProcessPoolExecutor(
         min(os.cpu_count() or 1, len(missing)),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin_worker,
+        initargs=(niceness,),
     )
     total = sum(config.steps * config.batch_size for config, _ in missing)
     with (
@@ -65,19 +74,26 @@ def train_side_by_side(
             workers.submit(_run, config, folder, train_store.path, held_out.path, snapshots): config
             for config, folder in missing
         }
-        for done in as_completed(waiting):
-            bar.set_postfix_str(done.result())
-            bar.update(waiting[done].steps * waiting[done].batch_size)
+        try:
+            for done in as_completed(waiting):
+                bar.set_postfix_str(done.result())
+                bar.update(waiting[done].steps * waiting[done].batch_size)
+        except (KeyboardInterrupt, SystemExit):
+            for process in {*multiprocessing.active_children()} - {*others}:
+                process.terminate()  # each keeps its state first
+            raise
 
 
-def _begin_worker() -> None:
+def _begin_worker(niceness: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C ends a worker at once: checkpoints are whole, and the next run must not begin.
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    # Ctrl-C ends a worker once its run is kept: the next run must not begin.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _run(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: Path, snapshots: bool) -> str:
-    """Train one dictionary in this process and save it; its name."""
+    """Train one dictionary in this process and save it; return its name."""
     checkpoint = folder / "checkpoint.safetensors"
 
     def keep_snapshot(dictionary: Dictionary, step: int) -> None:
@@ -93,7 +109,8 @@ def _run(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: 
     )
     write_bytes(folder / "log.csv", result.log.to_csv(index=False).encode())
     result.dictionary.save(folder)
-    checkpoint.unlink()
+    for file in (checkpoint, before_decay(checkpoint), checkpoint.with_suffix(".csv")):
+        file.unlink()
     return result.dictionary.name
 
 
@@ -110,7 +127,7 @@ def measure(
     Returns
     -------
     DataFrame
-        A row a dictionary: `l0`, `fvu`, `dead_fraction`, `ce_degradation` and
+        One row per dictionary: `l0`, `fvu`, `dead_fraction`, `ce_degradation` and
         `loss_recovered_zero`, as in `saekit.metrics`; cross-entropy is over `CE_ROWS` rows.
     """
     evaluations = [evaluate(dictionary, held_out) for dictionary in dictionaries]

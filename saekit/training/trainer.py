@@ -1,4 +1,4 @@
-"""Train a dictionary: config, trainer, checkpoints.
+"""Train a dictionary: the loop, its state, and checkpoints of it.
 
 Activations are centred and scaled to norm `sqrt(d_in)` on average before they reach a variant,
 so one set of hyper-parameters fits every hook point; the result is folded back to raw
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,101 +25,19 @@ from tqdm.auto import tqdm
 
 from saekit.dictionary import Dictionary
 from saekit.distributed import all_reduce_mean, is_main, local_slice, world_size
-from saekit.files import hash_json, hash_tensors, write_tensors
+from saekit.files import writable_folder, write_tensors
 from saekit.folding import Unfolded
+from saekit.interrupts import Interrupts
 from saekit.metrics import evaluate
-from saekit.training.variants import Variant
+from saekit.settings import device as known_device
+from saekit.settings import whole
+from saekit.training.config import TrainingConfig
+from saekit.training.loggers import CSVLogger, Logger
+from saekit.training.sources import Source, TensorSource, as_source, normalisation, spread
 
 FORMAT = "saekit-checkpoint-1"
-SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
 EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
 BLOCK = 1024  # decoder rows that stay in cache between two passes over them
-
-
-class Source(Protocol):
-    """What training needs of activations: an `ActivationStore` and `StreamedActivations` are such."""
-
-    @property
-    def d_in(self) -> int: ...  # noqa: D102
-
-    @property
-    def manifest(self) -> dict[str, Any]: ...  # noqa: D102
-
-    @property
-    def content_hash(self) -> str: ...  # noqa: D102
-
-    @property
-    def positions(self) -> Tensor: ...  # noqa: D102
-
-    def read(self, positions: Tensor) -> Tensor: ...  # noqa: D102
-
-    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train one dictionary.
-
-    Parameters
-    ----------
-    variant : Variant
-        The kind with its settings, such as `ReLU(target_l0=36)` or `BatchTopK(k=32)`.
-    width : int
-        Number of latents.
-    seed : int
-        Of the initialisation, together with kind and width, and of the data order.
-    steps, batch_size : int
-        Optimiser steps, and tokens a step.
-    lr : float
-        Adam's learning rate at its plateau.
-    warmup : int
-        Steps over which the learning rate rises to it.
-    decay : float
-        Last part of training, from 0 to 1, over which the learning rate falls to zero.
-    log_every : int
-        Steps between evaluations, each a row of the log.
-    bf16_candidates : bool
-        Look for active latents in bfloat16 and compute their values in float32, see
-        `saekit.sparse.encode_above`: faster for wide dictionaries where the device has bfloat16.
-
-    Raises
-    ------
-    ValueError
-        If a setting is out of its range.
-    """
-
-    variant: Variant
-    width: int
-    seed: int = 0
-    steps: int = 6000
-    batch_size: int = 512
-    lr: float = 1e-3
-    warmup: int = 200
-    decay: float = 0.2
-    log_every: int = 500
-    bf16_candidates: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("width", "steps", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"lr must be positive, found {self.lr}.")
-        if self.warmup < 0 or not 0 <= self.decay <= 1:
-            raise ValueError(
-                f"warmup must be at least 0 and decay from 0 to 1, found {self.warmup} and {self.decay}."
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """The config as JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"variant": self.variant.describe()}
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0: linear warm-up, plateau, linear decay to zero."""
-        rising = (step + 1) / self.warmup if self.warmup else 1.0
-        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
-        return self.lr * min(1.0, rising, falling)
 
 
 @dataclass(frozen=True)
@@ -151,16 +71,27 @@ class TrainingResult:
 
 def train(
     config: TrainingConfig,
-    activations: Source | Tensor,
+    activations: Source | Tensor | np.ndarray,
     *,
-    held_out: Source | Tensor | None = None,
+    held_out: Source | Tensor | np.ndarray | None = None,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
+    loggers: Sequence[Logger] = (),
     on_log: Callable[[Dictionary, int], None] | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Train one dictionary.
+
+    With a checkpoint, training that was interrupted goes on where it was stopped, to the same bits
+    as if it had not been. Ctrl-C and SIGTERM take effect after the step that they fall into, whose
+    state is kept first; after a kill the last checkpoint counts.
+
+    A run can be extended: the same config with more steps goes on from the checkpoint to the same
+    bits as if it had been that long from the start. What lies behind must be the same in both runs,
+    so it goes on from before the learning rate began to fall (that state is kept beside the
+    checkpoint, as `.before-decay`), and a run whose warm-up was shorter because it was short
+    cannot be extended.
 
     Within `saekit.distributed.distributed` every process takes its share of each batch, and all
     hold the same parameters after each step: those of one process, up to the order of sums.
@@ -169,70 +100,152 @@ def train(
     ----------
     config : TrainingConfig
         Variant, width, seed, length and optimiser settings.
-    activations : ActivationStore, StreamedActivations or Tensor
+    activations : ActivationStore, StreamedActivations, Tensor or array
         What to train on: a store, activations harvested meanwhile, or raw ones `[n, d_in]`.
-    held_out : ActivationStore, StreamedActivations or Tensor, optional
+    held_out : ActivationStore, StreamedActivations, Tensor or array, optional
         What the log's FVU and L0 are measured on; a sample of `activations` if left out.
     device : str or torch.device
         Where to train, such as `"cuda"`. The dictionary that is returned is on the CPU.
     checkpoint : path, optional
-        A file to keep the state of training in. If it exists, training goes on from it, to the
-        same bits as if it had not been interrupted; once training has ended, it holds the result.
+        A file to keep the state of training in; once training has ended, it holds the result. The
+        log is kept beside it, as `.csv`.
     checkpoint_every : int
         Steps between checkpoints; one more is written at the end.
+    loggers : sequence of Logger
+        Where the rows of the log go as they come, such as `TensorBoardLogger(folder)`.
     on_log : callable, optional
-        Called with the folded dictionary and the step whenever a row of the log is written.
+        Called with the folded dictionary and the step whenever there is a row of the log.
     progress : bool
         Show a progress bar in tokens.
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong type.
     ValueError
-        If the data does not fit (shape, too few tokens, values that are not finite), or the
-        checkpoint is damaged or belongs to another config or other data.
+        If the data does not fit (shape, too few tokens, values that are not finite, held-out
+        activations of another hook point), torch has no such device, or the checkpoint is damaged
+        or belongs to another config or other data.
+    OSError
+        If nothing can be written where the checkpoint is to be.
     FloatingPointError
         If the loss stops being finite; the last checkpoint stays.
     """
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, found {checkpoint_every}.")
-    source = _as_source(activations)
-    evaluated = source if held_out is None else _as_source(held_out)
-    _check_data(config, source, evaluated)
-    run = _Run(config, source, evaluated, device)
-    if checkpoint is not None:
-        run.resume(Path(checkpoint))
-    sample = evaluated.read(_spread(evaluated.positions, EVALUATION_SAMPLE))
-    batches = source.shuffled(config.batch_size, seed=config.seed, start_step=run.step)
-    with tqdm(
-        total=config.steps * config.batch_size,
-        initial=run.step * config.batch_size,
-        unit="token",
-        unit_scale=True,
-        desc=run.name,
-        disable=not (progress and is_main()),
-    ) as bar:
-        while run.step < config.steps:
-            batch = next(batches)
-            run.train_step(batch[local_slice(len(batch))])
-            bar.update(config.batch_size)
-            if run.step % config.log_every == 0 or run.step == config.steps:
+    if not isinstance(config, TrainingConfig):
+        raise TypeError(f"config must be a TrainingConfig, found {config!r}.")
+    checkpoint_every = whole("checkpoint_every", checkpoint_every)
+    place = known_device(device)
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        writable_folder(file.parent)
+    with _plain_torch(place):
+        source = as_source(activations)
+        evaluated = source if held_out is None else as_source(held_out)
+        _check_data(config, source, evaluated)
+        run = _Run(config, source, evaluated, place, file)
+        run.resume()
+        sample = evaluated.read(spread(evaluated.positions, EVALUATION_SAMPLE))
+        bar = tqdm(
+            total=config.steps * config.batch_size,
+            initial=run.step * config.batch_size,
+            unit="token",
+            unit_scale=True,
+            desc=run.name,
+            disable=not (progress and is_main()),
+        )
+        files = [] if file is None else [CSVLogger(file.with_suffix(".csv"))]
+        with Interrupts() as interrupts, bar, _begun([*files, *loggers], run) as listening:
+
+            def write_row() -> None:
                 dictionary = run.dictionary()
                 bar.set_postfix(run.log_row(dictionary, sample))
+                for logger in listening:
+                    logger.log(run.log[-1])
                 if on_log is not None:
                     on_log(dictionary, run.step)
-            if checkpoint is not None and (run.step % checkpoint_every == 0 or run.step == config.steps):
-                run.save(Path(checkpoint))
-    return TrainingResult(run.dictionary().to("cpu"), pd.DataFrame(run.log))
+
+            batches = source.shuffled(config.batch_size, seed=config.order_seed, start_step=run.step)
+            try:
+                _go_on(run, batches, interrupts, write_row, bar, checkpoint_every)
+            except BaseException:
+                if run.between_steps:
+                    with suppress(OSError):  # the checkpoint before is there
+                        run.keep()
+                raise
+        return TrainingResult(run.dictionary().to("cpu"), pd.DataFrame(run.log))
+
+
+def _go_on(
+    run: _Run,
+    batches: Iterator[Tensor],
+    interrupts: Interrupts,
+    write_row: Callable[[], None],
+    bar: tqdm,
+    checkpoint_every: int,
+) -> None:
+    """Take the steps that are left, write rows and checkpoints; stop between steps alone."""
+    config, plateau_end = run.config, run.config.plateau_end
+    while True:
+        with interrupts.held():
+            if run.step == plateau_end:
+                run.keep_for_extension()
+            if run.owes_row:
+                write_row()
+            if run.step == config.steps or run.step % checkpoint_every == 0:
+                run.keep()
+        if run.step == config.steps:
+            return
+        batch = next(batches)
+        with interrupts.held():
+            run.train_step(batch[local_slice(len(batch))])
+            bar.update(config.batch_size)
+
+
+@contextmanager
+def _plain_torch(device: torch.device) -> Iterator[None]:
+    """Torch as training needs it, whatever a notebook has switched on or off for its own work."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as entered:
+        for context in (torch.inference_mode(False), torch.enable_grad()):
+            entered.enter_context(context)
+        entered.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            entered.enter_context(torch.device("cpu"))
+        entered.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
+def _begun(loggers: Sequence[Logger], run: _Run) -> Iterator[Sequence[Logger]]:
+    """Loggers that know of the run, each ended however it ends; one process logs for all."""
+    listening = loggers if is_main() else ()
+    with ExitStack() as begun:
+        for logger in listening:
+            logger.begin(run.name, run.config.describe(), run.log)
+            begun.callback(logger.end)
+        yield listening
+
+
+def before_decay(checkpoint: Path) -> Path:
+    """Where the state is kept from which a run can be extended."""
+    return checkpoint.with_name(f"{checkpoint.stem}.before-decay{checkpoint.suffix}")
 
 
 class _Run:
     """The state of a training run: everything a checkpoint holds."""
 
     def __init__(
-        self, config: TrainingConfig, source: Source, evaluated: Source, device: str | torch.device = "cpu"
+        self,
+        config: TrainingConfig,
+        source: Source,
+        evaluated: Source,
+        device: torch.device,
+        checkpoint: Path | None = None,
     ) -> None:
         self.config = config
-        self.device = torch.device(device)
+        self.device = device
+        self.checkpoint = checkpoint
         self.origin = _origin(source)
         sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
         self.sae = sae.to(self.device)
@@ -245,6 +258,8 @@ class _Run:
             list(self.sae.parameters.values()), lr=config.lr, betas=config.variant.betas, fused=True
         )
         self.step = 0
+        self.between_steps = True  # and parameters that are finite: a state that can be saved
+        self.unsaved = False
         self.loss_sum, self.loss_steps = 0.0, 0  # since the last row of the log
         self.log: list[dict[str, float]] = []
         self.identity = {
@@ -261,6 +276,7 @@ class _Run:
     def train_step(self, x: Tensor) -> None:
         """One optimiser step on this process's share of a batch of raw activations, `[n, d_in]`."""
         config, sae = self.config, self.sae
+        self.between_steps, self.unsaved = False, True
         x = x.to(self.device)
         loss = config.variant.loss(sae, (x - self.mean) * self.scale, done=self.step / config.steps)
         value = all_reduce_mean(loss.detach().clone()).item()
@@ -282,6 +298,7 @@ class _Run:
         self.step += 1
         self.loss_sum += value
         self.loss_steps += 1
+        self.between_steps = True
 
     def _refuse(self, x: Tensor, loss: float) -> None:
         bad = int((~torch.isfinite(x)).any(dim=1).sum())
@@ -299,10 +316,17 @@ class _Run:
                 self._diverged(f"{name} holds values that are not finite")
 
     def _diverged(self, what: str) -> None:
+        self.between_steps = False
         raise FloatingPointError(
             f"Training {self.name} diverged at step {self.step + 1} ({what}): lower lr, now "
             f"{self.config.lr}; the last checkpoint is kept."
         )
+
+    @property
+    def owes_row(self) -> bool:
+        """Whether the log lacks the row of this step."""
+        due = self.step and (self.step % self.config.log_every == 0 or self.step == self.config.steps)
+        return bool(due) and (not self.log or self.log[-1]["step"] != self.step)
 
     def log_row(self, dictionary: Dictionary, sample: Tensor) -> dict[str, float]:
         """Append a row to the log, and return what of it the progress bar shows."""
@@ -316,6 +340,7 @@ class _Run:
             **self.config.variant.log(self.sae),
         }
         self.log.append(row)
+        self.unsaved = True
         self.loss_sum, self.loss_steps = 0.0, 0
         return {name: round(value, 4) for name, value in row.items() if name not in ("step", "tokens")}
 
@@ -348,7 +373,27 @@ class _Run:
                 tensors[f"adam.{key}.{name}"] = state.setdefault(key, empty)
         return tensors
 
-    def save(self, path: Path) -> None:
+    def keep(self) -> None:
+        """Write the checkpoint if anything changed since it was last written."""
+        if self.checkpoint is None or not self.unsaved:
+            return
+        try:
+            self._save(self.checkpoint)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The checkpoint of step {self.step} cannot be written ({error.strerror}); training again "
+                "with the same settings goes on from the one before",
+                str(self.checkpoint),
+            ) from error
+        self.unsaved = False
+
+    def keep_for_extension(self) -> None:
+        """Write the state that a longer run would go on from."""
+        if self.checkpoint is not None:
+            self._save(before_decay(self.checkpoint))
+
+    def _save(self, path: Path) -> None:
         """Write everything to one file, or leave the file as it is; one process does it for all."""
         self._require_finite()
         if not is_main():
@@ -357,69 +402,78 @@ class _Run:
         state = {"format": FORMAT, **self.identity, **counters, "log": self.log}
         write_tensors(path, self._tensors(), {"saekit": json.dumps(state)})
 
-    def resume(self, path: Path) -> None:
-        """Take up the state of a checkpoint, if there is one.
+    def resume(self) -> None:
+        """Take up the state of the checkpoint, if there is one.
 
         Raises
         ------
         ValueError
             If it is damaged, or belongs to another config or other data.
         """
-        for leftover in path.parent.glob(f".{path.name}.*"):  # of a write that was killed
-            leftover.unlink()
+        path = self.checkpoint
+        if path is None:
+            return
+        for file in (path, before_decay(path), path.with_suffix(".csv")):
+            for leftover in path.parent.glob(f".{file.name}.*"):  # of a write that was killed
+                leftover.unlink()
         if not path.exists():
             return
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = json.loads((file.metadata() or {}).get("saekit", "null"))
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise ValueError(f"{path} does not say format {FORMAT!r}, so training does not go on from it.")
-        for name, here in _flat(self.identity).items():
-            there = _flat(state).get(name)
-            if here != there:
-                raise ValueError(
-                    f"{path} belongs to another run: {name} is {there!r} there and {here!r} here; "
-                    "name another checkpoint, or delete this one to start over."
-                )
+        state, saved = _read_checkpoint(path)
+        self._require_same_run(path, state)
+        if state["config"]["steps"] != self.config.steps:
+            path, (state, saved) = self._common(path, state, saved)
+        mine = self._tensors()
+        if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in mine.items()}:
+            raise ValueError(f"{path} is damaged: it does not hold the tensors of this run.")
         with torch.no_grad():
-            for name, tensor in self._tensors().items():
+            for name, tensor in mine.items():
                 tensor.copy_(saved[name])
         self.step, self.log = state["step"], state["log"]
         self.loss_sum, self.loss_steps = state["loss_sum"], state["loss_steps"]
 
+    def _require_same_run(self, path: Path, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that differs in anything but the number of steps."""
+        here, there = _flat(self.identity), _flat({name: state.get(name) or {} for name in self.identity})
+        for name in here | there:
+            if name != "config.steps" and here.get(name) != there.get(name):
+                raise ValueError(
+                    f"{path} belongs to another run: {name} is {there.get(name)!r} there and "
+                    f"{here.get(name)!r} here; name another checkpoint, or delete this one to start over."
+                )
 
-def normalisation(source: Source) -> tuple[Tensor, float]:
-    """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
-
-    Estimated from positions spread evenly over the data.
-
-    Returns
-    -------
-    tuple
-        Mean, float32 `[d_in]`, and the factor on centred activations.
-
-    Raises
-    ------
-    ValueError
-        If the sample is not finite or does not vary.
-    """
-    sample = source.read(_spread(source.positions, SAMPLE)).double()
-    mean = sample.mean(0)
-    norm = float((sample - mean).norm(dim=1).mean())
-    if not (norm > 0 and math.isfinite(norm)):
-        found = "do not vary" if norm == 0 else "hold values that are not finite"
-        raise ValueError(f"There is nothing to train on: the activations {found}.")
-    return mean.float(), math.sqrt(source.d_in) / norm
+    def _common(
+        self, path: Path, state: dict[str, Any], saved: dict[str, Tensor]
+    ) -> tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]:
+        """The latest state of a run of another length that this run would have come to as well."""
+        steps, warmup = state["config"]["steps"], self.config.warmup_steps
+        other = replace(self.config, steps=steps, warmup=warmup)
+        shared = min(self.config.plateau_end, other.plateau_end)
+        earlier = before_decay(path)
+        for file in (path, earlier):
+            if file.exists():
+                state, saved = (state, saved) if file == path else _read_checkpoint(file)
+                self._require_same_run(file, state)
+                rows = [row["step"] % self.config.log_every for row in state["log"]]
+                if state["step"] <= shared and not any(rows):
+                    return file, (state, saved)
+        raise ValueError(
+            f"{path} is of a run of {other.steps} steps, of which the first {shared} are the same in one of "
+            f"{self.config.steps}; no state from there is kept in {path.name} or {earlier.name}, so training "
+            "cannot go on from it: name another checkpoint, or delete this one to start over."
+        )
 
 
-def _spread(positions: Tensor, n: int) -> Tensor:
-    """At most `n` of the positions, spread evenly."""
-    if len(positions) <= n:
-        return positions
-    return positions[torch.arange(n) * len(positions) // n]
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Counters, log and identity of a checkpoint, and its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {}).get("saekit", "null"))
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} does not say format {FORMAT!r}, so training does not go on from it.")
+    return state, saved
 
 
 def _remove_parallel(W_dec: Tensor) -> None:
@@ -446,7 +500,7 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
         raise ValueError(
             f"batch_size must be a multiple of the {world_size()} processes, found {config.batch_size}."
         )
-    if isinstance(source, _TensorSource) and len(source.positions) < config.batch_size:
+    if isinstance(source, TensorSource) and len(source.positions) < config.batch_size:
         raise ValueError(
             f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} "
             "to train on."
@@ -460,45 +514,16 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
         raise ValueError(f"The held-out activations come from {there!r}, those to train on from {here!r}.")
 
 
-class _TensorSource:
-    """A plain tensor of activations as a source."""
-
-    def __init__(self, x: Tensor) -> None:
-        if x.ndim != 2 or not len(x):
-            raise ValueError(f"Activations must be [n, d_in] with n above 0, found {list(x.shape)}.")
-        self.x = x
-        self.d_in = x.shape[1]
-        self.positions = torch.arange(len(x))
-        self.manifest: dict[str, Any] = {}
-        self.content_hash = hash_tensors({"activations": x})
-
-    def read(self, positions: Tensor) -> Tensor:
-        return self.x[positions].float()
-
-    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-        """Endless batches; the order is a function of seed and epoch."""
-        per_epoch = len(self.x) // batch_size
-        epoch, step = divmod(start_step, per_epoch)
-        while True:
-            stream = int(hash_json([seed, epoch])[:15], 16)
-            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(stream))
-            for i in range(step, per_epoch):
-                yield self.read(order[i * batch_size : (i + 1) * batch_size])
-            epoch, step = epoch + 1, 0
-
-
-def _as_source(activations: Source | Tensor) -> Source:
-    return _TensorSource(activations) if isinstance(activations, Tensor) else activations
-
-
 def _origin(source: Source) -> dict[str, Any]:
-    """Model and hook point that the activations come from, as far as they record them."""
-    model = source.manifest.get("model") or {}
+    """Model, hook point and rows that the activations come from, as far as they are recorded."""
+    model, corpus = (source.manifest.get(name) or {} for name in ("model", "corpus"))
     origin = {
         "model": model.get("name"),
         "model_revision": model.get("revision"),
         "model_weights": model.get("weights"),
         "model_processing": model.get("processing"),
         "hook_point": source.manifest.get("hook_point"),
+        "context_length": corpus.get("context_length"),
+        "prepend_bos": corpus.get("prepend_bos"),
     }
-    return {what: value for what, value in origin.items() if value is not None}
+    return {name: value for name, value in origin.items() if value is not None}

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from saekit.dictionary import Dictionary
 from saekit.training import side_by_side
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import ReLU, TopK
 
 CONFIG = TrainingConfig(variant=TopK(k=4), width=24, steps=30, batch_size=64, warmup=5, log_every=10)
@@ -49,7 +50,11 @@ def test_snapshots_are_the_decoder_at_every_row_of_the_log(trained):
 
 def test_a_run_that_fails_leaves_no_dictionary(trained):
     folder = trained[2][1]
-    assert [file.name for file in folder.iterdir()] == ["checkpoint.safetensors"]
+    assert {file.name for file in folder.iterdir()} == {
+        "checkpoint.safetensors",
+        "checkpoint.before-decay.safetensors",
+        "checkpoint.csv",
+    }
 
 
 def test_what_is_there_is_not_trained_again(trained, store, monkeypatch):

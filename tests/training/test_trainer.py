@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import saekit.files
 from saekit.metrics import evaluate
-from saekit.training.trainer import TrainingConfig, normalisation, train
+from saekit.training.config import TrainingConfig
+from saekit.training.sources import normalisation
+from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK
 
 D_IN = 16
@@ -183,7 +186,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(kind, stop_before, tmp_pat
     whole = run(config(kind), Store(x))
     with pytest.raises(Interrupted):
         run(config(kind), Store(x, stop_before), checkpoint=checkpoint, checkpoint_every=10)
-    assert checkpoint.exists() == (stop_before >= 10)
+    with safe_open(checkpoint, framework="pt") as file:
+        assert json.loads(file.metadata()["saekit"])["step"] == stop_before
     resumed = run(config(kind), Store(x), checkpoint=checkpoint, checkpoint_every=10)
     assert same(resumed, whole)
 
@@ -217,7 +221,7 @@ def test_a_kill_during_a_checkpoint_write_leaves_the_one_before(where, tmp_path,
         def wrapped(*args):
             nonlocal writes
             writes += 1
-            if writes == 3:
+            if writes >= 3:  # the log, the checkpoint of step 10, and that of step 20
                 if where == "write_bytes":
                     original(args[0], args[1][: len(args[1]) // 2])
                 raise Interrupted
@@ -230,9 +234,9 @@ def test_a_kill_during_a_checkpoint_write_leaves_the_one_before(where, tmp_path,
         patch.setattr(owner, where, fail_at_third(getattr(owner, where)))
         with pytest.raises(Interrupted):
             run(config(), Store(x), checkpoint=checkpoint, checkpoint_every=10)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
-    with pytest.raises(Interrupted):  # it is the checkpoint of step 20
-        run(config(), Store(x, stop_before=20), checkpoint=checkpoint)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "checkpoint.csv"}
+    with safe_open(checkpoint, framework="pt") as file:
+        assert json.loads(file.metadata()["saekit"])["step"] == 10
     assert same(run(config(), Store(x), checkpoint=checkpoint), whole)
 
 
@@ -267,7 +271,8 @@ def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
         assert same(resumed, run(config(), activations()))
     finally:
         torch.set_num_threads(threads)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name], "no leftovers of the kill"
+    names = {"checkpoint.safetensors", "checkpoint.before-decay.safetensors", "checkpoint.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names, "no leftovers of the kill"
 
 
 def test_a_finished_checkpoint_gives_the_result_without_training(tmp_path):
@@ -390,8 +395,8 @@ def test_data_that_does_not_fit_is_refused(x, held_out, message):
     [
         ({"width": 0}, "width must be at least 1, found 0"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": -1.0}, "lr must be positive, found -1.0"),
-        ({"decay": 1.5}, "decay from 0 to 1, found 5 and 1.5"),
+        ({"lr": -1.0}, "lr must be above 0, found -1"),
+        ({"decay": 1.5}, "decay must be between 0 and 1, found 1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -29,7 +29,8 @@ from saekit.files import hash_tensors
 from saekit.identity import Identity, distinct_names
 from saekit.results import Result
 from saekit.sparse import SparseLatents
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
 from saekit.training.variants.base import SAE
 

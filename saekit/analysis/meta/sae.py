@@ -30,7 +30,8 @@ from saekit.identity import Identity
 from saekit.results import Result
 from saekit.selection import select_latent
 from saekit.sparse import SparseLatents
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
 
 # ---------------------------------------------------------------------- recipes

@@ -6,6 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saekit.distributed import all_reduce_mean, all_reduce_sum, world_size
+from saekit.settings import normalise, optional, positive, real, whole
 from saekit.sparse import Cut, SparseLatents, affine, decode_active, encode_above, encode_active
 
 GAIN = 0.01  # change of a coefficient's logarithm a step, for an L0 that is off by a factor of e
@@ -141,12 +143,28 @@ class Variant(ABC):
         """A new SAE, in its own random stream."""
         return initialise(kind=self.kind, width=width, d_in=d_in, seed=seed)
 
+    def check_width(self, width: int) -> None:  # noqa: B027 (most settings fit any width)
+        """Refuse a width that these settings do not fit.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+
     @abstractmethod
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
         """Loss of a batch `[batch, d_in]`, a scalar with a graph; updates the state of `sae`.
 
         `done` is the part of training that lies behind, from 0 to 1.
         """
+
+    def phase(self, done: float) -> Any:
+        """The value through which the loss depends on `done`; None if it does not.
+
+        Steps of two runs of different length are the same where this is equal.
+        """
+        return done
 
     def folding(self, sae: SAE) -> dict[str, Any]:
         """What `saekit.dictionary.fold` takes of the SAE: weights, biases, threshold or k."""
@@ -185,16 +203,26 @@ class SteeredVariant(Variant):
     penalty: ClassVar[str]  # the field that holds the coefficient to start from, its name in logs
 
     def __post_init__(self) -> None:
-        require_positive(self.penalty, getattr(self, self.penalty))
-        require_positive("dead_after", self.dead_after)
-        if self.target_l0 is not None:
-            require_positive("target_l0", self.target_l0)
-        if not 0 < self.steering <= 1:
-            raise ValueError(f"steering must be above 0 and at most 1, found {self.steering}.")
+        normalise(
+            self,
+            {
+                self.penalty: positive,
+                "target_l0": optional(positive),
+                "steering": partial(real, above=0, at_most=1),
+                "dead_after": whole,
+            },
+        )
+
+    def check_width(self, width: int) -> None:
+        """Refuse a width that is not above `target_l0`."""
+        check_target_l0(self.target_l0, width)
+
+    def phase(self, done: float) -> Any:
+        """Whether the coefficient is being steered."""
+        return self.target_l0 is not None and done < self.steering
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE, in its own random stream, with the coefficient to start from."""
-        check_target_l0(self.target_l0, width)
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         start = math.log(getattr(self, self.penalty))
         sae.state[f"log_{self.penalty}"] = torch.tensor(start, dtype=torch.float64)
@@ -216,7 +244,7 @@ class SteeredVariant(Variant):
     def steer(self, sae: SAE, latents: SparseLatents, done: float) -> None:
         """Count the active latents of a batch, and take a step towards the target."""
         sae.count(latents)
-        if self.target_l0 is not None and done < self.steering:
+        if self.target_l0 is not None and self.phase(done):
             l0 = mean_l0(latents)
             floor = 1 / len(latents)  # of a batch without active latents the logarithm is none
             sae.state[f"log_{self.penalty}"] += GAIN * math.log(max(l0, floor) / self.target_l0)
@@ -250,19 +278,24 @@ class TopKVariant(Variant):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        for name in ("k", "dead_after"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}.")
-        if self.k_aux is not None and self.k_aux < 1:
-            raise ValueError(f"k_aux must be at least 1, found {self.k_aux}.")
-        if self.aux_coefficient < 0:
-            raise ValueError(f"aux_coefficient must be at least 0, found {self.aux_coefficient}.")
+        normalise(
+            self,
+            {
+                "k": whole,
+                "dead_after": whole,
+                "k_aux": optional(whole),
+                "aux_coefficient": partial(real, at_least=0),
+            },
+        )
 
-    def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream."""
+    def check_width(self, width: int) -> None:
+        """Refuse a width below `k`."""
         if self.k > width:
             raise ValueError(f"k must be at most the width {width}, found {self.k}.")
-        return super().initialise(width=width, d_in=d_in, seed=seed)
+
+    def phase(self, done: float) -> Any:  # noqa: ARG002
+        """None: the loss does not depend on how far training is."""
+        return None
 
     @abstractmethod
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
@@ -344,15 +377,3 @@ def check_target_l0(target_l0: float | None, width: int) -> None:
     """
     if target_l0 is not None and target_l0 >= width:
         raise ValueError(f"target_l0 must be below the width {width}, found {target_l0}.")
-
-
-def require_positive(name: str, value: float) -> None:
-    """Refuse a setting that is not a positive number.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive, found {value}.")

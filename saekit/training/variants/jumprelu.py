@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from saekit.settings import normalise, optional, positive, whole
 from saekit.sparse import decode_active, encode_active, gather_active
 from saekit.training.variants.base import (
     SAE,
@@ -16,7 +17,6 @@ from saekit.training.variants.base import (
     check_target_l0,
     mean_squared_error,
     quantile,
-    require_positive,
 )
 
 START = 4  # times the target L0 to begin with
@@ -60,14 +60,19 @@ class JumpReLU(Variant):
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def __post_init__(self) -> None:
-        for name in ("coefficient", "bandwidth", "threshold", "dead_after"):
-            require_positive(name, getattr(self, name))
-        if self.target_l0 is not None:
-            require_positive("target_l0", self.target_l0)
+        rules = dict.fromkeys(("coefficient", "bandwidth", "threshold"), positive)
+        normalise(self, {**rules, "target_l0": optional(positive), "dead_after": whole})
+
+    def check_width(self, width: int) -> None:
+        """Refuse a width that is not above `target_l0`."""
+        check_target_l0(self.target_l0, width)
+
+    def phase(self, done: float) -> Any:  # noqa: ARG002
+        """None: the loss does not depend on how far training is."""
+        return None
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
         """A new SAE, in its own random stream, with thresholds that begin a little under the target's."""
-        check_target_l0(self.target_l0, width)
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         start = self.threshold
         if self.target_l0 is not None:

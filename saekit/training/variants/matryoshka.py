@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saekit.settings import normalise, real, several
 from saekit.sparse import SparseLatents, decode_active
 from saekit.training.variants.base import SAE, mean_squared_error
 from saekit.training.variants.batchtopk import BatchTopK
@@ -35,10 +36,17 @@ class Matryoshka(BatchTopK):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        normalise(self, {"prefixes": several(real)})
         rising = all(a < b for a, b in zip((0.0, *self.prefixes), self.prefixes, strict=False))
         if not (rising and self.prefixes and self.prefixes[-1] == 1):
             raise ValueError(f"prefixes must ascend from above 0 to 1, found {self.prefixes}.")
+
+    def check_width(self, width: int) -> None:
+        """Refuse a width that leaves a nested dictionary without latents of its own."""
+        super().check_width(width)
+        ends = self.ends(width)
+        if len({0, *ends}) != len(ends) + 1:
+            raise ValueError(f"Every prefix must add a latent, but at width {width} they end at {ends}.")
 
     def ends(self, width: int) -> list[int]:
         """Widths of the nested dictionaries."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from saekit.settings import flag, normalise
 from saekit.sparse import decode_active, encode_active, gather_active
 from saekit.training.variants.base import SAE, SteeredVariant, mean_squared_error
 
@@ -39,6 +40,10 @@ class ReLU(SteeredVariant):
     line: ClassVar[str] = "-"
     penalty: ClassVar[str] = "l1"
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        normalise(self, {"weighted": flag})
 
     @property
     def unit_norm(self) -> bool:

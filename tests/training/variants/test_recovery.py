@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import VARIANTS
 
 D_IN, TRUE, ACTIVE = 32, 64, 3

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from saekit.training.trainer import TrainingConfig, train
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, TopK, Variants
 
 OWN = (ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)

@@ -1,0 +1,171 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+from saekit.settings import choice, flag, normalise, optional, positive, share, whole
+from saekit.training.variants import VARIANTS, Variant
+
+WARMUP, WARMUP_SHARE = 200, 10  # steps of warm-up, at most one in so many of the run
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train one dictionary.
+
+    Every setting is checked when it is given, and kept as a plain Python value.
+
+    Parameters
+    ----------
+    variant : Variant
+        The kind with its settings, such as `ReLU(target_l0=36)` or `BatchTopK(k=32)`.
+    width : int
+        Number of latents.
+    seed : int
+        Seed of the initialisation (together with kind and width), and of the data order unless
+        `data_seed` is given.
+    steps : int
+        Optimiser steps.
+    batch_size : int
+        Tokens per step.
+    lr : float
+        Adam's learning rate at its plateau.
+    warmup : int, optional
+        Steps over which the learning rate rises; 200 if left out, but at most a tenth of the run.
+    decay : float
+        Last part of training, from 0 to 1, over which the learning rate falls to zero.
+    log_every : int
+        Steps between evaluations; each is a row of the log.
+    bf16_candidates : bool
+        Look for active latents in bfloat16 and compute their values in float32, see
+        `saekit.sparse.encode_above`: faster for wide dictionaries where the device has bfloat16.
+    data_seed : int, optional
+        Seed of the data order alone; `seed` if left out. Recorded only where it is given, so that
+        records from before it existed stay valid.
+
+    Raises
+    ------
+    TypeError
+        If a setting is of the wrong type.
+    ValueError
+        If a setting is out of range, or the variant does not fit the width.
+    """
+
+    variant: Variant
+    width: int
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 512
+    lr: float = 1e-3
+    warmup: int | None = None
+    decay: float = 0.2
+    log_every: int = 500
+    bf16_candidates: bool = False
+    data_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.variant, Variant):
+            raise TypeError(
+                f"variant must be a kind of SAE with its settings, such as ReLU(target_l0=36.0) or "
+                f"BatchTopK(k=32), found {self.variant!r}."
+            )
+        any_whole = partial(whole, at_least=None)
+        normalise(
+            self,
+            {
+                **dict.fromkeys(("width", "steps", "batch_size", "log_every"), whole),
+                "seed": any_whole,
+                "lr": positive,
+                "warmup": optional(partial(whole, at_least=0)),
+                "decay": share,
+                "bf16_candidates": flag,
+                "data_seed": optional(any_whole),
+            },
+        )
+        self.variant.check_width(self.width)
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return min(WARMUP, self.steps // WARMUP_SHARE) if self.warmup is None else self.warmup
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain |= {"variant": self.variant.describe(), "warmup": self.warmup_steps}
+        if self.data_seed is None:
+            del plain["data_seed"]
+        return plain
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0: linear warm-up, plateau, linear decay to zero."""
+        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return self.lr * min(self._rising(step), falling)
+
+    def _rising(self, step: int) -> float:
+        return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+
+    def schedule(self, step: int) -> tuple[float, Any]:
+        """Everything about a step that depends on its number: learning rate, and the variant's phase."""
+        return self.lr_at(step), self.variant.phase(step / self.steps)
+
+    @property
+    def plateau_end(self) -> int:
+        """The first step that a longer run, with the same other settings, would take differently.
+
+        Up to it both are the same run, so training can be extended from there, see
+        `saekit.training.trainer.train`.
+        """
+        first = self.variant.phase(0.0)
+        for step in range(self.steps):
+            if self.schedule(step) != (self.lr * self._rising(step), first):
+                return step
+        return self.steps
+
+
+def configure(kind: str, settings: Mapping[str, Any]) -> TrainingConfig:
+    """A config from a kind's name and settings by name, as a command line or a file gives them.
+
+    Parameters
+    ----------
+    kind : str
+        One of `VARIANTS`.
+    settings : mapping
+        Parameters of `TrainingConfig` and of the variant together; `width` is required.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind or setting, a setting does not apply to this kind, or as
+        the width is missing, or as `TrainingConfig`.
+    TypeError
+        As `TrainingConfig`.
+    """
+    variant = VARIANTS[choice("kind", kind, VARIANTS)]
+    general = {f.name for f in fields(TrainingConfig)} - {"variant"}
+    own = {f.name for f in fields(variant)}  # type: ignore[arg-type]
+    for name in settings:
+        if name not in general | own:
+            others = [k for k, other in VARIANTS.items() if name in {f.name for f in fields(other)}]  # type: ignore[arg-type]
+            raise ValueError(
+                f"{name} does not apply to {kind}, only to {', '.join(others)}; {kind} takes "
+                f"{', '.join(sorted(own))}."
+                if others
+                else f"There is no setting {name}: training takes {', '.join(sorted(general))}, and {kind} "
+                f"also {', '.join(sorted(own))}."
+            )
+    if "width" not in settings:
+        raise ValueError(f"The width of the {kind} dictionary to train must be given.")
+    return TrainingConfig(
+        variant(**{name: value for name, value in settings.items() if name in own}),
+        **{name: value for name, value in settings.items() if name in general},
+    )

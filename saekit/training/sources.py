@@ -1,0 +1,131 @@
+"""The activations that training reads: a store, a stream, or plain tensors and arrays."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saekit.files import hash_json, hash_tensors
+
+SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What training needs of activations: `ActivationStore` and `StreamedActivations` have it."""
+
+    @property
+    def d_in(self) -> int: ...  # noqa: D102
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...  # noqa: D102
+
+    @property
+    def content_hash(self) -> str: ...  # noqa: D102
+
+    @property
+    def positions(self) -> Tensor: ...  # noqa: D102
+
+    def read(self, positions: Tensor) -> Tensor: ...  # noqa: D102
+
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...  # noqa: D102
+
+
+class TensorSource:
+    """A plain tensor of activations `[n, d_in]` as a source."""
+
+    def __init__(self, x: Tensor) -> None:
+        if x.ndim != 2 or not len(x):
+            raise ValueError(f"Activations must be [n, d_in] with n above 0, found {list(x.shape)}.")
+        if x.is_complex() or x.dtype == torch.bool or x.layout != torch.strided:
+            raise TypeError(
+                f"Activations must be a dense tensor of real numbers, found {x.dtype}, {x.layout}."
+            )
+        self.x = x.detach()
+        self.d_in = x.shape[1]
+        self.positions = torch.arange(len(x))
+        self.manifest: dict[str, Any] = {}
+        self.content_hash = hash_tensors({"activations": x})
+
+    def read(self, positions: Tensor) -> Tensor:
+        """Activations at positions `[n]`, float32."""
+        return self.x[positions].float()
+
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Endless batches; the order is a function of seed and epoch."""
+        per_epoch = len(self.x) // batch_size
+        epoch, step = divmod(start_step, per_epoch)
+        while True:
+            stream = int(hash_json([seed, epoch])[:15], 16)
+            order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(stream))
+            for i in range(step, per_epoch):
+                yield self.read(order[i * batch_size : (i + 1) * batch_size])
+            epoch, step = epoch + 1, 0
+
+
+def as_source(activations: Any) -> Source:
+    """A store, a stream, or a tensor or array of activations `[n, d_in]` as a source.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    ValueError
+        If a tensor is not `[n, d_in]`.
+    """
+    if isinstance(activations, np.ndarray):
+        activations = _from_numpy(activations)
+    if isinstance(activations, Tensor):
+        return TensorSource(activations)
+    if isinstance(activations, Source):
+        return activations
+    raise TypeError(
+        "Activations must be an ActivationStore, StreamedActivations, a tensor or an array, found "
+        f"{type(activations).__name__}; a store on disk is opened with ActivationStore.open."
+    )
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of arrays that cannot be written: nothing does
+        try:
+            return torch.as_tensor(array if all(s >= 0 for s in array.strides) else array.copy())
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"Activations must be an array of numbers, found dtype {array.dtype}.") from error
+
+
+def normalisation(source: Source) -> tuple[Tensor, float]:
+    """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
+
+    Estimated from positions spread evenly over the data.
+
+    Returns
+    -------
+    tuple
+        Mean, float32 `[d_in]`, and the factor on centred activations.
+
+    Raises
+    ------
+    ValueError
+        If the sample is not finite or does not vary.
+    """
+    sample = source.read(spread(source.positions, SAMPLE)).double()
+    mean = sample.mean(0)
+    norm = float((sample - mean).norm(dim=1).mean())
+    if not (norm > 0 and math.isfinite(norm)):
+        found = "do not vary" if norm == 0 else "hold values that are not finite"
+        raise ValueError(f"There is nothing to train on: the activations {found}.")
+    return mean.float(), math.sqrt(source.d_in) / norm
+
+
+def spread(positions: Tensor, n: int) -> Tensor:
+    """At most `n` of the positions, spread evenly."""
+    if len(positions) <= n:
+        return positions
+    return positions[torch.arange(n) * len(positions) // n]
