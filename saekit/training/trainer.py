@@ -413,7 +413,7 @@ class _Run:
         path = self.checkpoint
         if path is None:
             return
-        for file in (path, before_decay(path), path.with_suffix(".csv")):
+        for file in (path, before_decay(path), path.with_suffix(".csv")) if is_main() else ():
             for leftover in path.parent.glob(f".{file.name}.*"):  # of a write that was killed
                 leftover.unlink()
         if not path.exists():
