@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from saekit.activations import Activations, as_activations
 from saekit.files import hash_json, hash_tensors
 
 SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
@@ -41,13 +40,9 @@ class TensorSource:
     """A plain tensor of activations `[n, d_in]` as a source."""
 
     def __init__(self, x: Tensor) -> None:
-        if x.ndim != 2 or not len(x):
-            raise ValueError(f"Activations must be [n, d_in] with n above 0, found {list(x.shape)}.")
-        if x.is_complex() or x.dtype == torch.bool or x.layout != torch.strided:
-            raise TypeError(
-                f"Activations must be a dense tensor of real numbers, found {x.dtype}, {x.layout}."
-            )
-        self.x = x.detach()
+        if not len(x):
+            raise ValueError(f"There is nothing to train on: the activations are {list(x.shape)}.")
+        self.x = x
         self.d_in = x.shape[1]
         self.positions = torch.arange(len(x))
         self.manifest: dict[str, Any] = {}
@@ -69,35 +64,18 @@ class TensorSource:
             epoch, step = epoch + 1, 0
 
 
-def as_source(activations: Any) -> Source:
+def as_source(activations: Source | Activations) -> Source:
     """A store, a stream, or a tensor or array of activations `[n, d_in]` as a source.
 
     Raises
     ------
-    TypeError
-        If it is none of these.
-    ValueError
-        If a tensor is not `[n, d_in]`.
+    TypeError, ValueError
+        As `saekit.activations.as_activations`.
     """
-    if isinstance(activations, np.ndarray):
-        activations = _from_numpy(activations)
-    if isinstance(activations, Tensor):
-        return TensorSource(activations)
     if isinstance(activations, Source):
         return activations
-    raise TypeError(
-        "Activations must be an ActivationStore, StreamedActivations, a tensor or an array, found "
-        f"{type(activations).__name__}; a store on disk is opened with ActivationStore.open."
-    )
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of arrays that cannot be written: nothing does
-        try:
-            return torch.as_tensor(array if all(s >= 0 for s in array.strides) else array.copy())
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"Activations must be an array of numbers, found dtype {array.dtype}.") from error
+    found = as_activations(activations)
+    return TensorSource(found) if isinstance(found, Tensor) else found
 
 
 def normalisation(source: Source) -> tuple[Tensor, float]:

@@ -16,19 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saekit.activations import Activations
 from saekit.dictionary import Dictionary
 from saekit.distributed import all_reduce_mean, is_main, local_slice, world_size
 from saekit.files import writable_folder, write_tensors
 from saekit.folding import Unfolded
 from saekit.interrupts import Interrupts
 from saekit.metrics import evaluate
+from saekit.models import compare_models
 from saekit.settings import device as known_device
 from saekit.settings import whole
 from saekit.training.config import TrainingConfig
@@ -71,9 +72,9 @@ class TrainingResult:
 
 def train(
     config: TrainingConfig,
-    activations: Source | Tensor | np.ndarray,
+    activations: Source | Activations,
     *,
-    held_out: Source | Tensor | np.ndarray | None = None,
+    held_out: Source | Activations | None = None,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
@@ -509,9 +510,15 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
         raise ValueError(
             f"The held-out activations have d_in {evaluated.d_in}, those to train on {source.d_in}."
         )
-    here, there = (data.manifest.get("hook_point") for data in (source, evaluated))
-    if here != there:
-        raise ValueError(f"The held-out activations come from {there!r}, those to train on from {here!r}.")
+    places = [data.manifest.get("hook_point") for data in (source, evaluated)]
+    models = [data.manifest.get("model") for data in (source, evaluated)]
+    compared = compare_models(*models) if all(models) else ()
+    for what, here, there in (("hook point", *places), *compared):
+        if None not in (here, there) and here != there:
+            raise ValueError(
+                "The held-out activations must be of the same kind as those to train on, but their "
+                f"{what} is {there!r}, not {here!r}."
+            )
 
 
 def _origin(source: Source) -> dict[str, Any]:

@@ -68,10 +68,13 @@ def test_numbers_of_numpy_and_torch_train_and_save_what_plain_ones_do(tmp_path):
         (lambda: replace(CONFIG, lr="1e-3"), "lr must be a number, found '1e-3'"),
         (lambda: replace(CONFIG, bf16_candidates="no"), "bf16_candidates must be True or False, found 'no'"),
         (lambda: result("relu"), "config must be a TrainingConfig, found 'relu'"),
-        (lambda: result(CONFIG, "a/store"), "found str; a store on disk is opened with ActivationStore.open"),
-        (lambda: result(CONFIG, X > 0), "a dense tensor of real numbers, found torch.bool"),
-        (lambda: result(CONFIG, X.to_sparse()), "a dense tensor of real numbers"),
-        (lambda: result(CONFIG, np.array([["a"]])), "an array of numbers, found dtype <U1"),
+        (
+            lambda: result(CONFIG, "a/store"),
+            "must be an ActivationStore, a tensor or a NumPy array, found str",
+        ),
+        (lambda: result(CONFIG, X > 0), "must be dense real numbers, found torch.bool"),
+        (lambda: result(CONFIG, X.to_sparse()), "must be dense real numbers"),
+        (lambda: result(CONFIG, np.array([["a"]])), "must be real numbers, found an array of <U1"),
         (lambda: result(CONFIG, checkpoint_every=0.5), "checkpoint_every must be a whole number, found 0.5"),
     ],
 )

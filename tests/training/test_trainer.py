@@ -60,11 +60,12 @@ class Interrupted(Exception):
 class Store:
     """A store's interface over a tensor, which may fail on the way."""
 
-    def __init__(self, x, stop_before=math.inf, hook_point="blocks.3.hook_resid_post"):
+    def __init__(self, x, stop_before=math.inf, hook_point="blocks.3.hook_resid_post", model=None):
         self.x, self.stop_before = x, stop_before
         self.d_in, self.positions = x.shape[1], torch.arange(len(x))
         self.content_hash = "a hash"
-        self.manifest = {"model": {"name": "a-model", "revision": "abc"}, "hook_point": hook_point}
+        model = model or {"name": "a-model", "revision": "abc", "processing": {}}
+        self.manifest = {"model": model, "hook_point": hook_point}
 
     def read(self, positions):
         return self.x[positions]
@@ -118,6 +119,7 @@ def test_the_dictionary_says_what_it_is_and_how_it_was_trained():
         "seed": 7,
         "model": "a-model",
         "model_revision": "abc",
+        "model_processing": {},
         "hook_point": "blocks.3.hook_resid_post",
     }
     assert training["variant"] == {"kind": "relu"} | settings.variant.describe()
@@ -215,13 +217,11 @@ def test_resuming_a_plain_tensor_goes_on_with_the_same_batches(tmp_path):
 @pytest.mark.parametrize("where", ["write_bytes", "replace"])
 def test_a_kill_during_a_checkpoint_write_leaves_the_one_before(where, tmp_path, monkeypatch):
     x, checkpoint = activations(), tmp_path / "checkpoint.safetensors"
-    whole, writes = run(config(), Store(x)), 0
+    whole = run(config(), Store(x))
 
-    def fail_at_third(original):
+    def fail_once_there_is_a_checkpoint(original):
         def wrapped(*args):
-            nonlocal writes
-            writes += 1
-            if writes >= 3:  # the log, the checkpoint of step 10, and that of step 20
+            if checkpoint.exists():
                 if where == "write_bytes":
                     original(args[0], args[1][: len(args[1]) // 2])
                 raise Interrupted
@@ -231,7 +231,7 @@ def test_a_kill_during_a_checkpoint_write_leaves_the_one_before(where, tmp_path,
 
     owner = saekit.files.Path if where == "write_bytes" else saekit.files.os
     with monkeypatch.context() as patch:
-        patch.setattr(owner, where, fail_at_third(getattr(owner, where)))
+        patch.setattr(owner, where, fail_once_there_is_a_checkpoint(getattr(owner, where)))
         with pytest.raises(Interrupted):
             run(config(), Store(x), checkpoint=checkpoint, checkpoint_every=10)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "checkpoint.csv"}
@@ -373,15 +373,25 @@ def test_ruined_parameters_never_reach_a_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("x", "held_out", "message"),
     [
-        (torch.zeros(5, 2, 3), None, r"Activations must be \[n, d_in\] with n above 0, found \[5, 2, 3\]"),
-        (torch.zeros(0, 3), None, r"with n above 0, found \[0, 3\]"),
+        (torch.zeros(5, 2, 3), None, r"Activations must be \[n, d_in\], found shape \[5, 2, 3\]"),
+        (torch.zeros(0, 3), None, r"There is nothing to train on: the activations are \[0, 3\]"),
         (torch.ones(100, 3), None, "the activations do not vary"),
         (torch.ones(10, 3), None, "A batch takes 64 tokens, but there are only 10 to train on"),
         (activations(), torch.zeros(100, 3), "held-out activations have d_in 3, those to train on 16"),
         (
             Store(activations()),
+            Store(activations(), model={"name": "a-model", "revision": "def"}),
+            "but their model revision is 'def', not 'abc'",
+        ),
+        (
+            Store(activations()),
+            Store(activations(), model={"name": "a-model", "weights": "w", "processing": {"fold_ln": True}}),
+            r"but their weight processing is \('fold_ln',\), not \(\)",
+        ),
+        (
+            Store(activations()),
             Store(activations(), hook_point="elsewhere"),
-            "come from 'elsewhere', those to train on from 'blocks.3.hook_resid_post'",
+            "but their hook point is 'elsewhere', not 'blocks.3.hook_resid_post'",
         ),
     ],
 )
