@@ -2,7 +2,8 @@
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
 SAEs             load_sae, load_family, open_sae, save_sae, releases_table, Dictionary, Family
-Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka
+Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
+                 TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
 Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
 Novelty          insertion, group_insertion, ce_insertion, compare, insert_latents
@@ -26,10 +27,15 @@ Every module is there after `import saekit`, such as `saekit.corpora.text_files`
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Threads that spin while they wait starve each other on a machine that others use too; torch reads
+# this when it is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Names are looked up on first use: importing saekit costs nothing, and neither TransformerLens nor
 # the widgets are loaded before they are needed. There is no `__all__`, since with one `help(saekit)`

@@ -4,7 +4,9 @@ import importlib.util
 import os
 
 import pytest
-import torch
+
+import saekit  # noqa: F401 (before torch, whose threads then wait without spinning)
+import torch  # isort: skip
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 torch.set_num_threads(1)  # tensors are tiny here: threads that wait for each other cost more than they do

@@ -511,8 +511,8 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
             f"The held-out activations have d_in {evaluated.d_in}, those to train on {source.d_in}."
         )
     places = [data.manifest.get("hook_point") for data in (source, evaluated)]
-    models = [data.manifest.get("model") for data in (source, evaluated)]
-    compared = compare_models(*models) if all(models) else ()
+    mine, others = (data.manifest.get("model") or {} for data in (source, evaluated))
+    compared = compare_models(mine, others) if mine and others else ()
     for what, here, there in (("hook point", *places), *compared):
         if None not in (here, there) and here != there:
             raise ValueError(
