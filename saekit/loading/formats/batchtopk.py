@@ -26,6 +26,7 @@ KINDS = {
     "jumprelu": "jumprelu",
     "global-matryoshka-topk": "matryoshka",
 }
+SIZES = {"d_in": "act_size", "d_sae": "dict_size"}
 # Of older versions of this code, which changed the function by settings that are gone.
 GONE = {"use_encoder_bias": False, "tied_weights": False, "activation": "relu"}
 
@@ -69,7 +70,7 @@ def _read(path: Path) -> Unfolded:
         "seed": config.get("seed"),
         "dataset": config.get("dataset_path"),
     }
-    sizes = {"d_in": config["act_size"], "d_sae": config["dict_size"]}
+    sizes = {ours: setting(config, config_file, theirs, int) for ours, theirs in SIZES.items()}
     with TensorFile(weights, **sizes) as file:
         b_enc, b_dec = file.take("b_enc", "d_sae"), file.take("b_dec", "d_in")
         parameters: dict[str, Any] = {

@@ -61,7 +61,8 @@ def _read(path: Path) -> Unfolded:
         entries = entries["ae"]
     info = {"kind": KINDS[name], "seed": trainer.get("seed"), "model": trainer.get("lm_name")}
     info |= {"dict_class": name, "layer": trainer.get("layer"), "submodule": trainer.get("submodule_name")}
-    sizes = {"d_sae": trainer.get("dict_size"), "d_in": trainer.get("activation_dim")}
+    named = {"d_sae": "dict_size", "d_in": "activation_dim"}
+    sizes = {ours: setting(trainer, config_file, theirs, int, 0) or None for ours, theirs in named.items()}
     with TensorFile(weights, entries, **sizes) as file:
         parameters = _layout(file, name)
         if name in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
