@@ -99,7 +99,7 @@ def as_jumprelu(
     progress : bool
         Show progress bars in tokens: one for measuring the constants, one for what they change.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

@@ -267,7 +267,7 @@ def collect(
     progress : bool
         Show a progress bar in tokens.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
@@ -611,7 +611,7 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
     dictionary : Dictionary
         Whose directions are to be read.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
@@ -731,7 +731,7 @@ def logit_table(
     progress : bool
         Show a progress bar in latents.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

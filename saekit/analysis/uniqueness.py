@@ -220,7 +220,7 @@ def measure_uniqueness(
     progress : bool
         Show progress bars in matchings (by decoder, by encoder) and in tokens.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
@@ -576,7 +576,7 @@ def family_uniqueness(
     progress : bool
         Show a progress bar in matched pairs of dictionaries.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

@@ -96,7 +96,7 @@ def adjacency_overlap(
     progress : bool
         Show a progress bar in counts of a graph's edges (about 20 for each of the two graphs).
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

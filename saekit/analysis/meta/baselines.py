@@ -146,7 +146,7 @@ def meta_baselines(
     progress : bool
         Show a progress bar in variants.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

@@ -84,7 +84,7 @@ def measure_rebuilt_ce(
     progress : bool
         Show progress bars.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

@@ -388,7 +388,7 @@ def side_by_side(
     labels, meta_labels, small_labels : Labels, optional
         Of the base, the meta-latents and the smaller dictionary.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
@@ -539,7 +539,7 @@ def cosine_distributions(
     progress : bool
         Show a progress bar in comparisons.
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

@@ -497,7 +497,7 @@ def meta_sae(
     progress : bool
         Show the trainer's progress bar (its tokens are rows here).
     allow_mismatch : bool
-        Warn instead of raising where the inputs contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
