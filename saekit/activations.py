@@ -826,11 +826,11 @@ def batches_of(
     Raises
     ------
     ValueError
-        If a tensor is not of shape `[n, d_in]`, or an activation is not finite.
+        If a tensor is not of shape `[n, d_in]`, an activation is not finite, or `batch_size` is below 1.
     TypeError
-        As `as_activations`.
+        As `as_activations`, or if `batch_size` is not a whole number.
     """
-    for positions, x in _batches(as_activations(activations), batch_size):
+    for positions, x in _batches(as_activations(activations), whole("batch_size", batch_size)):
         require_finite(x, positions, "position")
         yield positions, x.to(device=device)
 
@@ -844,8 +844,9 @@ def _batches(activations: ActivationStore | Tensor, batch_size: int) -> Iterator
 
 
 def random_stream(*key: int) -> torch.Generator:
-    """A random stream of its own for every key."""
-    return torch.Generator().manual_seed(int(hash_json(key)[:15], 16))
+    """A random stream of its own for every key of whole numbers."""
+    numbers = [whole("seed", number, at_least=None) for number in key]
+    return torch.Generator().manual_seed(int(hash_json(numbers)[:15], 16))
 
 
 # ---------------------------------------------------------------------------------- files

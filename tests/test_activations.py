@@ -3,21 +3,26 @@ import itertools
 import json
 import shutil
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
 
 import dictionaries
+import numpy as np
 import pytest
 import torch
 from conftest import HOOK_POINT
 from safetensors.torch import load_file
 
-from saekit import activations, convert, files, metrics
+from saekit import activations, files, metrics
 from saekit.activations import ActivationStore, batches_of, harvest
-from saekit.analysis import collect, group_insertion, insertion, latents, novelty
+from saekit.analysis import collect, group_insertion, insertion
 from saekit.convert import as_jumprelu
 from saekit.corpora import TokenRows
-from saekit.models import capture
+from saekit.identity import UnrecordedWarning
+from saekit.models import capture, load_model
+from saekit.passes import one_pass
+from saekit.streaming import StreamedActivations
 
 SETTINGS = {"dtype": torch.float32, "batch_rows": 2, "shard_rows": 4, "progress": False}
 
@@ -360,11 +365,217 @@ def test_activations_that_are_not_finite_are_named(model, token_rows, tmp_path, 
     ]
 
 
+# ---------------------------------------------------------------------------------- which model
+
+
+def test_another_model_of_the_same_name_is_not_resumed(model, model_folder, token_rows, copy, captured):
+    """Neither returned where the store is complete, nor mixed into one that is not."""
+    changed = load_model(model_folder)
+    with torch.no_grad():
+        changed.blocks[0].mlp.out.weight[0, 0] += 1
+
+    def again(model):
+        return harvest(model, token_rows, HOOK_POINT, path=copy, **SETTINGS)
+
+    for _ in ("complete", "incomplete"):
+        before = contents(copy)
+        with pytest.raises(ValueError, match=r'other settings.*model weights is "[0-9a-f]{64}" there'):
+            again(changed)
+        assert contents(copy) == before
+        manifest = files.read_json(copy / "manifest.json")
+        files.write_json(copy / "manifest.json", manifest | {"complete": False, "shards": []})
+        (copy / "shard-00003.safetensors").unlink(missing_ok=True)
+    assert captured == []
+    again(model)
+    assert sum(captured) == 4
+
+
+def test_the_same_model_under_another_name_is_resumed(model_folder, token_rows, copy, tmp_path, captured):
+    renamed = load_model(shutil.copytree(model_folder, tmp_path / "another name"))
+    store = harvest(renamed, token_rows, HOOK_POINT, path=copy, **SETTINGS)
+    assert captured == []
+    assert store.manifest["model"]["name"] == "tiny-llama"
+
+
+def test_a_store_without_the_weights_of_its_model_opens_and_is_finished(model, token_rows, copy, captured):
+    """As they were written before weights were recorded: with what is known, and a warning."""
+    manifest = files.read_json(copy / "manifest.json")
+    del manifest["model"]["weights"]
+    files.write_json(copy / "manifest.json", manifest)
+    assert ActivationStore.open(copy).model_name == "tiny-llama"
+    with pytest.warns(UnrecordedWarning, match="copy does not record the weights of its model"):
+        harvest(model, token_rows, HOOK_POINT, path=copy, **SETTINGS)
+    assert captured == []
+    manifest["model"]["name"] = "another"
+    files.write_json(copy / "manifest.json", manifest)
+    with (
+        pytest.raises(ValueError, match='model is "another" there, and "tiny-llama" was asked for'),
+        pytest.warns(UnrecordedWarning),
+    ):
+        harvest(model, token_rows, HOOK_POINT, path=copy, **SETTINGS)
+
+
+# ---------------------------------------------------------------------------------- what notebooks have
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.uint8, "numpy", "list"])
+def test_token_rows_of_ones_own(model, store, token_rows, tmp_path, kind):
+    few = token_rows.tokens[:4] % 256  # for uint8
+    tokens = {"numpy": few.numpy().astype("int64"), "list": few.tolist()}.get(kind)
+    rows = TokenRows(few.to(kind) if tokens is None else tokens)
+    made = harvest(model, rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS)
+    made.verify()
+    assert torch.equal(ActivationStore.open(tmp_path / "s").tokens, few.long())
+    assert (made.document == -1).all()
+    expected = torch.cat([capture(model, few[:2], HOOK_POINT), capture(model, few[2:], HOOK_POINT)])
+    assert torch.equal(made.rows(0, 4), expected)
+
+
+def test_rows_that_the_model_cannot_take_are_refused_before_the_work(model, tmp_path, captured):
+    def refused(message, tokens):
+        for make in (harvest, StreamedActivations):
+            keywords = {"path": tmp_path / "s"} if make is harvest else {}
+            with pytest.raises((ValueError, TypeError), match=message):
+                make(model, tokens, HOOK_POINT, **keywords)
+
+    refused(
+        "context length of 65, but tiny-llama takes at most 64 tokens",
+        TokenRows(torch.ones(2, 65, dtype=torch.long)),
+    )
+    refused("hold token 320, but the tokens of tiny-llama are 0 to 319", TokenRows([[1, 320]]))
+    refused("hold token -1, but", TokenRows([[1, -1]]))
+    refused("rows must be TokenRows, found Tensor: pack text", torch.ones(2, 8, dtype=torch.long))
+    assert captured == []
+    assert not (tmp_path / "s").exists()
+
+
+def test_settings_of_numpy_are_settings(model, token_rows, store, tmp_path):
+    settings = SETTINGS | {"batch_rows": np.int64(2), "shard_rows": np.int32(4)}
+    harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **settings)
+    assert contents(tmp_path / "s") == contents(store.path)
+    batches = [next(store.shuffled(np.int64(8), seed=seed)) for seed in (3, np.int64(3))]
+    assert torch.equal(*batches)
+    with pytest.raises(TypeError, match=r"batch_rows must be a whole number, found 2\.0"):
+        harvest(model, token_rows, HOOK_POINT, path=tmp_path / "s", **SETTINGS | {"batch_rows": 2.0})
+
+
 def test_settings_are_checked(model, token_rows, tmp_path):
     with pytest.raises(ValueError, match="stored as float32 or bfloat16, not as float16"):
         harvest(model, token_rows, HOOK_POINT, path=tmp_path, **{**SETTINGS, "dtype": torch.float16})
     with pytest.raises(ValueError, match="multiple of batch_rows, found 4 and 3"):
         harvest(model, token_rows, HOOK_POINT, path=tmp_path, **{**SETTINGS, "batch_rows": 3})
+
+
+# ---------------------------------------------------------------------------------- arrays
+
+
+@pytest.fixture
+def array(monkeypatch):
+    """50 activations in shards of 16."""
+    monkeypatch.setattr(activations, "ARRAY_SHARD", 16)
+    return torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+
+
+def from_array(folder, array, **keywords):
+    return ActivationStore.from_array(folder, array, **{"hook_point": "vision.layer4"} | keywords)
+
+
+def test_a_store_of_an_array_holds_it(array, tmp_path):
+    np.save(tmp_path / "x.npy", array.numpy())
+    sources = {
+        "tensor": array,
+        "gradient": array.clone().requires_grad_(),
+        "mapped": np.load(tmp_path / "x.npy", mmap_mode="r"),
+        "float64": array.double().numpy(),
+        "reversed": np.ascontiguousarray(array.numpy()[::-1])[::-1],
+        "other bytes": array.numpy().astype(">f4"),
+    }
+    for name, source in sources.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            store = from_array(tmp_path / name, source)
+        store.verify()
+        assert len(list(store.path.glob("shard-*"))) == 4
+        assert torch.equal(store.read(store.positions), array)
+        assert (store.d_in, store.n_tokens, store.hook_point) == (6, 50, "vision.layer4")
+        assert store.excluded_counts["total"] == 0
+        torch.testing.assert_close(store.norms[:, 0], array.norm(dim=1))
+        batches = torch.cat(list(itertools.islice(store.shuffled(25, seed=0), 2)))
+        assert sorted(map(tuple, batches.tolist())) == sorted(map(tuple, array.tolist()))
+        for read in (lambda store=store: store.tokens, lambda store=store: store.document):
+            with pytest.raises(ValueError, match="made of an array, so it holds no tokens"):
+                read()
+    half = from_array(tmp_path / "half", array, dtype=torch.bfloat16)
+    assert torch.equal(half.read(half.positions), array.bfloat16().float())
+
+
+class Residuals:
+    def __init__(self, dictionary):
+        self.dictionary, self.parts = dictionary, []
+
+    def __call__(self, batch):
+        self.parts.append(batch.residual(self.dictionary))
+
+
+def test_a_pass_gives_the_same_on_an_array_and_its_store(array, tmp_path):
+    dictionary = dictionaries.make(6, 24)
+    dictionary = replace(dictionary, info=dictionary.info | {"hook_point": "vision.layer4"})
+    store = from_array(tmp_path / "s", array)
+    expected = Residuals(dictionary)
+    one_pass(array, expected, dictionaries=[dictionary], purpose="a test")
+    for source in (store, array.numpy(), array.double().numpy(), array.clone().requires_grad_()):
+        found = Residuals(dictionary)
+        tokens = one_pass(source, found, dictionaries=[dictionary], purpose="a test")
+        assert torch.equal(torch.cat(found.parts), torch.cat(expected.parts))
+        assert (tokens.n_tokens, tokens.n_excluded) == (50, 0)
+
+
+def test_a_store_of_an_array_records_its_model(array, tmp_path, model, store):
+    named = from_array(tmp_path / "named", array, model="resnet")
+    assert (named.model_name, from_array(tmp_path / "none", array).model_name) == ("resnet", None)
+    of_model = from_array(tmp_path / "model", array, model=model)
+    assert of_model.manifest["model"] == store.manifest["model"]
+
+
+def test_a_store_of_an_array_is_resumed(array, tmp_path, monkeypatch):
+    expected = contents(from_array(tmp_path / "whole", array).path)
+    real = files.os.replace
+    for fatal in range(1 + 4 + 3):
+        writes = itertools.count()
+
+        def dying(source, target, writes=writes, fatal=fatal):
+            if next(writes) == fatal:
+                raise Killed
+            real(source, target)
+
+        monkeypatch.setattr(files.os, "replace", dying)
+        with pytest.raises(Killed):
+            from_array(tmp_path / f"{fatal}", array)
+        monkeypatch.setattr(files.os, "replace", real)
+        from_array(tmp_path / f"{fatal}", array)
+        assert contents(tmp_path / f"{fatal}") == expected
+    with pytest.raises(ValueError, match=r"harvested with other settings.*array_hash"):
+        from_array(tmp_path / "whole", array + 1)
+
+
+def test_arrays_that_are_no_activations_are_refused(array, tmp_path):
+    def refused(message, source):
+        with pytest.raises((ValueError, TypeError), match=message):
+            from_array(tmp_path / "s", source)
+        assert not list(tmp_path.glob("s/shard-*"))
+
+    refused(r"must be \[n, d_in\], found shape \[50, 6, 1\]", array[..., None])
+    refused("not empty", array[:0])
+    refused("dense real numbers, found torch.complex64", array.to(torch.complex64))
+    refused("dense real numbers, found torch.bool", array > 0)
+    refused("dense real numbers, found torch.float32", array.to_sparse())
+    refused("real numbers, found an array of object", array.numpy().astype(object))
+    refused("a tensor or a NumPy array, found list", array.tolist())
+    array[40, 3] = float("nan")
+    with pytest.raises(ValueError, match="activations of row 40 are not finite"):
+        from_array(tmp_path / "s", array)
+    with pytest.raises(ValueError, match=r"s is incomplete \(32 of 50 rows\)"):
+        ActivationStore.open(tmp_path / "s")
 
 
 # ---------------------------------------------------------------------------------- opening
@@ -455,6 +666,30 @@ def test_batches_of_a_store_or_a_tensor(sized):
     assert torch.equal(torch.cat(read), x[0])
     with pytest.raises(ValueError, match=r"must be \[n, d_in\], found shape \[5, 16, 4\]"):
         next(batches_of(x))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
+        next(batches_of(x[0], 0))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_activations_that_are_not_finite_are_refused_by_position(sized, value):
+    store, x = sized(5)
+    used = int(store.positions[10])
+    x.flatten(0, 1)[used, 2] = value
+    store.__dict__["_shards"] = [{"activations": x}]
+    with pytest.raises(ValueError, match=f"The activations of position {used} are not finite"):
+        list(batches_of(store, 7))
+    for source in (x.flatten(0, 1), x.flatten(0, 1).numpy()):
+        with pytest.raises(ValueError, match=f"The activations of position {used} are not finite"):
+            list(batches_of(source, 7))
+    x.flatten(0, 1)[used, 2] = 0
+    excluded = int(store.excluded.flatten().nonzero()[3, 0])
+    x.flatten(0, 1)[excluded, 2] = value  # an excluded position is not read
+    assert sum(len(batch) for _, batch in batches_of(store, 7)) == len(store.positions)
+
+
+def test_what_float32_cannot_hold_is_not_finite():
+    with pytest.raises(ValueError, match="position 1 are not finite"):
+        list(batches_of(np.array([[1.0, 2.0], [1e39, 0.0]])))
 
 
 def test_batches_come_to_the_device_asked_for(sized):
@@ -476,14 +711,16 @@ def test_analyses_ask_for_batches_on_the_device_of_their_dictionary(monkeypatch)
         asked.append(device)
         return batches_of(activations, batch_size, device=device)
 
-    for module in (convert, latents, metrics, novelty):
-        monkeypatch.setattr(module, "batches_of", spy)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("saekit.") and name != "saekit.activations" and hasattr(module, "batches_of"):
+            monkeypatch.setattr(module, "batches_of", spy)
     metrics.evaluate(large, x)
     collect(large, x)
     insertion(small, large, x)
     group_insertion(small, large, inserted, x)
     as_jumprelu(replace(large, k=3), x)
-    assert asked == [large.W_enc.device] * 6
+    assert len(asked) >= 5
+    assert set(asked) == {large.W_enc.device}
 
 
 # ---------------------------------------------------------------------------------- shuffled

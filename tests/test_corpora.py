@@ -2,6 +2,7 @@ import itertools
 import json
 import types
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from saekit import corpora
 from saekit.corpora import (
     KEPT_FOR_PROBING,
     Document,
+    TokenRows,
     embedded_corpus,
     huggingface_dataset,
     interleave,
@@ -113,7 +115,113 @@ def test_the_side_of_a_document_does_not_depend_on_the_others():
         split(docs, 1.5)
 
 
+def text_of(words, seed=0):
+    """A text of different words."""
+    return " ".join(f"word{seed}x{i}." + ("\n\n" if i % 40 == 39 else "") for i in range(words))
+
+
+@pytest.mark.parametrize("n_documents", [1, 2, 7, 40])
+@pytest.mark.parametrize("held_out", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("words", [60, 3000])
+def test_few_documents_are_split_by_passages(n_documents, held_out, words):
+    """Whatever their hash, both sides hold text, of about the share asked for, and none is on both."""
+    docs = [Document(text_of(words, seed), "s", f"{seed}") for seed in range(n_documents)]
+    sides = split(docs, held_out)
+    characters = [sum(len(d.text) for d in side) for side in sides]
+    assert characters[1] / sum(characters) == pytest.approx(held_out, abs=0.5 * min(held_out, 1 - held_out))
+    assert not {d.hash for d in sides[0]} & {d.hash for d in sides[1]}
+    said = [sorted(word for d in side for word in d.text.split()) for side in (docs, sides[0] + sides[1])]
+    assert said[0] == said[1]
+    assert {d.whole for side in sides for d in side} == {d.hash for d in docs}
+
+
+def test_passages_that_repeat_are_on_one_side():
+    """Boilerplate: the same paragraph over and over."""
+    paragraph = "the same words again " * 30
+    docs = [Document("\n\n".join([paragraph] * 50 + [text_of(500)]), "s", "a")]
+    train, held_out = split(docs)
+    assert not {d.hash for d in train} & {d.hash for d in held_out}
+
+
+def test_a_single_file_is_split_and_packed(tmp_path, model):
+    (tmp_path / "one.txt").write_text(text_of(2000))
+    for side in split(text_files([tmp_path / "one.txt"])):
+        assert pack(side, model.tokenizer, context_length=16, n_tokens=160).n_rows == 10
+
+
+def test_settings_of_a_split_are_checked():
+    assert split([]) == ([], [])
+    with pytest.raises(TypeError, match="held_out must be a number, found 'half'"):
+        split(documents(3), "half")
+    with pytest.raises(ValueError, match="held_out must be finite"):
+        split(documents(3), float("nan"))
+
+
 # ---------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("prepend_bos", [False, True])
+def test_rows_of_one_document_have_the_activations_of_the_document_alone(model, prepend_bos):
+    """Without the option what stands before a document changes them."""
+    from saekit.models import capture
+
+    docs = [Document(text_of(n, n), "s", f"{n}") for n in (3, 30, 9, 1)]
+    settings = {"context_length": 24, "prepend_bos": prepend_bos}
+    hook_point = "blocks.2.hook_resid_post"
+    alone = {}
+    for i, document in enumerate(docs):
+        ids = model.tokenizer(document.text, add_special_tokens=False)["input_ids"]
+        chunks = [ids[start : start + 23] for start in range(0, len(ids), 23)]
+        alone[i] = [
+            capture(model, torch.tensor([[int(prepend_bos), *chunk]]), hook_point)[0] for chunk in chunks
+        ]
+    n_rows = sum(map(len, alone.values()))
+    assert n_rows > 10
+    rows = pack(docs, model.tokenizer, n_tokens=24 * n_rows, one_document_per_row=True, **settings)
+    assert rows.info["one_document_per_row"]
+    found = capture(model, rows.tokens, hook_point)
+    expected = [(i, chunk) for i, chunks in alone.items() for chunk in chunks]
+    for row, (i, chunk) in enumerate(expected):
+        torch.testing.assert_close(found[row, : len(chunk)], chunk, rtol=1e-5, atol=1e-5)
+        assert rows.document[row].tolist() == [-1] + [i] * (len(chunk) - 1) + [-1] * (24 - len(chunk))
+        assert rows.tokens[row, 0] == int(prepend_bos)
+        assert (rows.tokens[row, len(chunk) :] == 0).all()
+    assert sum(rows.info["source_tokens"].values()) == int((rows.document >= 0).sum())
+
+    packed = pack(docs, model.tokenizer, n_tokens=24 * 8, **settings)
+    assert "one_document_per_row" not in packed.info
+    second = (packed.document == 1).nonzero()[0].tolist()
+    different = capture(model, packed.tokens, hook_point)[tuple(second)] - alone[1][0][1]
+    assert different.abs().max() > 1e-2
+
+
+def test_rows_of_one_document_are_filled_with_excluded_positions(model, tmp_path):
+    from saekit.activations import harvest
+
+    docs = documents(9)
+    rows = pack(docs, model.tokenizer, context_length=32, n_tokens=9 * 32, one_document_per_row=True)
+    store = harvest(model, rows, "blocks.0.hook_resid_post", path=tmp_path / "s", progress=False)
+    assert torch.equal(store.excluded, store.document == -1)
+
+
+def test_token_rows_are_normalised_and_checked():
+    rows = TokenRows([[1, 2, 3], [4, 5, 6]])
+    assert rows.tokens.dtype == rows.document.dtype == torch.int32
+    assert rows.document.tolist() == [[-1] * 3] * 2
+    assert repr(rows) == "TokenRows(2 rows of 3, 0 documents)"
+    same = TokenRows(np.array([[1, 2, 3], [4, 5, 6]], dtype=np.int16), torch.full((2, 3), -1))
+    assert same.content_hash == rows.content_hash
+    for message, *wrong in (
+        ("tokens must be whole numbers, found torch.float32", [[1.0, 2.0]]),
+        ("tokens must be whole numbers, found torch.bool", [[True, False]]),
+        ("tokens must fit 32 bits, found 2147483648", [[2**31]]),
+        (r"must be \[rows, ctx\] and not empty, found shape \[2\]", [1, 2]),
+        (r"not empty, found shape \[0, 4\]", torch.zeros(0, 4, dtype=torch.long)),
+        (r"the shape of tokens, \[1, 2\], found \[2, 1\]", [[1, 2]], [[-1], [-1]]),
+        ("an index into the 0 documents, found -1 to 0", [[1, 2]], [[0, -1]]),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            TokenRows(*wrong)
 
 
 @pytest.mark.parametrize("prepend_bos", [False, True])
