@@ -30,7 +30,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from saekit.files import hash_file, read_json, write_bytes, write_json
-from saekit.identity import Identity
+from saekit.identity import Identity, distinct_names
 from saekit.training.variants import VARIANTS
 
 FORMAT = "saekit-figure-1"
@@ -258,14 +258,9 @@ class Plot:
 
 def describe(*identities: Identity) -> dict[str, dict[str, Any]]:
     """What a figure records of the dictionaries that its results are about, as JSON values."""
-    names = [str(identity) for identity in dict.fromkeys(identities)]
     return {
-        name if names.count(name) == 1 else f"{name} [{identity.hash[:8]}]": {
-            "what": name,
-            "hook_point": identity.hook_point,
-            "hash": identity.hash,
-        }
-        for name, identity in zip(names, dict.fromkeys(identities), strict=True)
+        name: {"what": str(identity), "hook_point": identity.hook_point, "hash": identity.hash}
+        for name, identity in zip(distinct_names(identities), identities, strict=True)
     }
 
 

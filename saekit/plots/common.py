@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from saekit.dictionary import Dictionary
 from saekit.figures import FONTS, describe, kind_style
-from saekit.identity import Identity
+from saekit.identity import Identity, distinct_names
 
 T = TypeVar("T")
 
@@ -104,10 +104,12 @@ def rows_of(identities: Sequence[Identity]) -> pd.DataFrame:
     """
     names = [str(identity) for identity in identities]
     hooks = [f"{identity} at {identity.hook_point or 'an unknown hook point'}" for identity in identities]
-    hashes = [f"{identity} [{identity.hash[:6]}]" for identity in identities]
     frame = pd.DataFrame(
         {
-            "dictionary": next((n for n in (names, hooks) if len(set(n)) == len(set(identities))), hashes),
+            "dictionary": next(
+                (found for found in (names, hooks) if len(set(found)) == len(set(identities))),
+                distinct_names(identities),
+            ),
             "kind": [identity.kind for identity in identities],
             "width": [identity.width for identity in identities],
             "seed": [identity.seed or 0 for identity in identities],
@@ -129,7 +131,11 @@ def as_list(results: T | Sequence[T]) -> list[T]:
 
 def made_from(*results: Any) -> dict[str, Any]:
     """What a plot records of the dictionaries that results, or parts of results, are about."""
-    found = [getattr(result, name, None) for result in results for name in ("small", "large", "dictionary")]
+    found = [
+        getattr(result, name, None)
+        for result in results
+        for name in ("small", "large", "a", "b", "dictionary")
+    ]
     return describe(*(identity_of(value) for value in found if isinstance(value, Identity | Dictionary)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from saekit.figures import (
     new_figure,
     width_colours,
 )
-from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named
+from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named, rows_of
 from saekit.wording import fixed, listed, percent, share
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from saekit.analysis.meta.latents import CosineDistributions, MetaSplitting, RelatedLatents, SideBySide
     from saekit.analysis.meta.sae import MetaSAE, MetaSweep
     from saekit.analysis.splitting import SplittingTree
-    from saekit.identity import Identity
 
 META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"
 _GREY = "#6e6e6e"
@@ -68,8 +67,8 @@ def meta_baselines(result: MetaBaselines) -> Plot:
     """
     data = result.frame.drop(columns=["note", "difference"])
     rows = list(dict.fromkeys(zip(data["variant"], data["encoder"], data["null"], strict=True)))
-    groups = {name: of.kind for name, of in result.dictionaries.items()}
-    places = _with_gaps(["null" if null else groups.get(variant, variant) for variant, _, null in rows])
+    kinds = {name: found.kind for name, found in result.dictionaries.items()}
+    places = _with_gaps(["null" if null else kinds.get(variant, variant) for variant, _, null in rows])
     own = float(data["explained_variance"].iloc[0])
     highest = float(data["explained_variance"].max())
     some_held_out = bool(data["explained_variance_held_out"].notna().any())
@@ -161,7 +160,8 @@ def meta_baselines(result: MetaBaselines) -> Plot:
         + f"Meta-SAE: {summary['meta']}. Explained variance: {numbers}.",
         alt="Bars of explained variance, with non-negative and with signed coefficients. "
         f"Explained variance: {numbers}.",
-        made_from=made_from(result),
+        made_from=describe(result.meta, *result.dictionaries.values()),
+        settings={"terms": summary["terms"]},
     )
 
 
@@ -314,7 +314,7 @@ def meta_cosines(result: CosineDistributions) -> Plot:
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), distribution of
     maximum cosine similarities.
     """
-    frame = result.frame
+    frame, dictionaries = result.frame, result.dictionaries
     meta, base = (frame.loc[frame["panel"] == panel, "of"].iat[0] for panel in ("meta-latents", "latents"))
     lowest = min(0, int(np.floor(frame["cosine"].min() * BINS)))
     edges = np.arange(lowest, BINS + 1) / BINS
@@ -325,11 +325,11 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         bins = {"cosine_from": edges[:-1], "cosine_to": edges[1:], "share": counts / len(rows)}
         parts.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), **bins}))
     data = pd.concat(parts, ignore_index=True)
-    others = sorted((n for n in result.dictionaries if n != meta), key=lambda n: result.dictionaries[n].width)
+    others = sorted((name for name in dictionaries if name != meta), key=lambda n: dictionaries[n].width)
     shades = colormaps["YlOrBr"](np.linspace(0.45, 0.85, len(others)))
     colours = {meta: META} | dict(zip(others, shades, strict=True))
-    found = [result.dictionaries[name] for name in others]
-    names = {meta: "meta-SAE"} | {n: _short_name(of, found) for n, of in zip(others, found, strict=True)}
+    labels = rows_of([dictionaries[name] for name in others])["label"]
+    names = {meta: "meta-SAE"} | dict(zip(others, labels, strict=True))
     titles = {
         "within": "within one dictionary",
         "meta-latents": "from meta-latents to\nthe nearest latent of",
@@ -366,6 +366,8 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         "show equally many random directions in their place. Share at "
         f"θ = {result.theta:g} or more: {numbers}.",
         alt=f"Three panels of histograms of greatest cosines. Share at theta or more: {numbers}.",
+        made_from=describe(*dictionaries.values()),
+        settings={"theta": result.theta},
     )
 
 
@@ -628,13 +630,6 @@ def _edge(
     )
 
 
-def _short_name(identity: Identity, among: Iterable[Identity]) -> str:
-    """Kind and width, with the beginning of the hash where another dictionary has both."""
-    alike = {other for other in among if (other.kind, other.width) == (identity.kind, identity.width)}
-    name = named(identity.kind, identity.width)
-    return name if len(alike) == 1 else f"{name} [{identity.hash[:8]}]"
-
-
 def _with_gaps(groups: list[str]) -> list[float]:
     """Places of bars below each other, with a small gap where the group changes."""
     changes = [0.0] + [0.45 * (a != b) for a, b in pairwise(groups)]
@@ -651,6 +646,8 @@ def _bar_colour(result: MetaBaselines, variant: str, encoder: str) -> str:
 def _bar_name(result: MetaBaselines, variant: str, encoder: str, null: bool) -> str:
     data, found = result.frame, result.dictionaries.get(variant)
     rows = data[(data["variant"] == variant) & (data["encoder"] == encoder) & (data["null"] == null)]
-    width = rows["dictionary_width"].iat[0]
-    name = f"{variant} ({width})" if found is None else _short_name(found, result.dictionaries.values())
+    if variant == "meta-SAE" or found is None:
+        name = f"{variant} ({rows['dictionary_width'].iat[0]})"
+    else:
+        name = named(found.kind, found.width)
     return f"{name}, {ENCODERS[encoder]}" if ENCODERS[encoder] else name
