@@ -62,9 +62,7 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
     data = pd.concat(parts, ignore_index=True)
     pairs = table[~table["null"]]
     under = table[table["note"] == ""].set_index("comparison")["share_under_theta"]
-    nulls = {
-        row.small_width: row.comparison for row in table[table["null"] & (table["note"] == "")].itertuples()
-    }
+    nulls = table[table["null"] & (table["note"] == "")].groupby("small_width")["comparison"].agg(list)
     novel = (edges[:-1] + edges[1:]) / 2 < theta
     with house_style():
         figure = new_figure(FULL, 2.3)
@@ -75,10 +73,10 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
                 axes.bar(edges[:-1][which], share[which], np.diff(edges)[which], align="edge", color=colour)
             found = []
             for width, dashes in zip((pair.small_width, pair.large_width), NULL_LINES, strict=True):
-                if width in nulls:
-                    null = data.loc[data["comparison"] == nulls[width], "share"]
+                for name in nulls.get(width, ()):
+                    null = data.loc[data["comparison"] == name, "share"]
                     axes.stairs(null, edges, color=INK, linestyle=dashes, linewidth=0.9)
-                    found.append(f"{percent(under[nulls[width]])}")
+                    found.append(percent(under[name]))
             axes.axvline(theta, color=INK, linestyle="--", linewidth=0.8)
             axes.set_title(
                 f"{pair.comparison}\nunder $\\theta$: {percent(under[pair.comparison])} "

@@ -68,13 +68,13 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
         for row, (measure, title) in zip(panels, measures.items(), strict=True):
             for axes, width in zip(row, widths, strict=True):
                 part = data[(data["measure"] == measure) & (data["width"] == width)]
-                for (other, null), bins in groups_of(part, ["other", "null"]):
+                for (comparison, other, null), bins in groups_of(part, ["comparison", "other", "null"]):
                     share = bins["share"].to_numpy()
                     if null:
-                        if other == part["other"].iloc[0]:  # those of the first comparison will do
+                        if comparison == part["comparison"].iloc[0]:  # those of the first one will do
                             axes.stairs(share, edges, color=NULL, linestyle=NULL_DASHES[null], linewidth=0.9)
-                    elif other == "other seed":
-                        axes.stairs(share, edges, color=SEEDS, fill=True)
+                    elif other == "other seed":  # the first one filled, further ones as outlines
+                        axes.stairs(share, edges, color=SEEDS, fill=not axes.patches, linewidth=0.9)
                     else:
                         axes.stairs(share, edges, color=NEXT_WIDTH, linewidth=1.0)
                 axes.axvline(result.theta, color=INK, linestyle="--", linewidth=0.8)
@@ -201,11 +201,16 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
         If there are no second seeds, or no activations.
     """
     results = as_list(results)
-    pairs = [
+    found = [
         (named(result.kind, row.width), result.results[row.comparison, ""])
         for result in results
         for row in result.compared.itertuples()
         if not row.null and row.other == "other seed"
+    ]
+    titles = [name for name, _ in found]
+    pairs = [
+        (name if titles.count(name) == 1 else f"{name}, seed {result.b.seed}", result)
+        for name, result in found
     ]
     if not pairs or any("density" not in result.frame for _, result in pairs):
         raise ValueError("Uniqueness by density needs second seeds, compared with activations.")
