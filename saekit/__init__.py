@@ -14,8 +14,8 @@ Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_la
                  multiple_choice_test, measure_rebuilt_ce
 Uniqueness       measure_uniqueness, family_uniqueness
 Latents          collect, logit_table, label_latents, label_meta_latents
-Explorers        LatentExplorer, SplittingExplorer, NoveltyExplorer, StitchingExplorer,
-                 MetaExplorer
+Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
+                 StitchingExplorer, MetaExplorer
 Figures          plots, figures, figures_folder, provenance_of, neuronpedia
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table
@@ -99,6 +99,7 @@ _EXPORTS = {
     "saekit.figures": ("figures_folder",),
     "saekit.provenance": ("provenance_of",),
     "saekit.widgets": (
+        "collect_evidence",
         "LatentExplorer",
         "MetaExplorer",
         "NoveltyExplorer",

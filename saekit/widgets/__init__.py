@@ -1,4 +1,4 @@
-"""Explorers of results: to be poked in a notebook, with a static form for pages that run nothing."""
+"""Interactive explorers of results for notebooks, with a static form for pages that run nothing."""
 
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer

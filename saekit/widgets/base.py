@@ -15,7 +15,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from ipywidgets import widgets
 
-from saekit import html
+from saekit import html, settings
+from saekit.selection import select_latent
+from saekit.wording import listed
 
 
 def guard(method: Callable[..., None]) -> Callable[..., None]:
@@ -43,6 +45,15 @@ class State(traitlets.HasTraits):
     order: ClassVar[tuple[str, ...]] = ()
 
 
+@contextmanager
+def as_trait_error() -> Iterator[None]:
+    """Turn the errors of `saekit.settings` and `saekit.selection` into those of a state."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError) as error:
+        raise traitlets.TraitError(str(error)) from error
+
+
 class LatentState(State):
     """A latent of one of several widths.
 
@@ -57,8 +68,8 @@ class LatentState(State):
     """
 
     order: ClassVar[tuple[str, ...]] = ("width", "latent")
-    width = traitlets.Int()
-    latent = traitlets.Int()
+    width = traitlets.TraitType(0)
+    latent = traitlets.TraitType(0)
 
     def __init__(
         self, widths: Sequence[int], width: int, latent: int, *, follow: Callable[[int, int, int], int]
@@ -69,17 +80,16 @@ class LatentState(State):
 
     @traitlets.validate("width")
     def _known_width(self, proposal: Any) -> int:
-        if proposal["value"] not in self._widths:
-            raise traitlets.TraitError(f"There are widths {self._widths}, found {proposal['value']}.")
-        return proposal["value"]
+        with as_trait_error():
+            width = settings.whole("width", proposal["value"])
+        if width not in self._widths:
+            raise traitlets.TraitError(f"width must be one of {listed(self._widths)}, found {width}.")
+        return width
 
     @traitlets.validate("latent")
     def _known_latent(self, proposal: Any) -> int:
-        if not 0 <= proposal["value"] < self.width:
-            raise traitlets.TraitError(
-                f"Width {self.width} has latents 0 to {self.width - 1}, found {proposal['value']}."
-            )
-        return proposal["value"]
+        with as_trait_error():
+            return select_latent(proposal["value"], self.width)
 
     @traitlets.observe("width")
     def _width_changed(self, change: Any) -> None:

@@ -1,6 +1,7 @@
-"""What the latents of a dictionary are about, looked up fast: words, contexts, tables.
+"""Evidence of what a dictionary's latents respond to, looked up fast: words, contexts, tables.
 
-The explorers show latents through this; nothing here runs a model.
+The explorers show latents through it. Only `collect_evidence` needs a model, for its unembedding and
+tokenizer.
 """
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
@@ -16,6 +17,7 @@ import torch
 
 from saekit import html
 from saekit.activations import ActivationStore
+from saekit.agreement import check_agreement
 from saekit.analysis.labels import WORDS_FROM, words
 from saekit.analysis.latents import (
     Context,
@@ -26,11 +28,15 @@ from saekit.analysis.latents import (
     contexts,
     display_strings,
     logit_table,
+    require_residual_stream,
     top_contexts,
 )
+from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.identity import Identity
+from saekit.selection import select_latent
 from saekit.widgets import svg
-from saekit.wording import number, share
+from saekit.wording import listed, number, share
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -40,7 +46,10 @@ MIN_COUNT = 5  # occurrences from which a token's mean is more than noise
 
 
 class Evidence:
-    """The data that say what a dictionary's latents are about.
+    """What the latents of one dictionary fire on and promote.
+
+    Its methods take a latent as a whole number and raise an `IndexError` if there is no such latent
+    (`saekit.selection.select_latent`).
 
     Parameters
     ----------
@@ -50,15 +59,15 @@ class Evidence:
         Holds the tokens and their documents.
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
-    logits : LogitTable, optional
-        Tokens that each latent promotes.
+    logits : LogitTable or str, optional
+        Tokens that each latent promotes, or the reason why there are none, to show in their place.
     sources : sequence of str, optional
         Show contexts from these sources only (all if left out).
 
     Raises
     ------
     ValueError
-        If `logits` is for another width than `activations`.
+        If the activations were collected over another store, or `logits` is of another dictionary.
     """
 
     def __init__(
@@ -66,14 +75,16 @@ class Evidence:
         activations: LatentActivations,
         store: ActivationStore,
         vocabulary: Sequence[str] | PreTrainedTokenizerBase,
-        logits: LogitTable | None = None,
+        logits: LogitTable | str | None = None,
         *,
         sources: Sequence[str] | None = None,
     ) -> None:
-        if logits is not None and len(logits.top_ids) != activations.width:
+        if isinstance(logits, LogitTable):
+            activations.dictionary.require(logits.dictionary, "The dictionary of the logit table")
+        if activations.store is not None and activations.store != store.content_hash:
             raise ValueError(
-                f"The logit table has {len(logits.top_ids)} latents, "
-                f"{activations.name} has {activations.width}."
+                f"The activations of {activations.dictionary.described} were collected over another store: "
+                "collect them over this one."
             )
         self.activations, self.store, self.logits, self.sources = activations, store, logits, sources
         self.vocabulary = vocabulary
@@ -81,20 +92,6 @@ class Evidence:
         self._tokens = store.tokens.flatten()
         self._occurrences = np.bincount(self._tokens[store.positions].numpy())
         self._words: dict[int, list[str]] = {}
-
-    @staticmethod
-    def require(evidence: Mapping[int, Evidence], widths: Iterable[int]) -> None:
-        """Refuse evidence that does not cover these widths.
-
-        Raises
-        ------
-        ValueError
-            If a width has no evidence, or evidence of another width.
-        """
-        for width in widths:
-            found = evidence[width].width if width in evidence else "none"
-            if found != width:
-                raise ValueError(f"Width {width} needs evidence of that width, found {found}.")
 
     @property
     def width(self) -> int:
@@ -106,11 +103,15 @@ class Evidence:
         """Latents that are active on some token."""
         return [latent for latent, count in enumerate(self.counts) if count]
 
+    def _select(self, latent: int) -> int:
+        return select_latent(latent, self.width)
+
     def words(self, latent: int, n: int = 3) -> list[str]:
-        """Tokens of the greatest activations, by how much they contribute; none if dead.
+        """Tokens of the greatest activations, by their contribution; none if dead.
 
         Tokens that differ only in surrounding space count as one word.
         """
+        latent = self._select(latent)
         if latent not in self._words:
             positions, values = self.activations.top(latent, WORDS_FROM)
             ids = self._tokens[positions].tolist()
@@ -133,7 +134,7 @@ class Evidence:
         return list(zip(strings, *columns, strict=True))
 
     def top(self, latent: int, n: int = 8) -> Contexts:
-        """Contexts of greatest activation, at most one from a document."""
+        """Contexts of greatest activation, at most one per document."""
         return top_contexts(self.activations, latent, self.store, self.vocabulary, n=n, sources=self.sources)
 
     def around(self, latent: int, positions: torch.Tensor) -> Contexts:
@@ -151,24 +152,27 @@ class Evidence:
 
     def label(self, latent: int) -> str:
         """Name a latent in one line of plain text: its number and words."""
+        latent = self._select(latent)
         words = html.plain(self.words(latent)) if self.counts[latent] else "dead"
         return f"{latent}  {words}"
 
     def facts(self, latent: int) -> str:
-        """Density and greatest activation, or that the latent is dead."""
+        """Density and greatest activation, or a note that the latent is dead."""
+        latent = self._select(latent)
         count, tokens = self.counts[latent], self.activations.n_tokens
-        left_out = f"{self.activations.n_excluded:,} positions left out"
+        excluded = f"{self.activations.n_excluded:,} positions are excluded"
         if not count:
-            return f"<p><b>Dead: never active on these {tokens:,} tokens</b> <small>({left_out}).</small></p>"
+            return f"<p><b>Dead: never active on these {tokens:,} tokens</b> <small>({excluded}).</small></p>"
         greatest = self.activations.entries(latent)[1].max().item()
         return (
             f"<p>Active on <b>{share(count / tokens)}</b> of {tokens:,} tokens "
             f"({count:,}); greatest activation <b>{number(greatest)}</b>. "
-            f"<small>{left_out}.</small></p>"
+            f"<small>{excluded}.</small></p>"
         )
 
     def contexts_table(self, latent: int, n: int = 8, *, caption: str = "Top contexts") -> str:
         """Top contexts as coloured text with their sources; nothing if the latent is dead."""
+        latent = self._select(latent)
         if not self.counts[latent]:
             return ""
         greatest = self.activations.entries(latent)[1].max().item()
@@ -181,6 +185,7 @@ class Evidence:
 
     def intervals(self, latent: int, *, bins: int = 5, n: int = 2) -> str:
         """Equal intervals of the activation, greatest first, each with its share and examples."""
+        latent = self._select(latent)
         if not self.counts[latent]:
             return ""
         intervals = self.activations.intervals(latent, bins=bins, n=n)
@@ -208,6 +213,7 @@ class Evidence:
 
     def histogram(self, latent: int, *, as_image: bool = False) -> str:
         """Histogram of the latent's activations; nothing if it is dead."""
+        latent = self._select(latent)
         if not self.counts[latent]:
             return ""
         bins = self.activations.histogram(latent, bins=30)
@@ -217,7 +223,8 @@ class Evidence:
         return "<h4>Activations</h4>" + (html.image(chart, label) if as_image else chart)
 
     def tokens_table(self, latent: int, n: int = 8) -> str:
-        """Tokens on which the latent is most active, with how often; nothing if it is dead."""
+        """Tokens on which the latent is most active, with counts; nothing if it is dead."""
+        latent = self._select(latent)
         if not self.counts[latent]:
             return ""
         rows = [
@@ -227,8 +234,15 @@ class Evidence:
         return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption="Fires on")
 
     def logits_table(self, latent: int) -> str:
-        """Tokens that the latent promotes and suppresses; nothing without a logit table."""
-        return "" if self.logits is None else effect_table(self.logits.latent(latent))
+        """Tokens that the latent promotes and suppresses, or the reason why they are not shown."""
+        if isinstance(self.logits, LogitTable):
+            return effect_table(self.logits.latent(latent))
+        return no_effects(self.logits or "")
+
+
+def no_effects(reason: str) -> str:
+    """The place of a table of logit effects, where there is a reason not to show one."""
+    return reason and f"<h4>Direct effect on the logits</h4><p><small>{html.escape(reason)}</small></p>"
 
 
 def effect_table(effect: pd.DataFrame, caption: str = "Direct effect on the logits") -> str:
@@ -263,7 +277,7 @@ def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> 
                 f"<small>{origin}</small>",
             )
         )
-    title = f"{caption} <small>(colour: activation, deepest at {number(greatest)}; bold: the peak)</small>"
+    title = f"{caption} <small>(colour: activation, deepest at {number(greatest)}; bold: peak)</small>"
     return html.table(("peak", "text", "from"), rows, numeric=(0,), caption=title)
 
 
@@ -274,13 +288,15 @@ def collect_evidence(
     *,
     sources: Sequence[str] | None = None,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> dict[int, Evidence]:
-    """Evidence for every width of a family: its activations on a store, and its logits.
+    """Evidence for each width of a family: its activations on a store, and its effects on the logits.
 
     Parameters
     ----------
     family : Family
-        At a hook point on the residual stream.
+        Of any hook point. Off the residual stream there are no logit effects, and the explorers
+        show the reason in their place.
     store : ActivationStore
         Activations of the same model and hook point.
     model : TransformerBridge
@@ -289,22 +305,94 @@ def collect_evidence(
         Show contexts from these sources only.
     progress : bool
         Show progress in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs contradict each other.
 
     Returns
     -------
     dict
         An `Evidence` for each width.
+
+    Raises
+    ------
+    MismatchError
+        If model, store and family do not belong together (`saekit.agreement`).
     """
     from saekit.models import unembedding
 
+    members = [family[width] for width in family.widths]
+    check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
     head = unembedding(model)
+
+    def logits(member: Dictionary) -> LogitTable | str:
+        try:
+            require_residual_stream(member, allow_mismatch=allow_mismatch)
+        except ValueError as error:
+            return str(error)
+        return logit_table(member, head, model.tokenizer, progress=progress, allow_mismatch=allow_mismatch)
+
     return {
-        width: Evidence(
-            collect(family[width], store, progress=progress),
+        member.width: Evidence(
+            collect(member, store, progress=progress, allow_mismatch=allow_mismatch),
             store,
             model.tokenizer,
-            logit_table(family[width], head, model.tokenizer),
+            logits(member),
             sources=sources,
         )
-        for width in family.widths
+        for member in members
     }
+
+
+def require_evidence(evidence: object, wanted: Identity, explorer: str) -> Evidence:
+    """Refuse anything but evidence about one dictionary.
+
+    Raises
+    ------
+    TypeError
+        If it is no evidence.
+    ValueError
+        If it is about another dictionary.
+    """
+    if not isinstance(evidence, Evidence):
+        found = "none" if evidence is None else f"a {type(evidence).__name__}"
+        raise TypeError(
+            f"{explorer} needs evidence of what the latents of {wanted} fire on, found {found}: give "
+            f"saekit.collect_evidence(family, store, model)[{wanted.width}]."
+        )
+    found_in = evidence.activations.dictionary
+    if found_in != wanted:
+        raise ValueError(
+            f"{explorer} needs evidence about {wanted.described}, found evidence about {found_in.described}."
+        )
+    return evidence
+
+
+def require_evidence_of_each(
+    evidence: Mapping[int, Evidence] | None, wanted: Iterable[Identity], explorer: str
+) -> Mapping[int, Evidence]:
+    """Refuse anything but evidence about each of several dictionaries, by width.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping, or holds something that is no evidence.
+    ValueError
+        If a width has no evidence, or evidence about another dictionary.
+    """
+    wanted = list(wanted)
+    widths = [identity.width for identity in wanted]
+    if not isinstance(evidence, Mapping):
+        found = "none" if evidence is None else f"a {type(evidence).__name__}"
+        raise TypeError(
+            f"{explorer} needs evidence of what the latents of widths {listed(widths)} fire on, by width, "
+            f"found {found}: give saekit.collect_evidence(family, store, model)."
+        )
+    missing = [width for width in widths if width not in evidence]
+    if missing:
+        raise ValueError(
+            f"{explorer} needs evidence for widths {listed(widths)}, but there is none for "
+            f"{listed(missing)}: give saekit.collect_evidence(family, store, model) of the whole family."
+        )
+    for identity in wanted:
+        require_evidence(evidence[identity.width], identity, explorer)
+    return evidence

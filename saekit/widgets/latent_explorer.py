@@ -1,4 +1,4 @@
-"""The latent explorer: what a latent fires on, what it promotes, and which others resemble it."""
+"""The latent explorer: contexts, promoted tokens and nearest relatives of a latent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from saekit import html
 from saekit.analysis.similarity import largest
 from saekit.family import Family
 from saekit.widgets.base import Explorer, LatentState
-from saekit.widgets.evidence import Evidence
+from saekit.widgets.evidence import Evidence, require_evidence_of_each
 
 NEIGHBOURS = 3  # nearest latents shown at each other width
 
 
 class LatentExplorer(Explorer):
-    """Walk through the latents of a family and see what each is about.
+    """Walk through the latents of a family and see what each fires on.
 
     Changing the width goes to the latent of that width whose decoder direction is most similar.
 
@@ -27,7 +27,7 @@ class LatentExplorer(Explorer):
     family : Family
         Dictionaries by width.
     evidence : mapping of int to Evidence
-        What the latents of each width are about (`collect_evidence`).
+        About each width (`saekit.collect_evidence`).
     width : int, optional
         The width to start at; the smallest if left out.
     latent : int, optional
@@ -42,20 +42,24 @@ class LatentExplorer(Explorer):
 
     Raises
     ------
+    TypeError
+        If there is no evidence.
     ValueError
-        If a width of the family has no evidence, or evidence of another width.
+        If a width of the family has no evidence, or evidence about another dictionary.
     """
 
     def __init__(
         self,
         family: Family,
-        evidence: Mapping[int, Evidence],
+        evidence: Mapping[int, Evidence] | None = None,
         *,
         width: int | None = None,
         latent: int | None = None,
         n_contexts: int = 8,
     ) -> None:
-        Evidence.require(evidence, family.widths)
+        evidence = require_evidence_of_each(
+            evidence, (family[width].identity for width in family.widths), "LatentExplorer"
+        )
         # Held, all of it: a click should not have to read a dictionary.
         self.family, self.evidence, self.n_contexts = Family(family), evidence, n_contexts
         width = family.widths[0] if width is None else width

@@ -1,4 +1,4 @@
-"""The meta-SAE explorer: what a latent is made of, and what a meta-latent is part of."""
+"""The meta-SAE explorer: the meta-latents of a latent, and the latents of a meta-latent."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ipywidgets import widgets
 from torch import Tensor
 
 from saekit import html
-from saekit.analysis.latents import LogitTable
+from saekit.analysis.latents import LogitTable, require_residual_stream
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.similarity import largest
+from saekit.selection import select_latent, select_latents
 from saekit.widgets import svg
-from saekit.widgets.base import Explorer, LatentState
-from saekit.widgets.evidence import Evidence, effect_table
+from saekit.widgets.base import Explorer, LatentState, as_trait_error
+from saekit.widgets.evidence import Evidence, effect_table, no_effects, require_evidence_of_each
 from saekit.wording import number, share
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class MetaState(LatentState):
     """
 
     order = ("width", "latent", "meta_latent", "off")
-    meta_latent = traitlets.Int()
+    meta_latent = traitlets.TraitType(0)
     off = traitlets.Tuple()
 
     def __init__(
@@ -71,20 +72,19 @@ class MetaState(LatentState):
 
     @traitlets.validate("meta_latent")
     def _known_meta_latent(self, proposal: Any) -> int:
-        if not 0 <= proposal["value"] < self._meta.width:
-            raise traitlets.TraitError(
-                f"There are meta-latents 0 to {self._meta.width - 1}, found {proposal['value']}."
-            )
-        return proposal["value"]
+        with as_trait_error():
+            return select_latent(proposal["value"], self._meta.width, what="meta-latent")
 
     @traitlets.validate("off")
     def _own_meta_latents(self, proposal: Any) -> tuple[int, ...]:
         active = self._active(self.width, self.latent)
-        if not set(proposal["value"]) <= set(active):
+        with as_trait_error():
+            off = select_latents(list(proposal["value"]), self._meta.width, what="meta-latents").tolist()
+        if not set(off) <= set(active):
             raise traitlets.TraitError(
                 f"Latent {self.latent} has meta-latents {sorted(active)}, found {proposal['value']}."
             )
-        return tuple(sorted(proposal["value"]))
+        return tuple(sorted(off))
 
     @traitlets.observe("width", "latent")
     def _latent_changed(self, _change: Any = None) -> None:
@@ -108,12 +108,13 @@ class MetaExplorer(Explorer):
     meta : MetaSAE
         From `saekit.meta_sae`; its base dictionaries differ in width.
     evidence : mapping of int to Evidence
-        What the latents of each base are about, by width (`collect_evidence`).
+        About each base, by width (`saekit.collect_evidence`).
     unembedding : Tensor
-        `[d_model, vocab]`, such as `saekit.models.unembedding(model)`.
+        `[d_model, vocab]`, such as `saekit.models.unembedding(model)`. Logit effects are shown only if
+        the bases are on the residual stream.
     labels : Labels, optional
-        What the meta-latents are about (`saekit.label_meta_latents`); if left out, a meta-latent is
-        named by the words of the latents that it is most active on.
+        Of the meta-latents (`saekit.label_meta_latents`); if left out, a meta-latent is named by the
+        words of the latents that it is most active on.
     width, latent : int, optional
         Where to start; the first latent of the widest base that is not dead and has as many
         meta-latents as most if left out.
@@ -126,9 +127,11 @@ class MetaExplorer(Explorer):
 
     Raises
     ------
+    TypeError
+        If evidence or unembedding is missing.
     ValueError
-        If two bases have the same width, a base has no evidence or evidence of another width, or
-        labels or unembedding do not fit.
+        If two bases have the same width, a base has no evidence or evidence about another dictionary,
+        or labels or unembedding do not fit.
 
     Notes
     -----
@@ -138,8 +141,8 @@ class MetaExplorer(Explorer):
     def __init__(
         self,
         meta: MetaSAE,
-        evidence: Mapping[int, Evidence],
-        unembedding: Tensor,
+        evidence: Mapping[int, Evidence] | None = None,
+        unembedding: Tensor | None = None,
         *,
         labels: Labels | None = None,
         width: int | None = None,
@@ -147,10 +150,19 @@ class MetaExplorer(Explorer):
     ) -> None:
         if len(set(meta.widths)) < len(meta.widths):
             raise ValueError(f"The bases must differ in width to be told apart, found {list(meta.widths)}.")
-        Evidence.require(evidence, meta.widths)
-        if labels is not None and len(labels.frame) != meta.width:
-            raise ValueError(f"There are {len(labels.frame)} labels for {meta.width} meta-latents.")
-        if unembedding.shape[0] != meta.dictionary.d_in:
+        evidence = require_evidence_of_each(
+            evidence, (source.identity for source in meta.sources), "MetaExplorer"
+        )
+        if labels is not None:
+            meta.identity.require(labels.dictionary, "The meta-SAE that the labels name")
+        self._no_effects = _no_effects(meta)
+        if self._no_effects:
+            unembedding = None
+        elif unembedding is None:
+            raise TypeError(
+                "MetaExplorer needs the unembedding, found none: give saekit.models.unembedding(model)."
+            )
+        elif unembedding.shape[0] != meta.dictionary.d_in:
             raise ValueError(
                 f"The unembedding must be [{meta.dictionary.d_in}, vocab], found {list(unembedding.shape)}."
             )
@@ -292,16 +304,17 @@ class MetaExplorer(Explorer):
         direction = self.meta.rows[self._row(self.state.width, self.state.latent)]
         rebuilt = self._rebuild()
         cosine = float(F.cosine_similarity(direction, rebuilt, dim=0)) if rebuilt.norm() > 0 else float("nan")
-        tables = self._effects(torch.stack([direction, F.normalize(rebuilt, dim=0)]))
         n, off = len(self._own()), len(self.state.off)
-        kept = len(set(tables[0]["top_token"]) & set(tables[1]["top_token"]))
-        said = (
-            f"<p>Rebuilt from <b>{n - off} of {n}</b> meta-latents and the mean row: cosine with the "
-            f"latent's own direction <b>{number(cosine)}</b>, length "
-            f"{number(float(rebuilt.norm()))}; {kept} of its {N_LOGITS} most promoted tokens are "
-            "the same.</p>"
+        rebuilding = (
+            f"Rebuilt from <b>{n - off} of {n}</b> meta-latents and the mean row: cosine with the "
+            f"latent's own direction <b>{number(cosine)}</b>, length {number(float(rebuilt.norm()))}"
         )
-        return said + html.columns(
+        tables = self._effects(torch.stack([direction, F.normalize(rebuilt, dim=0)]))
+        if not tables:
+            return f"<p>{rebuilding}.</p>{no_effects(self._no_effects)}"
+        kept = len(set(tables[0]["top_token"]) & set(tables[1]["top_token"]))
+        same = f"{kept} of the {N_LOGITS} tokens that it promotes most are the same"
+        return f"<p>{rebuilding}; {same}.</p>" + html.columns(
             effect_table(tables[0], "Its own direction"),
             effect_table(tables[1], "Rebuilt <small>(at length 1)</small>"),
         )
@@ -347,17 +360,14 @@ class MetaExplorer(Explorer):
         title = f"<h3>Meta-latent {meta_latent}: {html.escape(self._label(meta_latent, 200))}</h3>"
         if facts["dead"]:
             return f"{title}<p><b>Dead: active on none of the {len(self.meta.rows):,} latents.</b></p>"
-        said = (
+        activity = (
             f"<p>Active on <b>{int(facts['n_latents']):,}</b> of {len(self.meta.rows):,} latents "
             f"(<b>{share(facts['share'])}</b>); mean {number(facts['mean_activation'])}, "
             f"greatest <b>{number(facts['max_activation'])}</b>.</p>"
         )
-        effect = self._effects(self.meta.dictionary.W_dec[meta_latent][None])[0]
-        return (
-            title
-            + said
-            + html.columns(self._histogram(as_image), effect_table(effect, "Direct effect on the logits"))
-        )
+        effects = self._effects(self.meta.dictionary.W_dec[meta_latent][None])
+        shown = effect_table(effects[0]) if effects else no_effects(self._no_effects)
+        return title + activity + html.columns(self._histogram(as_image), shown)
 
     def _histogram(self, as_image: bool) -> str:
         values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
@@ -415,7 +425,9 @@ class MetaExplorer(Explorer):
         return activations @ dictionary.W_dec[own["meta_latent"].tolist()] + dictionary.b_dec
 
     def _effects(self, directions: Tensor) -> list[pd.DataFrame]:
-        """Tokens that each direction promotes and suppresses."""
+        """Tokens that each direction promotes and suppresses; no tables off the residual stream."""
+        if self._unembedding is None:
+            return []
         logits = directions @ self._unembedding
         n = min(N_LOGITS, logits.shape[1])
         (top, top_ids), (bottom, bottom_ids) = largest(logits, n), largest(-logits, n)
@@ -463,6 +475,15 @@ class MetaExplorer(Explorer):
         if not len(alive):
             raise ValueError(f"All meta-latents of {self.meta.name} are dead.")
         self.state.meta_latent = int(self._random.choice(alive))
+
+
+def _no_effects(meta: MetaSAE) -> str:
+    """The reason why the logit effects of these bases mean nothing, if there is one."""
+    try:
+        require_residual_stream(meta.sources[0])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _neuronpedia(identifier: str | None, latent: int) -> str:

@@ -1,4 +1,4 @@
-"""The novelty explorer: move theta and see when a low cosine means that a latent is new."""
+"""The novelty explorer: move theta and see when a low cosine predicts that a latent helps."""
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
 
@@ -11,11 +11,12 @@ import numpy as np
 import traitlets
 from ipywidgets import widgets
 
-from saekit import html
+from saekit import html, settings
 from saekit.analysis.novelty import Insertion
+from saekit.selection import select_latent
 from saekit.widgets import svg
-from saekit.widgets.base import Explorer, State
-from saekit.widgets.evidence import Evidence
+from saekit.widgets.base import Explorer, State, as_trait_error
+from saekit.widgets.evidence import Evidence, require_evidence
 from saekit.wording import number, share, signed
 
 GROUPS = {
@@ -32,9 +33,9 @@ class NoveltyState(State):
     """A theta, one of the four groups that it makes, and a latent of the large dictionary."""
 
     order = ("theta", "group", "latent")
-    theta = traitlets.Float(0.7)
+    theta = traitlets.TraitType(0.7)
     group = traitlets.Enum(tuple(GROUPS), default_value="clear novel")
-    latent = traitlets.Int()
+    latent = traitlets.TraitType(0)
 
     def __init__(self, width: int, theta: float, first: Callable[[str, float], int | None]) -> None:
         super().__init__()
@@ -44,17 +45,13 @@ class NoveltyState(State):
 
     @traitlets.validate("theta")
     def _a_cosine(self, proposal: Any) -> float:
-        if not -1 <= proposal["value"] <= 1:
-            raise traitlets.TraitError(f"theta is a cosine, from -1 to 1; found {proposal['value']}.")
-        return proposal["value"]
+        with as_trait_error():
+            return settings.cosine("theta", proposal["value"])
 
     @traitlets.validate("latent")
     def _known_latent(self, proposal: Any) -> int:
-        if not 0 <= proposal["value"] < self._width:
-            raise traitlets.TraitError(
-                f"There are latents 0 to {self._width - 1}, found {proposal['value']}."
-            )
-        return proposal["value"]
+        with as_trait_error():
+            return select_latent(proposal["value"], self._width)
 
     @traitlets.observe("group")
     def _group_changed(self, _change: Any = None) -> None:
@@ -74,11 +71,11 @@ class NoveltyExplorer(Explorer):
     insertion : Insertion
         Between two widths, from `saekit.insertion`.
     evidence : Evidence
-        What the large dictionary's latents are about.
+        About the large dictionary (`saekit.collect_evidence`).
     null : Insertion, optional
-        Between two seeds of one width, to stand beside it.
+        Between two seeds of one width, for comparison.
     small_evidence : Evidence, optional
-        What the small dictionary's latents are about: shows the best match as well.
+        About the small dictionary, to show the best match as well.
     theta : float, optional
         Where to start; the insertion's own theta if left out.
 
@@ -90,25 +87,25 @@ class NoveltyExplorer(Explorer):
 
     Raises
     ------
+    TypeError
+        If there is no evidence.
     ValueError
-        If the evidence is for another width.
+        If evidence is about another dictionary.
     """
 
     def __init__(
         self,
         insertion: Insertion,
-        evidence: Evidence,
+        evidence: Evidence | None = None,
         *,
         null: Insertion | None = None,
         small_evidence: Evidence | None = None,
         theta: float | None = None,
     ) -> None:
+        evidence = require_evidence(evidence, insertion.large, "NoveltyExplorer")
+        if small_evidence is not None:
+            require_evidence(small_evidence, insertion.small, "NoveltyExplorer's small_evidence")
         self._frame = insertion.frame
-        if evidence.width != len(self._frame):
-            raise ValueError(
-                f"The insertion has {len(self._frame)} latents, the evidence {evidence.width}: "
-                f"give the evidence for {insertion.large}."
-            )
         self.insertion, self.null = insertion, null
         self.evidence, self.small_evidence = evidence, small_evidence
         self._results = {"this": insertion, **({} if null is None else {"other seed": null})}
@@ -133,7 +130,7 @@ class NoveltyExplorer(Explorer):
         )
         self._theta_box = widgets.BoundedFloatText(
             description="theta",
-            min=-1,
+            min=0,
             max=1,
             step=0.01,
             tooltip="The same, as a number",
@@ -158,7 +155,7 @@ class NoveltyExplorer(Explorer):
 
     def _render(self) -> None:
         theta, group, latent = self.state.theta, self.state.group, self.state.latent
-        self._theta.value = min(max(theta, 0.0), 1.0)
+        self._theta.value = theta
         self._theta_box.value = theta
         self._group.value = group
         self._overview.value = html.panel(self._header(), self._charts(as_image=False))

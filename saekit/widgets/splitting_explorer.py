@@ -1,4 +1,4 @@
-"""The splitting explorer: into what a latent splits as dictionaries grow."""
+"""The splitting explorer: how a latent splits as dictionaries grow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saekit import html
 from saekit.analysis.splitting import SplittingTree
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState
-from saekit.widgets.evidence import Evidence
+from saekit.widgets.evidence import Evidence, require_evidence_of_each
 from saekit.wording import share
 
 N_STARTS = 12  # most-split latents to start from
@@ -30,7 +30,7 @@ class SplittingExplorer(Explorer):
     tree : SplittingTree
         From `saekit.splitting_tree`.
     evidence : mapping of int to Evidence
-        What the latents of each width are about (`collect_evidence`).
+        About each width (`saekit.collect_evidence`).
     width, latent : int, optional
         Where to start; the most split latent if left out.
 
@@ -41,19 +41,23 @@ class SplittingExplorer(Explorer):
 
     Raises
     ------
+    TypeError
+        If there is no evidence.
     ValueError
-        If a width of the tree has no evidence, or evidence of another width.
+        If a width of the tree has no evidence, or evidence about another dictionary.
     """
 
     def __init__(
         self,
         tree: SplittingTree,
-        evidence: Mapping[int, Evidence],
+        evidence: Mapping[int, Evidence] | None = None,
         *,
         width: int | None = None,
         latent: int | None = None,
     ) -> None:
-        Evidence.require(evidence, tree.widths)
+        first = next(iter(tree.pairs.values())).small
+        members = [first, *(pair.large for pair in tree.pairs.values())]
+        evidence = require_evidence_of_each(evidence, members, "SplittingExplorer")
         self.tree, self.evidence = tree, evidence
         self._table = tree.table  # computed once
         self._starts = tree.most_split(N_STARTS)

@@ -1,4 +1,4 @@
-"""The stitching explorer: walk from a small dictionary to a large one and see what every move did."""
+"""The stitching explorer: walk from a small dictionary to a large one and see the effect of each move."""
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
 
@@ -10,11 +10,11 @@ import pandas as pd
 import traitlets
 from ipywidgets import widgets
 
-from saekit import html
+from saekit import html, settings
 from saekit.dictionary import Dictionary
 from saekit.widgets import svg
-from saekit.widgets.base import Explorer, State
-from saekit.widgets.evidence import Evidence
+from saekit.widgets.base import Explorer, State, as_trait_error
+from saekit.widgets.evidence import Evidence, require_evidence
 from saekit.wording import number, share, signed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StitchingState(State):
     """A step of the curve; step 0 is the small dictionary."""
 
     order = ("step",)
-    step = traitlets.Int()
+    step = traitlets.TraitType(0)
 
     def __init__(self, last: int, step: int) -> None:
         super().__init__()
@@ -39,20 +39,19 @@ class StitchingState(State):
 
     @traitlets.validate("step")
     def _known_step(self, proposal: Any) -> int:
-        if not 0 <= proposal["value"] <= self._last:
-            raise traitlets.TraitError(f"There are steps 0 to {self._last}, found {proposal['value']}.")
-        return proposal["value"]
+        with as_trait_error():
+            return settings.whole("step", proposal["value"], at_least=0, at_most=self._last)
 
 
 class StitchingExplorer(Explorer):
-    """Scrub along a stitching curve: what was moved, what it fires on, what it cost or gained.
+    """Scrub along a stitching curve: the latents moved, what they fire on, and the gain or cost.
 
     Parameters
     ----------
     stitching : Stitching
         From `saekit.stitch`.
     small_evidence, large_evidence : Evidence
-        What the latents of the two dictionaries are about.
+        About the two dictionaries (`saekit.collect_evidence`).
     step : int, optional
         Where to start; the move of the greatest gain if left out.
 
@@ -63,26 +62,25 @@ class StitchingExplorer(Explorer):
 
     Raises
     ------
+    TypeError
+        If there is no evidence.
     ValueError
-        If the evidence is for another width.
+        If evidence is about another dictionary.
     """
 
     def __init__(
         self,
         stitching: Stitching,
-        small_evidence: Evidence,
-        large_evidence: Evidence,
+        small_evidence: Evidence | None = None,
+        large_evidence: Evidence | None = None,
         *,
         step: int | None = None,
     ) -> None:
-        self.evidence = {"small": small_evidence, "large": large_evidence}
         self.dictionaries: dict[str, Dictionary] = {"small": stitching.small, "large": stitching.large}
-        for side in SIDES:
-            if self.evidence[side].width != self.dictionaries[side].width:
-                raise ValueError(
-                    f"{self.dictionaries[side].name} needs evidence of its width, "
-                    f"found {self.evidence[side].width}."
-                )
+        self.evidence = {
+            side: require_evidence(given, self.dictionaries[side].identity, "StitchingExplorer")
+            for side, given in zip(SIDES, (small_evidence, large_evidence), strict=True)
+        }
         self.stitching, self._frame = stitching, stitching.frame
         self._moves = dict(iter(stitching.moves.groupby("step")))
         self._phases = stitching.phases

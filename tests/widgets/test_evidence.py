@@ -54,7 +54,7 @@ def test_a_dead_latent_has_no_tables_but_its_logits(world):
 
 
 def test_a_logit_table_of_another_width_is_refused(world):
-    with pytest.raises(ValueError, match=r"24 latents.*has 8"):
+    with pytest.raises(ValueError, match=r"logit table was relu 8 .*, but relu 24 "):
         Evidence(world.activations[8], world.store, WORDS, world.evidence[24].logits)
 
 

@@ -5,16 +5,24 @@ import gc
 import os
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import traitlets
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from jupyter_client import KernelManager
+from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
-from saekit.widgets import LatentExplorer, NoveltyExplorer, SplittingExplorer
+from saekit.agreement import MismatchError
+from saekit.analysis import collect
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.widgets import Evidence, LatentExplorer, NoveltyExplorer, SplittingExplorer, collect_evidence
 
 DEAD = 7
 
@@ -217,7 +225,11 @@ import gc, sys
 sys.path[:0] = {paths!r}
 from ipywidgets.widgets import widget
 from toy_world import make_world
-from saekit.widgets import LatentExplorer, NoveltyExplorer
+from saekit.agreement import MismatchError
+from saekit.analysis import collect
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.widgets import Evidence, collect_evidence, LatentExplorer, NoveltyExplorer
 world = make_world()
 
 def alive():
@@ -345,10 +357,91 @@ def test_errors_are_raised_in_strict_mode(latent_explorer, monkeypatch):
 
 
 def test_evidence_must_cover_the_widths(world):
-    with pytest.raises(ValueError, match="Width 48 needs evidence"):
+    with pytest.raises(ValueError, match="there is none for 48: give"):
         LatentExplorer(world.family, {w: world.evidence[w] for w in (8, 24)})
-    with pytest.raises(ValueError, match="the evidence 24"):
+    with pytest.raises(ValueError, match=r"evidence about relu 48 .*found evidence about relu 24"):
         NoveltyExplorer(world.insertion, world.evidence[24])
+    with pytest.raises(ValueError, match=r"small_evidence needs evidence about relu 24 .*found .*relu 48"):
+        NoveltyExplorer(world.insertion, world.evidence[48], small_evidence=world.evidence[48])
+
+
+def test_evidence_about_another_dictionary_of_the_same_name_is_refused(world):
+    other = replace(world.family[48], b_enc=world.family[48].b_enc + 0.1)
+    evidence = Evidence(collect(other, world.x), world.store, WORDS)
+    assert evidence.activations.name == world.evidence[48].activations.name
+    mixed = {**world.evidence, 48: evidence}
+    for explore in (
+        lambda: NoveltyExplorer(world.insertion, evidence),
+        lambda: LatentExplorer(world.family, mixed),
+        lambda: SplittingExplorer(world.tree, mixed),
+    ):
+        with pytest.raises(ValueError, match="found evidence about relu 48"):
+            explore()
+
+
+@pytest.mark.parametrize(
+    ("explore", "message"),
+    [
+        (lambda w: NoveltyExplorer(w.insertion), r"relu 48 .*found none: .*collect_evidence.*\[48\]"),
+        (lambda w: NoveltyExplorer(w.insertion, w.evidence), r"relu 48 .*found a dict: .*\[48\]"),
+        (lambda w: LatentExplorer(w.family), "widths 8, 24 and 48 fire on, by width, found none"),
+        (lambda w: LatentExplorer(w.family, w.evidence[8]), "found a Evidence: give saekit.collect_evidence"),
+        (lambda w: SplittingExplorer(w.tree), "SplittingExplorer needs evidence"),
+        (lambda w: LatentExplorer(w.family, dict.fromkeys((8, 24, 48), 3)), "relu 8 .*found a int"),
+    ],
+)
+def test_a_sentence_names_the_evidence_that_is_missing(world, explore, message):
+    with pytest.raises(TypeError, match=message):
+        explore(world)
+
+
+@pytest.mark.parametrize("latent", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_latents_are_numbers_of_any_type(world, latent_explorer, novelty_explorer, latent):
+    for explorer in (latent_explorer, novelty_explorer):
+        explorer.state.latent = latent
+        assert type(explorer.state.latent) is int
+        assert "latent=3" in explorer.code()
+    latent_explorer.show(width=np.int64(48), latent=latent)
+    assert latent_explorer.code() == "explorer.show(width=48, latent=3)"
+    assert world.evidence[24].words(latent) == world.evidence[24].words(3)
+
+
+@pytest.mark.parametrize("latent", [-1, 48, 1.0, True, "3", None])
+def test_what_is_no_latent_is_refused(world, latent_explorer, latent):
+    with pytest.raises(traitlets.TraitError):
+        latent_explorer.state.latent = latent
+    for look in (world.evidence[24].words, world.evidence[24].facts, world.evidence[24].contexts_table):
+        with pytest.raises((TypeError, IndexError)):
+            look(latent)
+
+
+@pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan"), "0.5"])
+def test_theta_is_a_cosine(novelty_explorer, theta):
+    with pytest.raises(traitlets.TraitError, match="theta"):
+        novelty_explorer.state.theta = theta
+
+
+def test_effects_on_the_logits_are_shown_on_the_residual_stream_only(model, store):
+    """Inside a block dimensions may agree with those of the stream, and mean something else."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(6, store.d_in, generator=generator), dim=1)
+
+    def at(place):
+        info = {"kind": "relu", "seed": 0, "hook_point": place}
+        bias = torch.zeros(store.d_in)
+        return Family(
+            [Dictionary(rows.T.contiguous(), torch.zeros(6), rows, bias, torch.zeros(6), info=info)]
+        )
+
+    inside = at("blocks.0.attn.hook_z")
+    with pytest.raises(MismatchError):
+        collect_evidence(inside, store, model)
+    with pytest.warns(UserWarning, match="residual stream"):
+        assert "suppresses" in collect_evidence(inside, store, model, allow_mismatch=True)[6].logits_table(0)
+    found = collect_evidence(at(store.hook_point), store, model)[6]
+    assert "suppresses" in found.logits_table(0)
+    reason = "Logit effects need directions in the residual stream"
+    assert reason in Evidence(found.activations, store, model.tokenizer, reason).logits_table(0)
 
 
 def test_contexts_show_at_most_25_tokens(world):

@@ -1,7 +1,7 @@
 """The meta-SAE explorer: both directions, and switching meta-latents off, against dense products."""
 
 import re
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import traitlets
+from scipy.sparse import csr_array
 from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
-from saekit.analysis import MetaSAE
+from saekit.analysis import Labels, MetaSAE, collect
 from saekit.dictionary import Dictionary
+from saekit.widgets import Evidence
 from saekit.widgets.meta_explorer import N_LOGITS, N_MEMBERS, MetaExplorer
 
 DEAD = 8  # a meta-latent with a threshold that nothing reaches
@@ -34,7 +36,7 @@ def make_meta(sources):
 
 def make_labels(meta, name="about"):
     texts = [f"{name} {WORDS[i % len(WORDS)]}" for i in range(meta.width)]
-    return SimpleNamespace(frame=pd.DataFrame({"label": texts}), of=texts.__getitem__)
+    return Labels(meta.identity, pd.DataFrame({"label": texts}), csr_array((meta.width, 1)), ["word"])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_switching_off_rebuilds_the_direction(world, meta, head, explorer):
         table = explorer._effects(explorer._rebuild()[None])[0]
         assert table["top_token"].tolist() == [WORDS[i] for i in order]
         own = (row @ head.double()).argsort(descending=True)[:N_LOGITS].tolist()
-        assert f"{len(set(own) & set(order))} of its {N_LOGITS} most promoted" in text
+        assert f"{len(set(own) & set(order))} of the {N_LOGITS} tokens that it promotes most" in text
 
 
 def test_boxes_and_state_are_one(explorer):
@@ -239,11 +241,27 @@ def test_a_link_only_where_the_dictionary_names_its_page(world, head, meta):
         info={**source.info, "neuronpedia_id": 'gpt2-small/8-res "fs"'},
     )  # fmt: skip
     linked = make_meta([world.family[8], known])
-    explorer = MetaExplorer(linked, world.evidence, head, labels=make_labels(linked), width=48, latent=13)
+    evidence = {8: world.evidence[8], 48: Evidence(collect(known, world.x), world.store, WORDS)}
+    explorer = MetaExplorer(linked, evidence, head, labels=make_labels(linked), width=48, latent=13)
     url = "https://www.neuronpedia.org/gpt2-small/8-res%20%22fs%22/13"
     assert f'href="{url}"' in shown(explorer)
     explorer.show(width=8, latent=1)
     assert "neuronpedia" not in shown(explorer)
+
+
+def test_off_the_residual_stream_no_effects_are_shown(world, head):
+    """The dimensions agree, but what is inside a block is not read by the unembedding."""
+    sources = [
+        replace(world.family[w], info={**world.family[w].info, "hook_point": "blocks.3.attn.hook_q"})
+        for w in (8, 24)
+    ]
+    evidence = {s.width: Evidence(collect(s, world.x), world.store, WORDS) for s in sources}
+    inside = make_meta(sources)
+    for unembedding in (None, head):
+        text = shown(MetaExplorer(inside, evidence, unembedding, labels=make_labels(inside)))
+        assert text.count("Logit effects need directions in the residual stream") == 2
+        assert "suppresses" not in text
+        assert "cosine with the latent's own direction" in text
 
 
 def test_the_code_line_brings_back_the_selection(explorer):
@@ -304,10 +322,14 @@ def test_states_that_do_not_exist_are_refused(explorer, selection):
 
 def test_what_does_not_fit_is_refused(world, meta, head):
     labels = make_labels(meta)
-    with pytest.raises(ValueError, match="Width 48 needs evidence"):
+    with pytest.raises(ValueError, match="there is none for 48"):
         MetaExplorer(meta, {w: world.evidence[w] for w in (8, 24)}, head)
-    with pytest.raises(ValueError, match=r"2 labels for 9 meta-latents"):
-        MetaExplorer(meta, world.evidence, head, labels=SimpleNamespace(frame=labels.frame[:2]))
+    with pytest.raises(ValueError, match=r"that the labels name was meta 9 .*, but relu 8 .* was given"):
+        MetaExplorer(meta, world.evidence, head, labels=replace(labels, dictionary=world.family[8].identity))
+    with pytest.raises(TypeError, match=r"give saekit\.models\.unembedding"):
+        MetaExplorer(meta, world.evidence)
+    with pytest.raises(TypeError, match=r"by width, found none: give saekit\.collect_evidence"):
+        MetaExplorer(meta)
     with pytest.raises(ValueError, match=r"must be \[12, vocab\], found \[11, 12\]"):
         MetaExplorer(meta, world.evidence, head[:11])
     twice = make_meta([world.family.get(24, 0), world.family.get(24, 1)])

@@ -9,7 +9,7 @@ import pytest
 import traitlets
 from widget_checks import live_widgets, shown
 
-from saekit import html
+from saekit import wording
 from saekit.analysis.stitching.path import stitch
 from saekit.widgets import StitchingExplorer
 
@@ -54,9 +54,9 @@ def test_a_step_shows_the_error_before_and_after(stitching, explorer):
         text = shown(explorer)
         for measure in ("mse", "fvu", "l0"):
             row = (
-                rf">{re.escape(html.number(before[measure], 4))}<.*"
-                rf">{re.escape(html.number(after[measure], 4))}<.*"
-                rf"<b>{re.escape(html.signed(after[measure] - before[measure]))}</b>"
+                rf">{re.escape(wording.number(before[measure], 4))}<.*"
+                rf">{re.escape(wording.number(after[measure], 4))}<.*"
+                rf"<b>{re.escape(wording.signed(after[measure] - before[measure]))}</b>"
             )
             assert re.search(row, text), (step, measure)
 
@@ -133,7 +133,7 @@ def test_the_code_line_brings_back_the_selection(explorer):
 
 def test_steps_that_do_not_exist_are_refused(stitching, explorer):
     for step in (-1, len(stitching.frame)):
-        with pytest.raises(traitlets.TraitError, match="There are steps 0 to"):
+        with pytest.raises(traitlets.TraitError, match="step must be between 0 and"):
             explorer.show(step=step)
 
 
@@ -147,5 +147,5 @@ def test_updates_make_no_widgets_and_are_fast(stitching, explorer):
 
 
 def test_evidence_must_be_of_the_same_widths(world, stitching):
-    with pytest.raises(ValueError, match=r"relu 24 \(seed 0\) needs evidence of its width, found 48"):
+    with pytest.raises(ValueError, match=r"evidence about relu 24 .*, found evidence about relu 48"):
         StitchingExplorer(stitching, world.evidence[48], world.evidence[48])
