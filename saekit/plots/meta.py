@@ -646,8 +646,9 @@ def _bar_colour(result: MetaBaselines, variant: str, encoder: str) -> str:
 def _bar_name(result: MetaBaselines, variant: str, encoder: str, null: bool) -> str:
     data, found = result.frame, result.dictionaries.get(variant)
     rows = data[(data["variant"] == variant) & (data["encoder"] == encoder) & (data["null"] == null)]
-    if variant == "meta-SAE" or found is None:
+    if found is None:
         name = f"{variant} ({rows['dictionary_width'].iat[0]})"
     else:
-        name = named(found.kind, found.width)
+        labels = rows_of(list(result.dictionaries.values()))["label"]
+        name = dict(zip(result.dictionaries, labels, strict=True))[variant]
     return f"{name}, {ENCODERS[encoder]}" if ENCODERS[encoder] else name

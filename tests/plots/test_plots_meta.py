@@ -242,7 +242,7 @@ def test_dictionaries_of_one_kind_and_width_have_labels_of_their_own():
     figure = plots.meta_cosines(result).figure
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(texts) == len(set(texts))
-    assert sum("10 [" in text for text in texts) == 2
+    assert sum(text.startswith("relu 10 (seed 0) [") for text in texts) == 2
 
 
 def test_baseline_bars_are_the_table():
