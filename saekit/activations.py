@@ -300,7 +300,7 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         found = manifest.get(name)
         if name == "model" and found and expected:
             compared = [("dtype", found["dtype"], expected["dtype"]), *compare_models(found, expected)]
-            if not found.get("weights"):
+            if expected["weights"] and not found.get("weights"):
                 warnings.warn(
                     f"{path} does not record the weights of its model, so only its name and revision were "
                     "compared.",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
+from saekit.activations import Activations, ActivationStore, as_activations, batches_of
 from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity
@@ -95,7 +95,7 @@ class Evaluation(Result):
 
 def evaluate(
     dictionary: Dictionary,
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *,
     batch_size: int = 4096,
     progress: bool = False,
@@ -119,6 +119,7 @@ def evaluate(
     ValueError
         If there are no tokens or `d_in` does not fit.
     """
+    activations = as_activations(activations)
     moments = Moments(dictionary.d_in)
     active = torch.zeros(dictionary.width, dtype=torch.long)
     size, along = 0.0, 0.0
@@ -160,8 +161,9 @@ def evaluate(
     )
 
 
-def n_excluded(activations: ActivationStore | Tensor) -> int:
-    """Positions of a store that its filter leaves out; 0 for a plain tensor."""
+def n_excluded(activations: Activations) -> int:
+    """Positions of a store that its filter leaves out; 0 for a tensor or an array."""
+    activations = as_activations(activations)
     return 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 import saekit  # noqa: F401 (before torch, whose threads then wait without spinning)
+
 import torch  # isort: skip
 
 os.environ.setdefault("TQDM_DISABLE", "1")

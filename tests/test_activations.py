@@ -533,6 +533,11 @@ def test_a_pass_gives_the_same_on_an_array_and_its_store(array, tmp_path):
 def test_a_store_of_an_array_records_its_model(array, tmp_path, model, store):
     named = from_array(tmp_path / "named", array, model="resnet")
     assert (named.model_name, from_array(tmp_path / "none", array).model_name) == ("resnet", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_array(tmp_path / "named", array, model="resnet").content_hash == named.content_hash
+    with pytest.raises(ValueError, match='model is "resnet" there, and "vit" was asked for'):
+        from_array(tmp_path / "named", array, model="vit")
     of_model = from_array(tmp_path / "model", array, model=model)
     assert of_model.manifest["model"] == store.manifest["model"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit import settings
-from saekit.activations import ActivationStore
+from saekit.activations import Activations, ActivationStore
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity, UnrecordedWarning
@@ -312,7 +312,7 @@ class Entries:
         self._positions.append(batch.positions[latents.rows.cpu()])
         self._values.append(latents.values.float().cpu())
 
-    def collected(self, activations: ActivationStore | Tensor, tokens: Tokens) -> LatentActivations:
+    def collected(self, activations: Activations, tokens: Tokens) -> LatentActivations:
         """All entries by latent, after the pass."""
         latent = torch.cat(self._latents)
         order = latent.argsort(stable=True)  # positions stay ascending within a latent
@@ -324,7 +324,7 @@ class Entries:
             n_tokens=tokens.n_tokens,
             n_excluded=tokens.n_excluded,
             total_variance=tokens.total_variance,
-            store=None if isinstance(activations, Tensor) else activations.content_hash,
+            store=activations.content_hash if isinstance(activations, ActivationStore) else None,
         )
 
 
