@@ -22,6 +22,7 @@ from saekit.dictionary import Dictionary
 from saekit.identity import Identity
 from saekit.models import capture, device_of, logits_given, require_rows
 from saekit.moments import Moments, fvu, ratio_of_totals
+from saekit.passes import Batch, one_pass
 from saekit.results import Result
 from saekit.settings import whole
 
@@ -40,7 +41,7 @@ class Evaluation(Result):
     mse : float
         Squared error summed over dimensions, averaged over tokens.
     l0 : float
-        Mean number of active latents a token.
+        Mean number of active latents per token.
     density : Tensor
         Share of tokens on which each latent is active, float64 `[width]`.
     n_tokens, n_excluded : int
@@ -74,7 +75,7 @@ class Evaluation(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a latent: `latent`, `density`, `dead`."""
+        """One row per latent: `latent`, `density`, `dead`."""
         density = self.density.numpy()
         return pd.DataFrame({"latent": range(len(density)), "density": density, "dead": density == 0})
 
@@ -99,6 +100,7 @@ def evaluate(
     *,
     batch_size: int = 4096,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Evaluation:
     """FVU, MSE, L0 and density of every latent, in one pass.
 
@@ -106,21 +108,22 @@ def evaluate(
     ----------
     dictionary : Dictionary
         What to evaluate.
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations
         `[n, d_in]`.
     batch_size : int
         Tokens at a time; the result does not depend on it beyond rounding.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If there are no tokens or `d_in` does not fit.
+        If the inputs do not belong together, an activation is not finite, or there are no tokens.
     """
     activations = as_activations(activations)
-    moments = Moments(dictionary.d_in)
     active = torch.zeros(dictionary.width, dtype=torch.long)
     size, along = 0.0, 0.0
     n_rows, length = (
@@ -129,42 +132,42 @@ def evaluate(
         else (activations.n_rows, activations.context_length)
     )
     row_errors, row_tokens = torch.zeros(n_rows, dtype=torch.float64), torch.zeros(n_rows, dtype=torch.long)
-    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc=dictionary.name) as bar:
-        for positions, x in batches_of(activations, batch_size, device=dictionary.W_enc.device):
-            latents = dictionary.encode_sparse(x)
-            scale = dictionary.row_scale(x)
-            x_hat = dictionary.decode(latents, scale)
-            empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
-            rows = positions // length
-            row_errors.index_add_(0, rows, (x - x_hat).double().square().sum(1).cpu())
-            row_tokens += torch.bincount(rows, minlength=n_rows)
-            added = (x_hat - empty).double()  # what the latents contribute
-            size += float(added.square().sum())
-            along += float((added * (x - empty).double()).sum())
-            active += torch.bincount(latents.indices, minlength=dictionary.width).cpu()
-            moments.update(x)
-            bar.update(len(x))
-    if moments.n == 0:
-        raise ValueError("There are no activations to evaluate on: every position is excluded.")
+
+    def add(batch: Batch) -> None:
+        nonlocal size, along
+        latents, scale = batch.latents(dictionary), dictionary.row_scale(batch.x)
+        empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
+        residual, target = batch.residual(dictionary).double(), (batch.x - empty).double()
+        rows = batch.positions // length
+        row_errors.index_add_(0, rows, residual.square().sum(1).cpu())
+        row_tokens.add_(torch.bincount(rows, minlength=n_rows))
+        added = target - residual  # what the latents contribute
+        size += float(added.square().sum())
+        along += float((added * target).sum())
+        active.add_(torch.bincount(latents.indices, minlength=dictionary.width).cpu())
+
+    tokens = one_pass(
+        activations,
+        add,
+        dictionaries=[dictionary],
+        purpose="evaluation",
+        batch_size=batch_size,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
     squared_error = float(row_errors.sum())
     return Evaluation(
-        fvu=fvu(squared_error, moments.total_variance),
-        mse=squared_error / moments.n,
-        l0=float(active.sum()) / moments.n,
-        density=active.double() / moments.n,
-        n_tokens=moments.n,
-        n_excluded=n_excluded(activations),
+        fvu=fvu(squared_error, tokens.total_variance),
+        mse=squared_error / tokens.n_tokens,
+        l0=float(active.sum()) / tokens.n_tokens,
+        density=active.double() / tokens.n_tokens,
+        n_tokens=tokens.n_tokens,
+        n_excluded=tokens.n_excluded,
         dictionary=dictionary.identity,
         reconstruction_bias=size / along if along else float("nan"),
         row_errors=row_errors,
         row_tokens=row_tokens,
     )
-
-
-def n_excluded(activations: Activations) -> int:
-    """Positions of a store that its filter leaves out; 0 for a tensor or an array."""
-    activations = as_activations(activations)
-    return 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,8 +249,8 @@ def ce_degradation(
     max_rows: int = 64,
     batch_rows: int = 16,
     everywhere: bool = True,
-    allow_mismatch: bool = False,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> CEDegradation:
     """Increase in cross-entropy when activations are replaced by their reconstruction.
 
@@ -268,10 +271,10 @@ def ce_degradation(
         Rows per forward pass.
     everywhere : bool
         Run the model with excluded positions replaced too, which takes as long again.
-    allow_mismatch : bool
-        Warn instead of raising where model, store and dictionaries contradict each other.
     progress : bool
         Show a progress bar in rows.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

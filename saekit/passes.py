@@ -106,7 +106,7 @@ def one_pass(
     progress : bool
         Show a progress bar in tokens.
     allow_mismatch : bool
-        Go on where store and dictionaries contradict each other.
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------

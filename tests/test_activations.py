@@ -706,7 +706,7 @@ def test_batches_come_to_the_device_asked_for(sized):
 
 
 def test_analyses_ask_for_batches_on_the_device_of_their_dictionary(monkeypatch):
-    """Without a GPU to run on: what each analysis asks `batches_of` for."""
+    """Without a GPU to run on: what the pass of each analysis asks `batches_of` for."""
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     large, small = (dictionaries.make(8, width).to(dtype=torch.float32) for width in (24, 16))
     inserted = insertion(small, large, x)

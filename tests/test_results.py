@@ -22,7 +22,7 @@ def results() -> list[type[Result]]:
 
 @pytest.mark.parametrize("cls", results(), ids=lambda cls: cls.__name__)
 def test_every_result_has_the_short_repr_and_a_summary(cls) -> None:
-    assert cls.__repr__ is Result.__repr__
+    assert not cls.__dataclass_params__.repr  # else the one that writes out every field takes its place
     assert cls.summary is not Result.summary
     assert cls._plot is None or hasattr(plots, cls._plot)
 

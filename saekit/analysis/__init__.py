@@ -45,6 +45,7 @@ from saekit.analysis.novelty import (
     CEInsertion,
     GroupInsertion,
     Insertion,
+    InsertionComparison,
     ce_insertion,
     compare,
     group_insertion,
@@ -60,6 +61,16 @@ from saekit.analysis.similarity import (
 )
 from saekit.analysis.specificity import Specificity, measure_specificity
 from saekit.analysis.splitting import Splitting, SplittingTree, measure_splitting, splitting_tree
+from saekit.analysis.stitching.controls import (
+    CECurve,
+    MatchedCurve,
+    MatchedL0,
+    RandomOrders,
+    ce_curve,
+    matched_curve,
+    matched_l0,
+    random_orders,
+)
 from saekit.analysis.stitching.frankenstein import Frankenstein, build_frankenstein
 from saekit.analysis.stitching.groups import (
     DictionaryComparison,
@@ -67,16 +78,12 @@ from saekit.analysis.stitching.groups import (
     insert_latents,
     match_by_density,
 )
-from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
-from saekit.analysis.stitching.overshoot import measure_overshoot
+from saekit.analysis.stitching.mixtures import Mixtures, PairStatistics, Streamed, pair_statistics
+from saekit.analysis.stitching.overshoot import Overshoot, measure_overshoot
 from saekit.analysis.stitching.path import (
     Move,
     Stitching,
     StitchingChain,
-    ce_curve,
-    matched_curve,
-    matched_l0,
-    random_orders,
     stitch,
     stitch_chain,
 )
@@ -86,6 +93,7 @@ __all__ = [
     "RECIPES",
     "AdjacencyOverlap",
     "BestMatches",
+    "CECurve",
     "CEInsertion",
     "CERebuilt",
     "Context",
@@ -98,18 +106,24 @@ __all__ = [
     "Frankenstein",
     "GroupInsertion",
     "Insertion",
+    "InsertionComparison",
     "Interval",
     "Labels",
     "LatentActivations",
     "LogitTable",
+    "MatchedCurve",
+    "MatchedL0",
     "Members",
     "MetaBaselines",
     "MetaSAE",
     "MetaSplitting",
     "MetaSweep",
+    "Mixtures",
     "Move",
     "MultipleChoice",
+    "Overshoot",
     "PairStatistics",
+    "RandomOrders",
     "Recipe",
     "RelatedLatents",
     "SideBySide",
@@ -118,6 +132,7 @@ __all__ = [
     "SplittingTree",
     "Stitching",
     "StitchingChain",
+    "Streamed",
     "TopTokens",
     "Uniqueness",
     "adjacency_overlap",

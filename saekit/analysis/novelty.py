@@ -7,9 +7,10 @@ and `novel_gain`, inserting the latent into the small dictionary lowers its erro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -18,19 +19,29 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
-from saekit.analysis.similarity import BestMatches, best_matches
+from saekit import settings
+from saekit.activations import Activations, ActivationStore
+from saekit.agreement import check_agreement
+from saekit.analysis.similarity import BestMatches, best_matches, check_order
+from saekit.analysis.stitching.mixtures import (
+    NEVER,
+    Directions,
+    GroupGains,
+    LatentSums,
+    Path,
+    SquaredError,
+)
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity
-from saekit.metrics import Moments, fvu, n_excluded
 from saekit.models import logits_with_replacement
+from saekit.moments import fvu
+from saekit.passes import Batch, one_pass
 from saekit.results import Result
-from saekit.sparse import SparseLatents
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks, so both see all sources
+Rows: TypeAlias = npt.NDArray[np.int64]
 
 
 # ---------------------------------------------------------------------- one latent at a time
@@ -109,7 +120,7 @@ class Insertion(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a large latent.
+        """One row per large latent.
 
         `latent`, `best_cosine`, `best_match`, `mse_change` (negative helps; 0 if dead),
         `density` (share of tokens active), `dead`, `novel_cos`, `novel_gain`.
@@ -157,7 +168,7 @@ class Insertion(Result):
             `true_positive_rate`, `false_positive_rate`, `accuracy`, `balanced_accuracy`. Rates
             over no latents are NaN.
         """
-        return _prediction(theta, *self._labelled())
+        return _prediction(settings.real("theta", theta), *self._labelled())
 
     @property
     def auc(self) -> float:
@@ -224,11 +235,12 @@ class Insertion(Result):
 def insertion(
     small: Dictionary,
     large: Dictionary,
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *,
     theta: float = 0.7,
     batch_size: int = 4096,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Insertion:
     """Change in MSE when each latent of `large` alone is added to the reconstruction of `small`.
 
@@ -242,7 +254,7 @@ def insertion(
     ----------
     small, large : Dictionary
         Latents of both must not depend on each other.
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     theta : float
         Cosine under which a latent is `novel_cos`.
@@ -250,105 +262,131 @@ def insertion(
         Tokens at a time; the result does not depend on it beyond rounding.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary is TopK, `d_in` does not fit, or there are no tokens.
+        If a dictionary is TopK, `small` is wider than `large`, theta is no cosine from 0 to 1, the
+        inputs do not belong together, an activation is not finite, or there are no tokens.
 
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching, Eq. 5: the large dictionary's latents are
     added to the whole reconstruction of the small one, which keeps its own decoder bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saekit import Dictionary, insertion
+    >>> def toy(rows):
+    ...     n = len(rows)
+    ...     return Dictionary(rows.T, torch.zeros(n), rows, torch.zeros(2), torch.zeros(n))
+    >>> eye = torch.eye(2)
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+    >>> insertion(toy(eye[:1]), toy(eye), x).frame[["latent", "best_cosine", "mse_change", "novel_gain"]]
+       latent  best_cosine  mse_change  novel_gain
+    0       0          1.0         5.0       False
+    1       1          0.0        -2.5        True
     """
+    theta = settings.cosine("theta", theta)
     for dictionary in (small, large):
         dictionary.require_independent("Inserting latents")
-    active = torch.zeros(2, large.width, dtype=torch.long)
-    power, overlap = torch.zeros(2, 2, large.width, dtype=torch.float64)
-    squared_norms = large.W_dec.double().square().sum(1).cpu()
-    half_tokens = torch.zeros(2, dtype=torch.long)
-    moments = Moments(small.d_in)
-    errors = {"small": 0.0, "large": 0.0}
-    small_active = 0
-    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="insertion") as bar:
-        for positions, x in batches_of(activations, batch_size, device=large.W_enc.device):
-            small_latents, latents = small.encode_sparse(x), large.encode_sparse(x)
-            residual = x - small.decode(small_latents)
-            inner = latents.inner_products(residual, large.W_dec)
-
-            half = positions.to(x.device) // HALF_BLOCK % 2
-            half_tokens += torch.bincount(half, minlength=2).cpu()
-            group = half[latents.rows] * large.width + latents.indices
-            values = latents.values.double()
-            active += _by_group(group, None, active)
-            power += _by_group(group, values.square(), power)
-            overlap += _by_group(group, values * inner.double(), overlap)
-
-            moments.update(x)
-            small_active += len(small_latents.values)
-            errors["small"] += float(residual.double().square().sum())
-            errors["large"] += float((x - large.decode(latents)).double().square().sum())
-            bar.update(len(x))
-    if moments.n == 0:
-        raise ValueError("There are no activations to insert latents on: every position is excluded.")
+    check_order(small, large)
+    sums, errors = LatentSums(large, small), (SquaredError(small), SquaredError(large))
+    tokens = one_pass(
+        activations,
+        sums,
+        *errors,
+        dictionaries=(small, large),
+        purpose="insertion",
+        batch_size=batch_size,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
+    matches = best_matches(small, large, allow_mismatch=allow_mismatch)
+    n = tokens.n_tokens
     return Insertion(
         small=small.identity,
         large=large.identity,
         theta=theta,
-        matches=_on_cpu(best_matches(large, small)),
-        active=active,
-        power=power * squared_norms,
-        overlap=overlap,
-        half_tokens=(int(half_tokens[0]), int(half_tokens[1])),
-        n_excluded=n_excluded(activations),
-        mse_small=errors["small"] / moments.n,
-        mse_large=errors["large"] / moments.n,
-        fvu_small=fvu(errors["small"], moments.total_variance),
-        fvu_large=fvu(errors["large"], moments.total_variance),
-        l0_small=small_active / moments.n,
-        l0_large=int(active.sum()) / moments.n,
+        matches=replace(matches, cosine=matches.cosine.cpu(), index=matches.index.cpu()),
+        active=sums.active,
+        power=sums.power,
+        overlap=sums.overlap,
+        half_tokens=(int(sums.tokens[0]), int(sums.tokens[1])),
+        n_excluded=tokens.n_excluded,
+        mse_small=errors[0].value / n,
+        mse_large=errors[1].value / n,
+        fvu_small=fvu(errors[0].value, tokens.total_variance),
+        fvu_large=fvu(errors[1].value, tokens.total_variance),
+        l0_small=errors[0].n_active / n,
+        l0_large=errors[1].n_active / n,
     )
 
 
-def compare(
-    result: Insertion, null_small: Insertion | None = None, null_large: Insertion | None = None
-) -> pd.DataFrame:
-    """An insertion's numbers beside those between seeds, never subtracted.
+@dataclass(frozen=True, eq=False, repr=False)
+class InsertionComparison(Result):
+    """An insertion beside those between seeds.
+
+    Attributes
+    ----------
+    result : Insertion
+        Between two widths.
+    nulls : tuple of Insertion
+        Between two seeds of one width each.
+    """
+
+    result: Insertion
+    nulls: tuple[Insertion, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per measure (the keys of `Insertion.summary`), one column per insertion.
+
+        A column is called after the widths, or after the width and the other seed: `"24 → 48"`,
+        `"24, seed 1"`.
+        """
+        columns = {f"{self.result.small.width} → {self.result.large.width}": self.result}
+        columns |= {f"{null.small.width}, seed {null.large.seed}": null for null in self.nulls}
+        index = pd.Index(list(self.result.summary), name="measure")
+        return pd.DataFrame(
+            {name: pd.Series(found.summary, index=index, dtype=object) for name, found in columns.items()}
+        )
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`small`, `large`, `auc`, `share_novel_cos`, `share_novel_gain`; nulls as `null_<measure>`."""
+        measures, found = ("auc", "share_novel_cos", "share_novel_gain"), self.result.summary
+        return {
+            **{name: found[name] for name in ("small", "large", *measures)},
+            **{f"null_{name}": [null.summary[name] for null in self.nulls] for name in measures},
+        }
+
+
+def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
+    """Set an insertion's numbers beside those between seeds; nothing is subtracted.
 
     Parameters
     ----------
     result : Insertion
         Between two widths.
-    null_small, null_large : Insertion, optional
-        Between two seeds of the small and of the large width.
+    *nulls : Insertion
+        Between two seeds of the small or of the large width, any number of them.
 
-    Returns
-    -------
-    DataFrame
-        Indexed by measure (the keys of `Insertion.summary`), with columns `widths`,
-        `null_small` and `null_large`; a column without a second seed says `"no second seed"`.
+    Raises
+    ------
+    ValueError
+        If a null is not between two seeds of one of the two widths.
     """
-    columns = {"widths": result, "null_small": null_small, "null_large": null_large}
-    measures = list(result.summary)
-    return pd.DataFrame(
-        {
-            name: pd.Series(
-                ["no second seed"] * len(measures) if found is None else list(found.summary.values()),
-                index=pd.Index(measures, name="measure"),
-                dtype=object,
+    for null in nulls:
+        if null.small.width != null.large.width or null.small not in (result.small, result.large):
+            raise ValueError(
+                f"A null is between {result.small.described} or {result.large.described} and another seed of "
+                f"its width, found {null.small.described} and {null.large.described}."
             )
-            for name, found in columns.items()
-        }
-    )
-
-
-def _by_group(group: Tensor, weights: Tensor | None, like: Tensor) -> Tensor:
-    """Sum of `weights` (or count) over the entries of each group, in the shape of `like`."""
-    return torch.bincount(group, weights, minlength=like.numel()).view_as(like).cpu()
-
-
-def _on_cpu(matches: BestMatches) -> BestMatches:
-    return replace(matches, cosine=matches.cosine.cpu(), index=matches.index.cpu())
+    return InsertionComparison(result, nulls)
 
 
 def _roc(cosine: np.ndarray, gain: np.ndarray) -> pd.DataFrame:
@@ -394,7 +432,7 @@ class GroupInsertion(Result):
     small, large : Identity
         The dictionaries.
     frame : DataFrame
-        One row a dictionary: `group`, `n_latents` (inserted, not dead), `mse`, `fvu`, `l0`,
+        One row per group: `group`, `n_latents` (inserted, not dead), `mse`, `fvu`, `l0`,
         `mse_change` (against the small dictionary), `sum_of_single_changes` (of inserting each
         latent alone), `additivity` (their ratio: the real change as a share of that sum; 1 if
         gains add up). The groups are `"small"` (nothing inserted), `"novel_cos"`,
@@ -429,10 +467,11 @@ def group_insertion(
     small: Dictionary,
     large: Dictionary,
     insertion: Insertion,
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *,
     batch_size: int = 4096,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> GroupInsertion:
     """MSE, FVU and L0 after inserting all novel latents, all others, or all, by both labels.
 
@@ -441,19 +480,21 @@ def group_insertion(
     small, large : Dictionary
         The dictionaries that `insertion` compared.
     insertion : Insertion
-        Says which latents are novel, and what each does alone.
-    activations : ActivationStore or Tensor
+        Decides which latents are novel, and what each does alone.
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     batch_size : int
         Tokens at a time.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary is TopK or is not the one that `insertion` compared, or there are no
-        tokens.
+        If a dictionary is TopK or is not the one that `insertion` compared, the inputs do not belong
+        together, an activation is not finite, or there are no tokens.
 
     Notes
     -----
@@ -464,62 +505,63 @@ def group_insertion(
     _check_same(small, large, insertion)
     alive = ~insertion.dead
     novel_cos, novel_gain = alive & insertion.novel_cos, alive & insertion.novel_gain
-    groups = {
-        "small": torch.zeros_like(alive),
-        "novel_cos": novel_cos,
-        "reconstruction_cos": alive & ~novel_cos,
-        "novel_gain": novel_gain,
-        "not novel_gain": alive & ~novel_gain,
-        "all": alive,
+    partitions = {
+        ("novel_cos", "reconstruction_cos"): (novel_cos, alive & ~novel_cos),
+        ("novel_gain", "not novel_gain"): (novel_gain, alive & ~novel_gain),
+        ("all",): (alive,),
     }
-    errors = dict.fromkeys([*groups, "large"], 0.0)
-    small_active, large_active = 0, torch.zeros(large.width, dtype=torch.long)
-    moments = Moments(small.d_in)
-    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="group insertion") as bar:
-        for _, x in batches_of(activations, batch_size, device=large.W_enc.device):
-            small_latents, latents = small.encode_sparse(x), large.encode_sparse(x)
-            residual = x - small.decode(small_latents)
-            everything = latents.matmul(large.W_dec)
-            added = {"small": torch.zeros_like(everything), "all": everything}
-            for name, others, mask in (
-                ("novel_cos", "reconstruction_cos", novel_cos),
-                ("novel_gain", "not novel_gain", novel_gain),
-            ):
-                values = latents.values * mask.to(latents.indices.device)[latents.indices]
-                part = SparseLatents(latents.offsets, latents.indices, values, large.width)
-                added[name] = part.matmul(large.W_dec)
-                added[others] = everything - added[name]
-            for name, addition in added.items():
-                errors[name] += float((residual - addition).double().square().sum())
-            errors["large"] += float((x - everything - large.b_dec).double().square().sum())
-            small_active += len(small_latents.values)
-            large_active += torch.bincount(latents.indices, minlength=large.width).cpu()
-            moments.update(x)
-            bar.update(len(x))
-    if moments.n == 0:
-        raise ValueError("There are no activations to insert latents on: every position is excluded.")
-    changes = insertion.mse_change
+    groups = {"small": torch.zeros_like(alive)}
+    sums = []
+    for names, masks in partitions.items():
+        groups |= dict(zip(names, masks, strict=True))
+        # Each group is a step of its own from the start.
+        step = torch.full((large.width,), NEVER)
+        for number, mask in enumerate(masks, start=1):
+            step[mask] = number
+        path = Path(step.numpy(), np.zeros(len(masks) + 1, dtype=np.int64))
+        sums.append(GroupGains(path, Directions.coming_in(large)))
+    errors, active = (SquaredError(small), SquaredError(large)), torch.zeros(large.width, dtype=torch.long)
+
+    def add(batch: Batch) -> None:
+        latents, residual = batch.latents(large), batch.residual(small)
+        active.add_(torch.bincount(latents.indices, minlength=large.width).cpu())
+        for part in sums:
+            part.add(latents, residual)
+
+    tokens = one_pass(
+        activations,
+        add,
+        *errors,
+        dictionaries=(small, large),
+        purpose="group insertion",
+        batch_size=batch_size,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
+    gains = {"small": 0.0}
+    for names, part in zip(partitions, sums, strict=True):
+        gains |= dict(zip(names, part.gain[1:].tolist(), strict=True))
+    gains["large"] = errors[1].value - errors[0].value
+    n, changes = tokens.n_tokens, insertion.mse_change
     rows = []
-    for name, error in errors.items():
-        change = (error - errors["small"]) / moments.n
+    for name, gain in gains.items():
         inserted = groups.get(name, alive)
         single = float("nan") if name == "large" else float(changes[inserted].sum())
-        active = int(large_active[inserted].sum()) + (0 if name == "large" else small_active)
+        n_active = int(active[inserted].sum()) + (0 if name == "large" else errors[0].n_active)
+        error = errors[0].value + gain
         rows.append(
             {
                 "group": name,
                 "n_latents": int(inserted.sum()),
-                "mse": error / moments.n,
-                "fvu": fvu(error, moments.total_variance),
-                "l0": active / moments.n,
-                "mse_change": change,
+                "mse": error / n,
+                "fvu": fvu(error, tokens.total_variance),
+                "l0": n_active / n,
+                "mse_change": gain / n,
                 "sum_of_single_changes": single,
-                "additivity": change / single if single else float("nan"),
+                "additivity": gain / n / single if single else float("nan"),
             }
         )
-    return GroupInsertion(
-        small.identity, large.identity, pd.DataFrame(rows), moments.n, n_excluded(activations)
-    )
+    return GroupInsertion(small.identity, large.identity, pd.DataFrame(rows), n, tokens.n_excluded)
 
 
 def _check_same(small: Dictionary, large: Dictionary, insertion: Insertion) -> None:
@@ -541,12 +583,12 @@ class CEInsertion(Result):
     small, large : Identity
         The dictionaries.
     frame : DataFrame
-        One row a sampled latent: `latent`, `sample` (`"helps"` or `"hurts"`, by MSE), `best_cosine`,
+        One row per sampled latent: `latent`, `sample` (`"helps"` or `"hurts"`, by MSE), `best_cosine`,
         `mse_change`, `density`, `n_rows_active` (rows of the store on which it is active),
         `n_rows` (rows run), `ce_change_active` (mean over the targets of the rows run),
         `ce_change` (mean over all targets of the store: rows on which the latent is silent
         cannot change, and the rows run stand evenly for the others) and `ce_change_error` (its
-        standard error: the rows run are a random sample). Nats a token, with the latent minus
+        standard error: the rows run are a random sample). Nats per token, with the latent minus
         without: negative helps.
     n_targets : int
         Targets of the store that are not special tokens.
@@ -596,6 +638,7 @@ def ce_insertion(
     seed: int = 0,
     batch_rows: int = 16,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> CEInsertion:
     """Change in next-token cross-entropy when a latent alone is inserted, by real forward passes.
 
@@ -610,7 +653,7 @@ def ce_insertion(
     small, large : Dictionary
         The dictionaries that `insertion` compared.
     insertion : Insertion
-        Says which latents help and which hurt by MSE.
+        Decides which latents help and which hurt by MSE.
     store : ActivationStore
         The tokens to run.
     n_latents : int
@@ -621,29 +664,37 @@ def ce_insertion(
     seed : int
         Of the samples of latents and rows.
     batch_rows : int
-        Rows a forward pass.
+        Rows per forward pass.
     progress : bool
         Show a progress bar in rows.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary is TopK or is not the one that `insertion` compared, or no sampled latent
-        is active on the store.
+        If a dictionary is TopK or is not the one that `insertion` compared, the inputs do not belong
+        together, a setting makes no sense, or no sampled latent is active on the store.
 
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching, in cross-entropy. A row here is one
     context window of the store.
     """
+    n_latents = settings.whole("n_latents", n_latents)
+    rows_per_latent = settings.whole("rows_per_latent", rows_per_latent)
+    batch_rows = settings.whole("batch_rows", batch_rows)
     _check_same(small, large, insertion)
-    random = np.random.default_rng(seed)
+    check_agreement(
+        model=model, activations=store, dictionaries=(small, large), allow_mismatch=allow_mismatch
+    )
+    random = np.random.default_rng(settings.whole("seed", seed, at_least=0))
     sample = _stratified(insertion, n_latents, random)
-    chosen = large.gather(sample["latent"].tolist())
+    chosen = large.gather(sample["latent"])
     targets = ~store.special[:, 1:]
     n_targets = int(targets.sum())
 
-    rows_active = _rows_active(chosen, store)
+    rows_active = _rows_active(chosen, store, allow_mismatch=allow_mismatch)
     jobs = []  # (place in the sample, row of the store)
     for place, candidates in enumerate(rows_active):
         picked = random.permutation(len(candidates))[:rows_per_latent]
@@ -727,10 +778,13 @@ def _stratified(insertion: Insertion, n_latents: int, random: np.random.Generato
     return pd.concat(parts, ignore_index=True)[columns]
 
 
-def _rows_active(dictionary: Dictionary, store: ActivationStore) -> list[np.ndarray]:
+def _rows_active(dictionary: Dictionary, store: ActivationStore, **options: Any) -> list[Rows]:
     """For each latent, the rows of the store with a used position on which it is active."""
     active = torch.zeros(dictionary.width, store.n_rows, dtype=torch.bool)
-    for positions, x in batches_of(store, device=dictionary.W_enc.device):
-        latents = dictionary.encode_sparse(x)
-        active[latents.indices.cpu(), positions[latents.rows.cpu()] // store.context_length] = True
+
+    def add(batch: Batch) -> None:
+        latents = batch.latents(dictionary)
+        active[latents.indices.cpu(), batch.positions[latents.rows.cpu()] // store.context_length] = True
+
+    one_pass(store, add, dictionaries=[dictionary], purpose="finding rows", **options)
     return [row.nonzero()[:, 0].numpy() for row in active]

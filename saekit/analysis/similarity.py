@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -12,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saekit import settings
+from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.results import Result
+from saekit.selection import Latents, select_latents
 
 CHUNK_ELEMENTS = 1 << 25  # cosines held at once: 128 MB
 
@@ -49,7 +50,7 @@ class BestMatches(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a large latent: `latent`, `best_match`, `best_cosine`."""
+        """One row per large latent: `latent`, `best_match`, `best_cosine`."""
         return pd.DataFrame(
             {
                 "latent": range(len(self.cosine)),
@@ -72,7 +73,13 @@ class BestMatches(Result):
         }
 
 
-def best_matches(large: Dictionary, small: Dictionary, *, chunk: int | None = None) -> BestMatches:
+def best_matches(
+    small: Dictionary,
+    large: Dictionary,
+    *,
+    chunk: int | None = None,
+    allow_mismatch: bool = False,
+) -> BestMatches:
     """The latent of `small` with the most similar decoder direction, for each latent of `large`.
 
     The seed null is the same call with two seeds of one width. If both are the same object, a
@@ -80,26 +87,42 @@ def best_matches(large: Dictionary, small: Dictionary, *, chunk: int | None = No
 
     Parameters
     ----------
-    large, small : Dictionary
-        Of equal `d_in`.
+    small, large : Dictionary
+        Of equal `d_in`; `small` no wider than `large`. `nearest` looks up in either direction.
     chunk : int, optional
         Latents of `large` at a time; by default as many as keep the cosines within 128 MB.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the dictionaries differ in `d_in`.
+        If `small` is wider than `large`, or the two do not belong together.
 
     Notes
     -----
     The similarity by which Leask et al. (ICLR 2025, section on SAE stitching; glossary: novel
     and reconstruction latents) compare dictionaries. Ties go to the lowest index. Dead latents
     are compared like all others.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saekit import Dictionary, best_matches
+    >>> rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1]]), dim=1)
+    >>> def toy(rows):
+    ...     n, d = rows.shape
+    ...     return Dictionary(rows.T, torch.zeros(n), rows, torch.zeros(d), torch.zeros(n))
+    >>> best_matches(toy(rows[:2]), toy(rows)).frame.round(3)
+       latent  best_match  best_cosine
+    0       0           0        1.000
+    1       1           1        1.000
+    2       2           0        0.707
     """
-    cosine, index = nearest(large, small, k=1, chunk=chunk)
+    check_order(small, large)
+    cosine, index = nearest(large, small, k=1, chunk=chunk, allow_mismatch=allow_mismatch)
     index = index[:, 0]
-    common = min(large.width, small.width)
-    same = index[:common] == torch.arange(common, device=index.device)
+    same = index[: small.width] == torch.arange(small.width, device=index.device)
     return BestMatches(
         small=small.identity,
         large=large.identity,
@@ -110,13 +133,29 @@ def best_matches(large: Dictionary, small: Dictionary, *, chunk: int | None = No
     )
 
 
+def check_order(small: Dictionary, large: Dictionary) -> None:
+    """Refuse two dictionaries in the wrong order.
+
+    Raises
+    ------
+    ValueError
+        If `small` is wider than `large`.
+    """
+    if small.width > large.width:
+        raise ValueError(
+            f"The order is (small, large), but small is {small.identity.described} and large the narrower "
+            f"{large.identity.described}: swap them."
+        )
+
+
 def nearest(
     dictionary: Dictionary | Tensor,
     other: Dictionary,
     k: int = 10,
     *,
-    latents: Sequence[int] | Tensor | None = None,
+    latents: Latents | None = None,
     chunk: int | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The `k` latents of `other` with the most similar decoder directions, most similar first.
 
@@ -129,10 +168,13 @@ def nearest(
         neighbour.
     k : int
         Neighbours of each.
-    latents : sequence of int, optional
-        Only these latents (rows) of `dictionary`, in this order.
+    latents : tensor, array, Series, slice or list, optional
+        Only these latents (rows) of `dictionary`, in this order, see
+        `saekit.selection.select_latents`.
     chunk : int, optional
         Rows at a time; by default as many as keep the cosines within 128 MB.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Returns
     -------
@@ -142,19 +184,33 @@ def nearest(
     Raises
     ------
     ValueError
-        If the directions differ in `d_in`, or `other` has fewer than `k` candidates.
+        If the two do not belong together, or `other` has fewer than `k` candidates.
+    TypeError, IndexError, ValueError
+        As `select_latents`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saekit import Dictionary, nearest
+    >>> rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1]]), dim=1)
+    >>> toy = Dictionary(rows.T, torch.zeros(3), rows, torch.zeros(2), torch.zeros(3))
+    >>> cosines, indices = nearest(torch.tensor([[2.0, 1.0]]), toy, k=2)
+    >>> indices.tolist(), [round(cosine, 3) for cosine in cosines[0].tolist()]
+    ([[2, 0]], [0.949, 0.894])
     """
-    rows = dictionary.W_dec if isinstance(dictionary, Dictionary) else dictionary
-    if rows.ndim != 2 or rows.shape[1] != other.d_in:
-        raise ValueError(
-            f"{other.name} can be compared with directions [n, {other.d_in}], found {list(rows.shape)}."
-        )
     exclude_self = dictionary is other
-    if not 0 < k <= other.width - exclude_self:
-        raise ValueError(f"k must be between 1 and {other.width - exclude_self}, found {k}.")
-    index = torch.arange(len(rows)) if latents is None else torch.as_tensor(latents, dtype=torch.long)
-    index = index.to(rows.device)
-    chunk = chunk or max(1, CHUNK_ELEMENTS // other.width)
+    k = settings.whole("k", k, at_most=other.width - exclude_self)
+    chunk = max(1, CHUNK_ELEMENTS // other.width) if chunk is None else settings.whole("chunk", chunk)
+    if isinstance(dictionary, Dictionary):
+        check_agreement(dictionaries=(dictionary, other), allow_mismatch=allow_mismatch)
+        rows = dictionary.W_dec
+    else:
+        rows = dictionary
+        if rows.ndim != 2 or rows.shape[1] != other.d_in:
+            raise ValueError(
+                f"{other.name} can be compared with directions [n, {other.d_in}], found {list(rows.shape)}."
+            )
+    index = select_latents(slice(None) if latents is None else latents, len(rows)).to(rows.device)
     directions = F.normalize(other.W_dec, dim=1).T
     found = []
     for part in index.split(chunk):
@@ -188,14 +244,14 @@ class FamilySimilarity(Result):
     Attributes
     ----------
     frame : DataFrame
-        One row a latent and comparison: `comparison` (such as `"1152 → 2304"` or
+        One row per latent and comparison: `comparison` (such as `"1152 → 2304"` or
         `"1152, other seed"`), `null` (whether it compares two seeds of one width),
         `small_width`, `large_width`, `latent` (of the larger dictionary, or of the other
         seed), `best_match`, `best_cosine`.
     table : DataFrame
-        One row a comparison: `comparison`, `null`, `small_width`, `large_width`,
-        `median_cosine`, `share_under_theta`, `same_index_share`, `chance`, `note` (which says
-        where there is no second seed).
+        One row per comparison: `comparison`, `null`, `small_width`, `large_width`,
+        `median_cosine`, `share_under_theta`, `same_index_share`, `chance`, `note` (on
+        widths without a second seed).
     theta : float
         The threshold of `share_under_theta`.
     """
@@ -214,7 +270,9 @@ class FamilySimilarity(Result):
         return {"theta": self.theta, "median_cosine": medians}
 
 
-def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity:
+def family_similarity(
+    family: Family, *, theta: float = 0.7, allow_mismatch: bool = False
+) -> FamilySimilarity:
     """Distributions of the greatest cosine between neighbouring widths and between seeds.
 
     Parameters
@@ -223,25 +281,25 @@ def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity
         Dictionaries of several widths.
     theta : float
         Cosine under which a latent counts as novel.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
+
+    Raises
+    ------
+    ValueError
+        If theta is no cosine from 0 to 1, or two members do not belong together.
     """
-    # Not a list: a family's members may be read one by one, and be more than fit into memory.
-    comparisons: Iterator[tuple[str, Dictionary, Dictionary | None]] = chain(
-        ((f"{small.width} → {large.width}", small, large) for small, large in family.pairs()),
-        ((f"{width}, other seed", family[width], family.second_seed(width)) for width in family.widths),
-    )
+    theta = settings.cosine("theta", theta)
+    # One comparison at a time: a family's members may be more than fit into memory.
     frames, rows = [], []
-    for name, small, large in comparisons:
-        large_width = small.width if large is None else large.width
-        row: dict[str, Any] = {
-            "comparison": name,
-            "null": large_width == small.width,
-            "small_width": small.width,
-            "large_width": large_width,
+    for comparison in family.comparisons():
+        matches = best_matches(comparison.small, comparison.large, allow_mismatch=allow_mismatch)
+        row = {
+            "comparison": comparison.label,
+            "null": comparison.null,
+            "small_width": comparison.small_width,
+            "large_width": comparison.large_width,
         }
-        if large is None:
-            rows.append(row | {"note": "no second seed"})
-            continue
-        matches = best_matches(large, small)
         frames.append(matches.frame.assign(**row))
         rows.append(
             row
@@ -253,6 +311,10 @@ def family_similarity(family: Family, *, theta: float = 0.7) -> FamilySimilarity
                 "note": "",
             }
         )
+    for width in family.without_null:
+        label = f"{width}, other seed"
+        row = {"comparison": label, "null": True, "small_width": width, "large_width": width}
+        rows.append(row | {"note": "no second seed"})
     columns = [
         "comparison",
         "null",

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saekit.analysis.similarity import best_matches
+from saekit import settings
+from saekit.analysis.similarity import check_order, nearest
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.results import Result
+from saekit.selection import select_latent
 
 IDENTICAL = 0.9  # cosine from which an only child that is a mutual best match counts as the same latent
 STATUSES = ("split", "identical", "refined", "lost")
@@ -32,11 +34,11 @@ class Splitting(Result):
     theta : float
         Cosine from which a small latent counts as a parent.
     frame : DataFrame
-        One row a large latent: `latent`, `best_match`, `cosine` (with the best match), `parent`
+        One row per large latent: `latent`, `best_match`, `cosine` (with the best match), `parent`
         (the best match, or -1 if the cosine is under theta), `novel`, and `status` (its
         parent's, or `"novel"`).
     frame_small : DataFrame
-        One row a small latent: `latent`, `status` (`"split"`, `"identical"`, `"refined"` or
+        One row per small latent: `latent`, `status` (`"split"`, `"identical"`, `"refined"` or
         `"lost"`), `children`, `best_match` (in the large dictionary), `cosine` (with it).
     """
 
@@ -48,7 +50,7 @@ class Splitting(Result):
 
     @property
     def flows(self) -> pd.DataFrame:
-        """One row a status: `status`, `small_latents` that have it, `large_latents` they lead to.
+        """One row per status: `status`, `small_latents` that have it, `large_latents` they lead to.
 
         The rows are split, identical, refined, lost (which leads to none) and novel (which
         comes from none).
@@ -88,7 +90,9 @@ class Splitting(Result):
         }
 
 
-def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.7) -> Splitting:
+def measure_splitting(
+    small: Dictionary, large: Dictionary, *, theta: float = 0.7, allow_mismatch: bool = False
+) -> Splitting:
     """Match every latent of the large dictionary to a parent in the small one.
 
     A large latent's parent is its best small latent if their cosine is at least theta; without
@@ -102,23 +106,46 @@ def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.
         Usually of neighbouring widths; two seeds of one width give the null.
     theta : float
         Cosine of decoder directions.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the dictionaries differ in `d_in`.
+        If `small` is wider than `large`, theta is no cosine from 0 to 1, or the two do not belong
+        together.
 
     Notes
     -----
     Novel latents are those of Leask et al. (ICLR 2025), glossary; the names for small latents
     are ours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saekit import Dictionary, measure_splitting
+    >>> def toy(*degrees):
+    ...     angles = torch.deg2rad(torch.tensor(degrees))
+    ...     rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+    ...     n = len(rows)
+    ...     return Dictionary(rows.T, torch.zeros(n), rows, torch.zeros(2), torch.zeros(n))
+    >>> result = measure_splitting(toy(0.0, 90.0), toy(-10.0, 10.0, 95.0, 200.0))
+    >>> result.frame_small[["latent", "status", "children"]]
+       latent     status  children
+    0       0      split         2
+    1       1  identical         1
+    >>> result.frame["parent"].tolist()
+    [0, 0, 1, -1]
     """
-    up, down = best_matches(large, small), best_matches(small, large)
-    cosine, parent = up.cosine.cpu().numpy(), up.index.cpu().numpy()
+    theta = settings.cosine("theta", theta)
+    check_order(small, large)
+    up, parents = (part[:, 0] for part in nearest(large, small, k=1, allow_mismatch=allow_mismatch))
+    down, best = (part[:, 0] for part in nearest(small, large, k=1, allow_mismatch=allow_mismatch))
+    cosine, parent = up.cpu().numpy(), parents.cpu().numpy()
     # Compared in the cosines' own precision, so that theta = 0.7 means the same everywhere.
-    novel = (up.cosine < theta).cpu().numpy()
-    mutual = (down.index[up.index] == torch.arange(large.width, device=up.index.device)).cpu().numpy()
-    same = ~novel & mutual & (up.cosine >= IDENTICAL).cpu().numpy()
+    novel = (up < theta).cpu().numpy()
+    mutual = (best[parents] == torch.arange(large.width, device=parents.device)).cpu().numpy()
+    same = ~novel & mutual & (up >= IDENTICAL).cpu().numpy()
 
     children = np.bincount(parent[~novel], minlength=small.width)
     has_same = np.bincount(parent[same], minlength=small.width) > 0
@@ -144,8 +171,8 @@ def measure_splitting(small: Dictionary, large: Dictionary, *, theta: float = 0.
                 "latent": range(small.width),
                 "status": status,
                 "children": children,
-                "best_match": down.index.cpu().numpy(),
-                "cosine": down.cosine.cpu().numpy(),
+                "best_match": best.cpu().numpy(),
+                "cosine": down.cpu().numpy(),
             }
         ),
     )
@@ -164,8 +191,8 @@ class SplittingTree(Result):
     pairs : mapping
         `pairs[small_width]`: the `Splitting` from this width to the next one.
     nulls : mapping
-        `nulls[width]`: the `Splitting` between two seeds of this width, or None where the
-        family has no second seed.
+        `nulls[width]`: a `Splitting` between the lowest seed of this width and each other one;
+        none where the family has no second seed.
     """
 
     _plot: ClassVar[str] = "splitting_flow"
@@ -173,13 +200,13 @@ class SplittingTree(Result):
     widths: tuple[int, ...]
     theta: float
     pairs: dict[int, Splitting]
-    nulls: dict[int, Splitting | None]
+    nulls: dict[int, tuple[Splitting, ...]]
 
     # ------------------------------------------------------------------ frames
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row an edge: `parent_width`, `parent`, `width`, `latent`, `cosine`, `status`.
+        """One row per edge: `parent_width`, `parent`, `width`, `latent`, `cosine`, `status`.
 
         `status` is the parent's: split, identical or refined.
         """
@@ -192,7 +219,7 @@ class SplittingTree(Result):
 
     @property
     def nodes(self) -> pd.DataFrame:
-        """One row a latent: `width`, `latent`, `parent`, `cosine`, `novel`, `children`, `status`.
+        """One row per latent: `width`, `latent`, `parent`, `cosine`, `novel`, `children`, `status`.
 
         `parent` is -1 and `cosine` that of the best match for novel latents; at the smallest
         width `parent` is -1, `cosine` NaN and `novel` False. `status` is what becomes of the
@@ -216,7 +243,7 @@ class SplittingTree(Result):
 
     @property
     def flows(self) -> pd.DataFrame:
-        """Counts for a flow diagram, five rows a pair of widths.
+        """Counts for a flow diagram, five rows per pair of widths.
 
         `small_width`, `large_width`, and the columns of `Splitting.flows`.
         """
@@ -235,16 +262,19 @@ class SplittingTree(Result):
         Columns: `pair` (such as `"1152 → 2304"`), `small_width`, `large_width`, `measure`
         (`split`, `identical`, `refined`, `lost`: of the small latents; `novel`: of the large
         ones), `share`, `null_small` and `null_large` (the same share between two seeds of the
-        small and the large width, NaN where there is no second seed), `note`.
+        small and the large width, averaged where there are several, NaN where there is no second
+        seed), `note`.
         """
         rows = []
         for small, large in pairwise(self.widths):
-            missing = [str(width) for width in (small, large) if self.nulls[width] is None]
+            missing = [str(width) for width in (small, large) if not self.nulls[width]]
             for measure in (*STATUSES, "novel"):
                 share = {
-                    name: np.nan if result is None else result.summary[f"share_{measure}"]
-                    for name, result in (
-                        ("share", self.pairs[small]),
+                    name: float(np.mean([r.summary[f"share_{measure}"] for r in results]))
+                    if results
+                    else np.nan
+                    for name, results in (
+                        ("share", (self.pairs[small],)),
                         ("null_small", self.nulls[small]),
                         ("null_large", self.nulls[large]),
                     )
@@ -277,7 +307,7 @@ class SplittingTree(Result):
 
         `cosine` is that between parent and child.
         """
-        self._check(width, latent)
+        width, latent = self._check(width, latent)
         place = self.widths.index(width)
         if place == 0 or self._parents[width][latent] < 0:
             return None
@@ -290,7 +320,7 @@ class SplittingTree(Result):
 
         `cosine` is that between parent and child.
         """
-        self._check(width, latent)
+        width, latent = self._check(width, latent)
         if width == self.widths[-1]:
             return []
         large = self.widths[self.widths.index(width) + 1]
@@ -317,7 +347,7 @@ class SplittingTree(Result):
             same, most similar first. `cosine` is that with the parent, or with the best match
             if the latent is novel; NaN at the smallest width.
         """
-        self._check(width, latent)
+        width, latent = self._check(width, latent)
         cosine = self._cosines[width][latent] if width in self._cosines else np.nan
         return self._grow(self._node(width, latent, cosine))
 
@@ -331,10 +361,11 @@ class SplittingTree(Result):
         width : int, optional
             Only latents of this width.
         """
+        n = settings.whole("n", n)
         frame = self.nodes
         frame = frame[frame["status"] == "split"].assign(descendants=self._descendants())
         if width is not None:
-            self._check(width, 0)
+            width, _ = self._check(width, 0)
             frame = frame[frame["width"] == width]
         order = ["children", "descendants", "width", "latent"]
         frame = frame.sort_values(order, ascending=[False, False, True, True]).head(n)
@@ -361,11 +392,10 @@ class SplittingTree(Result):
             children[small] = [order[start:stop] for start, stop in pairwise(bounds)]
         return children
 
-    def _check(self, width: int, latent: int) -> None:
+    def _check(self, width: int, latent: int) -> tuple[int, int]:
         if width not in self.widths:
             raise ValueError(f"The family has widths {list(self.widths)}, found {width}.")
-        if not 0 <= latent < width:
-            raise ValueError(f"Width {width} has latents 0 to {width - 1}, found {latent}.")
+        return int(width), select_latent(latent, int(width), what=f"A latent of width {width}")
 
     def _node(self, width: int, latent: int, cosine: float) -> dict[str, Any]:
         status = self.pairs[width].frame_small["status"].iat[latent] if width in self.pairs else "leaf"
@@ -386,7 +416,7 @@ class SplittingTree(Result):
         return pd.Series(np.concatenate([counts[width] for width in self.widths]))
 
 
-def splitting_tree(family: Family, *, theta: float = 0.7) -> SplittingTree:
+def splitting_tree(family: Family, *, theta: float = 0.7, allow_mismatch: bool = False) -> SplittingTree:
     """Splitting between all neighbouring widths of a family, with the seed nulls.
 
     Parameters
@@ -395,23 +425,27 @@ def splitting_tree(family: Family, *, theta: float = 0.7) -> SplittingTree:
         At least two widths.
     theta : float
         Cosine from which a latent has a parent.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the family has fewer than two widths.
+        If the family has fewer than two widths, theta is no cosine from 0 to 1, or two members do
+        not belong together.
     """
+    theta = settings.cosine("theta", theta)
     widths = family.widths
     if len(widths) < 2:
         raise ValueError(f"A splitting tree needs at least two widths, found {widths}.")
-    return SplittingTree(
-        widths=tuple(widths),
-        theta=theta,
-        pairs={small.width: measure_splitting(small, large, theta=theta) for small, large in family.pairs()},
-        nulls={
-            width: None
-            if (other := family.second_seed(width)) is None
-            else measure_splitting(family[width], other, theta=theta)
-            for width in widths
-        },
-    )
+    pairs: dict[int, Splitting] = {}
+    nulls: dict[int, tuple[Splitting, ...]] = dict.fromkeys(widths, ())
+    for comparison in family.comparisons():
+        found = measure_splitting(
+            comparison.small, comparison.large, theta=theta, allow_mismatch=allow_mismatch
+        )
+        if comparison.null:
+            nulls[comparison.small_width] += (found,)
+        else:
+            pairs[comparison.small_width] = found
+    return SplittingTree(tuple(widths), theta, pairs, nulls)

@@ -118,12 +118,13 @@ def splitting_flow(tree: SplittingTree) -> Plot:
     Parameters
     ----------
     tree : SplittingTree
-        One row per pair of neighbouring widths, and one per width with two seeds.
+        One row per pair of neighbouring widths, and one per other seed of a width.
     """
     comparisons: list[tuple[str, bool, Splitting]] = []
     for width in tree.widths:
-        if (seeds := tree.nulls[width]) is not None:
-            comparisons.append((f"{width}, other seed", True, seeds))
+        for found in (seeds := tree.nulls[width]):
+            other = "other seed" if len(seeds) == 1 else f"seed {found.large.seed}"
+            comparisons.append((f"{width}, {other}", True, found))
         if width in tree.pairs:
             comparisons.append((f"{width} → {tree.pairs[width].large.width}", False, tree.pairs[width]))
     rows = []
@@ -187,7 +188,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
         f"{percent(result.summary['share_novel'])} novel"
         for name, _, result in comparisons
     )
-    missing = [str(width) for width in tree.widths if tree.nulls[width] is None]
+    missing = [str(width) for width in tree.widths if not tree.nulls[width]]
     return Plot(
         figure,
         data,

@@ -37,6 +37,7 @@ from saekit.plots.common import (
 from saekit.wording import on_tokens, percent
 
 if TYPE_CHECKING:
+    from saekit.analysis.stitching.controls import CECurve, MatchedCurve, RandomOrders
     from saekit.analysis.stitching.frankenstein import Frankenstein
     from saekit.analysis.stitching.path import Stitching, StitchingChain
 
@@ -75,9 +76,9 @@ def stitching_curve(
     result: Stitching,
     null: Stitching | None = None,
     *,
-    random: pd.DataFrame | None = None,
-    matched: pd.DataFrame | None = None,
-    ce: pd.DataFrame | None = None,
+    random: RandomOrders | None = None,
+    matched: MatchedCurve | None = None,
+    ce: CECurve | None = None,
 ) -> Plot:
     """FVU and L0 as one dictionary turns into another step by step, beside the control seed.
 
@@ -87,12 +88,12 @@ def stitching_curve(
         Between two widths.
     null : Stitching, optional
         Between two seeds of one width: a second column.
-    random : DataFrame, optional
+    random : RandomOrders, optional
         The same moves in random orders (`random_orders`): a grey band from minimum to maximum.
-    matched : DataFrame, optional
+    matched : MatchedCurve, optional
         Points of the curve with one threshold raised until L0 equals that of the small dictionary
         (`matched_curve`).
-    ce : DataFrame, optional
+    ce : CECurve, optional
         CE degradation at some steps (`ce_curve`): a third panel.
 
     Notes
@@ -136,17 +137,17 @@ def stitching_curve(
             drawn[-1].set_xlabel("step")
         main = panels[:, 0]
         if random is not None:
-            band = random.groupby("step")[["fvu", "l0"]].agg(["min", "max"])
+            band = random.frame.groupby("step")[["fvu", "l0"]].agg(["min", "max"])
             for axes, measure in zip(main, ("fvu", "l0"), strict=False):
                 low, high = band[measure, "min"], band[measure, "max"]
                 axes.fill_between(band.index, low, high, color=NULL, alpha=0.55, linewidth=0, zorder=2)
         if matched is not None:
             style = {"color": INK, "linestyle": "--", "linewidth": 0.9, "marker": ".", "markersize": 3.5}
-            main[0].plot(matched["step"], matched["fvu_matched"], zorder=4, **style)
-            main[1].plot(matched["step"], matched["l0_matched"], zorder=4, **style)
+            main[0].plot(matched.frame["step"], matched.frame["fvu_matched"], zorder=4, **style)
+            main[1].plot(matched.frame["step"], matched.frame["l0_matched"], zorder=4, **style)
         if ce is not None:
             colour = kind_style(result.large.kind).colour
-            main[2].plot(ce["step"], ce["ce_degradation"], "o-", color=colour, zorder=3)
+            main[2].plot(ce.frame["step"], ce.frame["ce_degradation"], "o-", color=colour, zorder=3)
         for axes, label in zip(main, rows.values(), strict=True):
             axes.set_ylabel(label)
             axes.yaxis.set_major_locator(MaxNLocator(5 if axes is main[0] else 3))
@@ -165,14 +166,14 @@ def stitching_curve(
     )
 
 
-def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[pd.DataFrame] = ()) -> Plot:
+def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[RandomOrders] = ()) -> Plot:
     """FVU over the steps of stitching, for the same moves in different orders.
 
     Parameters
     ----------
     results : Stitching or sequence of Stitching
         Of one pair or of several: one panel per pair, one line per order.
-    random : sequence of DataFrame
+    random : sequence of RandomOrders
         Random orders (`random_orders`) of each pair, in the order in which the pairs first appear.
 
     Raises
@@ -191,7 +192,7 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
     ]
     for pair, draws in zip(pairs, random, strict=False):
         for end in ("min", "max"):
-            band = draws.groupby("step", as_index=False)["fvu"].agg(end)
+            band = draws.frame.groupby("step", as_index=False)["fvu"].agg(end)
             parts.append(band.assign(comparison=pair, order=f"random, {end}"))
     data = pd.concat(parts, ignore_index=True)[["comparison", "order", "step", "phase", "fvu"]]
     with house_style():
@@ -552,7 +553,7 @@ def _order(result: Stitching) -> str:
 
 
 def _curve_legend(
-    result: Stitching, random: pd.DataFrame | None, matched: pd.DataFrame | None
+    result: Stitching, random: RandomOrders | None, matched: MatchedCurve | None
 ) -> list[Line2D | Patch]:
     style = kind_style(result.large.kind)
     handles: list[Line2D | Patch] = [
@@ -568,7 +569,7 @@ def _curve_legend(
         ),
     ]
     if random is not None:
-        n = random["draw"].nunique()
+        n = random.frame["draw"].nunique()
         handles.append(Patch(color=NULL, alpha=0.55, linewidth=0, label=f"random order ({n} draws)"))
     if matched is not None:
         handles.append(
@@ -580,9 +581,9 @@ def _curve_legend(
 def _curve_data(
     results: Sequence[Stitching],
     names: Sequence[str],
-    random: pd.DataFrame | None,
-    matched: pd.DataFrame | None,
-    ce: pd.DataFrame | None,
+    random: RandomOrders | None,
+    matched: MatchedCurve | None,
+    ce: CECurve | None,
 ) -> pd.DataFrame:
     columns = ["step", "phase", "width", "fvu", "l0"]
     parts = [
@@ -595,13 +596,13 @@ def _curve_data(
     name = names[0]
     if random is not None:
         for end in ("min", "max"):
-            band = random.groupby("step", as_index=False)[["fvu", "l0"]].agg(end)
+            band = random.frame.groupby("step", as_index=False)[["fvu", "l0"]].agg(end)
             parts.append(band.assign(comparison=name, series=f"random order, {end}"))
     if matched is not None:
-        points = matched[["step", "fvu_matched", "l0_matched"]].set_axis(["step", "fvu", "l0"], axis=1)
+        points = matched.frame[["step", "fvu_matched", "l0_matched"]].set_axis(["step", "fvu", "l0"], axis=1)
         parts.append(points.assign(comparison=name, series="matched L0"))
     if ce is not None:
-        parts.append(ce[["step", "phase", "ce_degradation"]].assign(comparison=name, series="CE"))
+        parts.append(ce.frame[["step", "phase", "ce_degradation"]].assign(comparison=name, series="CE"))
     return pd.concat(parts, ignore_index=True)[
         ["comparison", "series", *columns, *([] if ce is None else ["ce_degradation"])]
     ]
@@ -611,9 +612,9 @@ def _curve_words(
     results: Sequence[Stitching],
     names: Sequence[str],
     phases_of: Sequence[pd.DataFrame],
-    random: pd.DataFrame | None,
-    matched: pd.DataFrame | None,
-    ce: pd.DataFrame | None,
+    random: RandomOrders | None,
+    matched: MatchedCurve | None,
+    ce: CECurve | None,
 ) -> str:
     parts = []
     for r, name, stretches in zip(results, names, phases_of, strict=True):
@@ -624,21 +625,21 @@ def _curve_words(
         )
         parts.append(f"{name}: FVU {r.frame['fvu'].iloc[0]:.3f} alone, {phases}")
     if random is not None:
-        peaks = random.groupby("draw")["fvu"].max()
+        peaks = random.frame.groupby("draw")["fvu"].max()
         parts.append(
             f"the highest FVU along the path is {results[0].frame['fvu'].max():.3f}, and in {len(peaks)} "
             f"random orders (band) {peaks.min():.3f} to {peaks.max():.3f}"
         )
     if matched is not None:
-        worst = matched.loc[matched["fvu_matched"].idxmax()]
+        worst = matched.frame.loc[matched.frame["fvu_matched"].idxmax()]
         parts.append(
             "with one threshold raised until L0 equals that of the small dictionary (dashed) it is at most "
             f"{worst['fvu_matched']:.3f}"
         )
     if ce is not None:
-        first, last = ce.iloc[0], ce.iloc[-1]
+        first, last = ce.frame.iloc[0], ce.frame.iloc[-1]
         parts.append(
             f"CE degradation {first['ce_degradation']:.3f} at step {first['step']:.0f}, at most "
-            f"{ce['ce_degradation'].max():.3f}, {last['ce_degradation']:.3f} at step {last['step']:.0f}"
+            f"{ce.frame['ce_degradation'].max():.3f}, {last['ce_degradation']:.3f} at step {last['step']:.0f}"
         )
     return "; ".join(parts)

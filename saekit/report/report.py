@@ -321,8 +321,8 @@ def _splitting_table(tree: SplittingTree, theta: float) -> Table:
     nulls = [
         {"comparison": f"{width}, other seed"}
         | {measure: null.summary[f"share_{measure}"] for measure in frame.columns[1:]}
-        for width, null in tree.nulls.items()
-        if null is not None
+        for width, nulls_of_width in tree.nulls.items()
+        for null in nulls_of_width[:1]
     ]
     names = ("split", "identical", "refined", "lost", "novel")
     return Table(

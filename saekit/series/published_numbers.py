@@ -109,7 +109,10 @@ class Findings:
     @cached_property
     def novel(self) -> pd.Series:
         """Share of novel latents of the larger SAE, by its width."""
-        cosines = {large.width: best_matches(large, small).cosine for small, large in self.family.pairs()}
+        cosines = {
+            pair.large_width: best_matches(pair.small, pair.large).cosine
+            for pair in self.family.comparisons(null=False)
+        }
         return pd.Series(
             {width: float((c < self.subject.theta).double().mean()) for width, c in cosines.items()}
         )

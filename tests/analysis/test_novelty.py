@@ -11,7 +11,8 @@ from sklearn.metrics import balanced_accuracy_score
 from toy_stores import in_memory
 
 from saekit.analysis import ce_insertion, compare, group_insertion, insertion
-from saekit.analysis.novelty import HALF_BLOCK, _standard_error_of_total
+from saekit.analysis.novelty import _standard_error_of_total
+from saekit.analysis.stitching.mixtures import HALF_BLOCK
 from saekit.dictionary import Dictionary
 
 N, D_IN = 1500, 12
@@ -170,12 +171,21 @@ def test_without_both_labels_there_is_no_auc(large) -> None:
         result.roc()
 
 
-def test_compare_sets_nulls_beside_and_says_where_there_is_none(small, large, result) -> None:
+def test_compare_sets_any_number_of_nulls_beside(small, large, result) -> None:
     null = insertion(small, make(D_IN, 30, seed=3), activations())
-    table = compare(result, null)
-    assert table.loc["auc"].tolist() == [result.auc, null.auc, "no second seed"]
-    assert table.loc["share_novel_cos", "widths"] == result.summary["share_novel_cos"]
-    assert list(table.columns) == ["widths", "null_small", "null_large"]
+    other = insertion(small, make(D_IN, 30, seed=4), activations())
+    compared = compare(result, null, other)
+    assert list(compared.frame.columns) == ["30 → 60", "30, seed 3", "30, seed 4"]
+    assert compared.frame.loc["auc"].tolist() == [result.auc, null.auc, other.auc]
+    assert compared.summary["null_share_novel_cos"] == [
+        null.summary["share_novel_cos"],
+        other.summary["share_novel_cos"],
+    ]
+    with pytest.raises(ValueError, match=r"A null is between .* found relu 30 .* and relu 60"):
+        compare(null, result)
+    seeds = [make(D_IN, 30, seed=seed) for seed in (5, 6)]
+    with pytest.raises(ValueError, match="A null is between"):  # of other dictionaries altogether
+        compare(result, insertion(*seeds, activations()))
 
 
 def test_topk_is_refused(small, large) -> None:
@@ -227,16 +237,13 @@ def test_groups_equal_dictionaries_that_hold_them(small, large, result) -> None:
 def test_single_changes_add_up_for_latents_that_never_meet(small) -> None:
     # Each of these is active on tokens of its own, so the group's change is the sum of theirs.
     x = torch.cat([torch.eye(D_IN)[:4] * (2 + s) for s in range(5)])
-    alone = Dictionary(
-        W_enc=torch.eye(D_IN)[:, :4],
-        b_enc=torch.full((4,), -0.5),
-        W_dec=F.normalize(torch.eye(D_IN)[:4] + 0.1, dim=1),
-        b_dec=torch.zeros(D_IN),
-        threshold=torch.zeros(4),
-        info={"kind": "relu", "seed": 0},
-    )
+    alone = make(D_IN, 30, seed=8)
+    alone.W_enc[:, :4] = torch.eye(D_IN)[:, :4]
+    alone.b_enc[:4] = -0.5
+    alone.W_dec[:4] = F.normalize(torch.eye(D_IN)[:4] + 0.1, dim=1)
+    alone.threshold[:] = torch.cat([torch.zeros(4), torch.full((26,), 1e6)])
     single = insertion(small, alone, x)
-    assert (single.active.sum(0) == 5).all()
+    assert (single.active.sum(0) == torch.tensor([5] * 4 + [0] * 26)).all()
     frame = group_insertion(small, alone, single, x).frame.set_index("group")
     assert frame.loc["all", "additivity"] == pytest.approx(1, rel=1e-5)
 
@@ -256,9 +263,9 @@ def test_an_insertion_of_other_dictionaries_is_refused(small, large, result) -> 
         group_insertion(make(D_IN, 30, seed=3), large, result, activations())
     (first, second), (wide, wider) = twins(20), twins(40)
     of_first = insertion(first, wide, activations())
-    with pytest.raises(ValueError, match=r"small was relu 20 at blocks\.1\.hook .*blocks\.2\.hook"):
+    with pytest.raises(ValueError, match=r"small dictionary was relu 20 at blocks\.1\.hook .*blocks\.2"):
         group_insertion(second, wide, of_first, activations())
-    with pytest.raises(ValueError, match=r"large was relu 40 at blocks\.1\.hook .*blocks\.2\.hook"):
+    with pytest.raises(ValueError, match=r"large dictionary was relu 40 at blocks\.1\.hook .*blocks\.2"):
         group_insertion(first, wider, of_first, activations())
     again = replace(first, W_dec=first.W_dec.clone())  # another object of the same content
     assert group_insertion(again, wide, of_first, activations()).small == of_first.small

@@ -1,7 +1,11 @@
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
-from saekit.analysis import best_matches, family_similarity, nearest
+from saekit.agreement import MismatchError
+from saekit.analysis import best_matches, family_similarity, measure_splitting, nearest, splitting_tree
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary
 from saekit.family import Family
@@ -33,7 +37,7 @@ def reference_cosines(large: Dictionary, small: Dictionary) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [None, 1, 7, 50])
 def test_best_matches_are_the_greatest_cosines(chunk: int | None) -> None:
     large, small = random_dictionary(50), random_dictionary(30)
-    matches = best_matches(large, small, chunk=chunk)
+    matches = best_matches(small, large, chunk=chunk)
     cosine, index = reference_cosines(large, small).max(1)
     assert torch.equal(matches.index, index)
     torch.testing.assert_close(matches.cosine.double(), cosine, atol=1e-6, rtol=0)
@@ -47,7 +51,7 @@ def test_a_dictionary_is_not_its_own_neighbour_but_an_equal_one_is() -> None:
     matches = best_matches(one, one, chunk=6)
     assert torch.equal(matches.index, cosines.argmax(1))
     assert (matches.same_index_share, matches.chance) == (0, 0)
-    equal = best_matches(one, dictionary(one.W_dec.clone()))
+    equal = best_matches(dictionary(one.W_dec.clone()), one)
     assert torch.equal(equal.index, torch.arange(20))
     assert equal.same_index_share == 1
     assert equal.chance == 1 / 20
@@ -56,7 +60,7 @@ def test_a_dictionary_is_not_its_own_neighbour_but_an_equal_one_is() -> None:
 def test_same_index_share_counts_only_indices_that_both_have() -> None:
     small = random_dictionary(10, d_in=64)
     shared = torch.cat([small.W_dec[:4], random_dictionary(26, d_in=64).W_dec])
-    matches = best_matches(dictionary(shared), small)
+    matches = best_matches(small, dictionary(shared))
     expected = reference_cosines(dictionary(shared), small)[:10].argmax(1) == torch.arange(10)
     assert matches.same_index_share == expected.double().mean() >= 0.4
     assert matches.chance == 0.1
@@ -89,8 +93,8 @@ def test_ties_go_to_the_lowest_index() -> None:
 
 def test_duplicate_directions_match_the_first() -> None:
     rows = random_dictionary(12).W_dec
-    matches = best_matches(dictionary(rows), dictionary(torch.cat([rows, rows, rows])))
-    assert torch.equal(matches.index, torch.arange(12))
+    _, indices = nearest(dictionary(rows), dictionary(torch.cat([rows, rows, rows])), k=1)
+    assert torch.equal(indices[:, 0], torch.arange(12))
 
 
 def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,16 +108,16 @@ def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("saekit.analysis.similarity.largest", spy)
     monkeypatch.setattr("saekit.analysis.similarity.CHUNK_ELEMENTS", 20_000)
-    bounded = best_matches(large, small)
+    bounded = best_matches(small, large)
     assert max(sizes) <= 20_000
     assert sum(sizes) == 600_000
-    assert torch.equal(bounded.index, best_matches(large, small, chunk=1200).index)
+    assert torch.equal(bounded.index, best_matches(small, large, chunk=1200).index)
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.zeros(16)])
 def test_directions_must_fit(rows: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"\[n, 16\]"):
-        nearest(rows, random_dictionary(8))
+        nearest(rows, random_dictionary(8), k=3)
 
 
 def test_k_must_be_available() -> None:
@@ -137,3 +141,54 @@ def test_family_similarity_sets_nulls_beside_pairs() -> None:
     rows = result.frame[result.frame["comparison"] == "8 → 16"]
     assert rows["best_cosine"].tolist() == pytest.approx(pair.tolist(), abs=1e-6)
     assert set(result.summary["median_cosine"]) == {"8 → 16", "8, other seed"}
+
+
+def test_the_small_dictionary_comes_first() -> None:
+    small, large = random_dictionary(8), random_dictionary(16)
+    with pytest.raises(ValueError, match=r"small is relu 16 .* the narrower relu 8 .*swap them"):
+        best_matches(large, small)
+
+
+def test_latents_to_look_up_are_selected_as_everywhere() -> None:
+    large, small = random_dictionary(25), random_dictionary(40)
+    mask = torch.zeros(25, dtype=torch.bool)
+    mask[[4, 9]] = True
+    expected = nearest(large, small, k=3, latents=[4, 9])
+    for latents in (mask, mask.numpy(), pd.Series(mask.numpy(), index=range(7, 32)), pd.Series([4, 9])):
+        found = nearest(large, small, k=3, latents=latents)
+        assert torch.equal(found[1], expected[1])
+    with pytest.raises(IndexError, match="between 0 and 24, found 25"):
+        nearest(large, small, k=3, latents=[25])
+    with pytest.raises(ValueError, match="one entry for each of the 25 latents, found 24"):
+        nearest(large, small, k=3, latents=mask[1:])
+
+
+def test_dictionaries_of_other_places_are_not_compared_by_mistake() -> None:
+    small, large = (
+        replace(random_dictionary(width), info={"kind": "relu", "hook_point": point})
+        for width, point in ((8, "blocks.1.hook_resid_post"), (16, "blocks.2.hook_resid_post"))
+    )
+    for compare in (best_matches, measure_splitting, lambda a, b, **k: nearest(b, a, k=1, **k)):
+        with pytest.raises(MismatchError, match=r"blocks\.1\.hook_resid_post.*blocks\.2\.hook_resid_post"):
+            compare(small, large)
+        with pytest.warns(UserWarning, match="do not belong together"):
+            compare(small, large, allow_mismatch=True)
+
+
+@pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan"), "0.7", None])
+def test_theta_is_a_cosine(theta) -> None:
+    family = Family([random_dictionary(8), random_dictionary(16)])
+    for call in (
+        lambda: family_similarity(family, theta=theta),
+        lambda: measure_splitting(family[8], family[16], theta=theta),
+        lambda: splitting_tree(family, theta=theta),
+    ):
+        with pytest.raises((ValueError, TypeError), match="theta must be"):
+            call()
+
+
+def test_every_seed_is_a_null() -> None:
+    seeds = [random_dictionary(8, seed=seed) for seed in (0, 1, 2)]
+    result = family_similarity(Family([*seeds, random_dictionary(16)]))
+    assert result.table["comparison"].tolist() == ["8 → 16", "8, seed 1", "8, seed 2", "16, other seed"]
+    assert result.table["median_cosine"].isna().tolist() == [False, False, False, True]

@@ -157,7 +157,7 @@ def test_nodes_and_flows_count_every_latent(tree) -> None:
 
 def test_nulls_stand_beside_the_pairs(tree) -> None:
     table = tree.table.set_index(["pair", "measure"])
-    null = tree.nulls[15].summary
+    (null,) = (found.summary for found in tree.nulls[15])
     for measure in ("split", "identical", "refined", "lost", "novel"):
         first, second = table.loc[("6 → 15", measure)], table.loc[("15 → 40", measure)]
         assert first["null_large"] == second["null_small"] == null[f"share_{measure}"]
@@ -171,7 +171,25 @@ def test_nulls_stand_beside_the_pairs(tree) -> None:
 def test_asking_for_a_latent_that_is_not_there(tree) -> None:
     with pytest.raises(ValueError, match=r"widths \[6, 15, 40\], found 7"):
         tree.children(7, 0)
-    with pytest.raises(ValueError, match="latents 0 to 5, found 6"):
+    with pytest.raises(IndexError, match="A latent of width 6 must be between 0 and 5, found 6"):
         tree.subtree(6, 6)
     with pytest.raises(ValueError, match="at least two widths"):
         splitting_tree(Family([directions(0, 1)]))
+
+
+def test_every_other_seed_is_a_null_and_the_table_averages_them() -> None:
+    generator = torch.Generator().manual_seed(2)
+    members = [dictionary(torch.randn(width, 3, generator=generator)) for width in (6, 15)]
+    members += [dictionary(torch.randn(6, 3, generator=generator), seed=seed) for seed in (1, 2)]
+    tree = splitting_tree(Family(members), theta=0.8)
+    assert [[found.large.seed for found in tree.nulls[width]] for width in (6, 15)] == [[1, 2], []]
+    shares = [found.summary["share_novel"] for found in tree.nulls[6]]
+    row = tree.table.set_index("measure").loc["novel"]
+    assert shares[0] != shares[1]
+    assert row["null_small"] == pytest.approx(sum(shares) / 2)
+    assert np.isnan(row["null_large"])
+
+
+def test_the_small_dictionary_comes_first() -> None:
+    with pytest.raises(ValueError, match="swap them"):
+        measure_splitting(directions(0, 90, 180), directions(0, 90))

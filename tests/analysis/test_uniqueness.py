@@ -9,7 +9,7 @@ from dictionaries import make
 from saekit.agreement import MismatchError
 from saekit.analysis import collect
 from saekit.analysis.nulls import null_dictionary
-from saekit.analysis.similarity import best_matches
+from saekit.analysis.similarity import nearest
 from saekit.analysis.uniqueness import family_uniqueness, measure_uniqueness
 from saekit.dictionary import Dictionary
 from saekit.family import Family
@@ -98,11 +98,11 @@ def test_a_shuffled_copy_is_found_again_and_has_the_same_activations() -> None:
 def test_best_matches_and_mutual_best_are_those_of_the_similarity() -> None:
     a, b = make(width=40), make(width=30, seed=1)
     result = measure_uniqueness(a, b)
-    up, down = best_matches(a, b), best_matches(b, a)
-    assert result.frame["best_match"].tolist() == up.index.tolist()
-    assert result.frame_b["best_match"].tolist() == down.index.tolist()
-    np.testing.assert_allclose(result.frame["best_cosine"], up.cosine, atol=1e-6)
-    mutual = [int(down.index[up.index[i]]) == i for i in range(40)]
+    (cosine, up), (_, down) = (nearest(one, other, k=1) for one, other in ((a, b), (b, a)))
+    assert result.frame["best_match"].tolist() == up[:, 0].tolist()
+    assert result.frame_b["best_match"].tolist() == down[:, 0].tolist()
+    np.testing.assert_allclose(result.frame["best_cosine"], cosine[:, 0], atol=1e-6)
+    mutual = [int(down[up[i, 0], 0]) == i for i in range(40)]
     assert result.frame["mutual_best"].tolist() == mutual
     assert sum(result.frame_b["mutual_best"]) == sum(mutual)
     without = result.frame[result.frame["match"] == -1]

@@ -10,7 +10,8 @@ from plots.test_plots import THETA, results
 
 from saekit import plots
 from saekit.analysis import build_frankenstein
-from saekit.analysis.stitching.path import matched_curve, random_orders, stitch, stitch_chain
+from saekit.analysis.stitching.controls import CECurve, matched_curve, random_orders
+from saekit.analysis.stitching.path import stitch, stitch_chain
 from saekit.figures import render
 
 
@@ -44,7 +45,8 @@ def controls():
 @cache
 def ce():
     steps = stitchings()[0].frame.iloc[::10]
-    return steps[["step", "phase", "fvu", "l0"]].assign(ce_degradation=np.linspace(0.4, 0.2, len(steps)))
+    frame = steps[["step", "phase", "fvu", "l0"]].assign(ce_degradation=np.linspace(0.4, 0.2, len(steps)))
+    return CECurve(frame, n_targets=1, n_passed_through=0)
 
 
 @cache
@@ -97,14 +99,14 @@ def test_curve_draws_every_step_with_its_controls():
         np.testing.assert_array_equal(curve.get_xdata(), frame["step"])
         np.testing.assert_array_equal(curve.get_ydata(), frame[measure])
         (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
-        np.testing.assert_array_equal(dashed.get_ydata(), matched[f"{measure}_matched"])
+        np.testing.assert_array_equal(dashed.get_ydata(), matched.frame[f"{measure}_matched"])
         (band,) = (c for c in axes.collections if isinstance(c, PolyCollection))
         vertices = band.get_paths()[0].vertices
-        for step, draws in random.groupby("step")[measure]:
+        for step, draws in random.frame.groupby("step")[measure]:
             at = vertices[vertices[:, 0] == step, 1]
             assert (at.min(), at.max()) == pytest.approx((draws.min(), draws.max()), abs=1e-12)
-    (points,) = lines_of(main[2], len(ce()))
-    np.testing.assert_array_equal(points.get_ydata(), ce()["ce_degradation"])
+    (points,) = lines_of(main[2], len(ce().frame))
+    np.testing.assert_array_equal(points.get_ydata(), ce().frame["ce_degradation"])
 
 
 def test_curve_shades_each_phase_over_its_own_steps():

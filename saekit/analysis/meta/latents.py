@@ -22,7 +22,7 @@ from saekit.agreement import check_agreement
 from saekit.analysis.labels import Labels, require_labels
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
-from saekit.analysis.similarity import best_matches, nearest
+from saekit.analysis.similarity import nearest
 from saekit.analysis.splitting import SplittingTree
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity, distinct_names
@@ -577,7 +577,7 @@ def cosine_distributions(
     for panel, of, to in tqdm(comparisons, disable=not progress, unit="comparison", desc="cosines"):
         random = null_dictionary(of, "random directions", seed=seed)
         for null, looked_up, place in ((False, of, to), (True, random, random if of is to else to)):
-            found = best_matches(looked_up, place).frame
+            cosines, _ = nearest(looked_up, place, k=1)
             frames.append(
                 pd.DataFrame(
                     {
@@ -585,8 +585,8 @@ def cosine_distributions(
                         "of": name_of[id(of)],
                         "nearest_in": name_of[id(to)],
                         "null": null,
-                        "latent": found["latent"],
-                        "cosine": found["best_cosine"],
+                        "latent": range(len(cosines)),
+                        "cosine": cosines[:, 0].cpu().numpy(),
                     }
                 )
             )

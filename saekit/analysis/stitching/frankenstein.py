@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from saekit.activations import ActivationStore
-from saekit.analysis.similarity import best_matches
+from saekit import settings
+from saekit.activations import Activations
+from saekit.analysis.similarity import nearest
+from saekit.analysis.stitching.controls import matched_l0
 from saekit.analysis.stitching.groups import insert_latents
-from saekit.analysis.stitching.path import matched_l0
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import evaluate
@@ -28,7 +29,7 @@ class Frankenstein(Result):
     theta : float
         Cosine under which a latent is novel.
     frame : DataFrame
-        One row a dictionary: `kind` (`"trained"` or `"frankenstein"`), `up_to` (the greatest width
+        One row per dictionary: `kind` (`"trained"` or `"frankenstein"`), `up_to` (the greatest width
         that gave latents), `n_novel` (that it gave), `width`, `fvu`, `l0`; `l0_target` (the smallest
         dictionary's), `fvu_matched`, `l0_matched` (with one more threshold for all latents, raised
         until L0 is at most the target, see `saekit.analysis.matched_l0`).
@@ -60,7 +61,12 @@ class Frankenstein(Result):
 
 
 def build_frankenstein(
-    family: Family, activations: ActivationStore, *, theta: float = 0.7, progress: bool = False
+    family: Family,
+    activations: Activations,
+    *,
+    theta: float = 0.7,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Frankenstein:
     """Gather latents over a family: of each wider dictionary, those novel to what is already there.
 
@@ -68,43 +74,51 @@ def build_frankenstein(
     ----------
     family : Family
         At least two widths; latents must not depend on each other.
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         Tokens to measure on.
     theta : float
         Cosine under which a latent is novel to all that were gathered before it.
     progress : bool
         Show progress bars in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the family has fewer than two widths, or is TopK.
+        If the family has fewer than two widths or is TopK, theta is no cosine from 0 to 1, or the
+        inputs do not belong together.
 
     Notes
     -----
-    "Frankenstein's SAE" of the authors' post on stitching, which says that it outperforms SAEs of its
-    size at a higher L0. Its procedure is not published: this one is ours. The decoder bias stays
+    "Frankenstein's SAE" of the authors' post on stitching, which reports that it outperforms SAEs of its
+    size at a higher L0. The procedure is not published: this one is ours. The decoder bias stays
     the smallest dictionary's.
     """
+    theta = settings.cosine("theta", theta)
     if len(family.widths) < 2:
         raise ValueError(f"Frankenstein's SAE needs at least two widths, found {family.widths}.")
     gathered = [family[family.widths[0]]]
     gathered[0].require_independent("Gathering latents")
     n_novel = [gathered[0].width]
     for width in family.widths[1:]:
-        novel = (best_matches(family[width], gathered[-1]).cosine < theta).nonzero()[:, 0]
+        cosines, _ = nearest(family[width], gathered[-1], k=1, allow_mismatch=allow_mismatch)
+        novel = cosines[:, 0] < theta
         together = insert_latents(gathered[-1], family[width].gather(novel))
         gathered.append(replace(together, info={**together.info, "kind": "frankenstein"}))
-        n_novel.append(len(novel))
-    target = evaluate(gathered[0], activations).l0
+        n_novel.append(int(novel.sum()))
+    target = evaluate(gathered[0], activations, allow_mismatch=allow_mismatch).l0
     rows = []
     for kind, members in (
         ("trained", [family[width] for width in family.widths]),
         ("frankenstein", gathered),
     ):
         for up_to, member, new in zip(family.widths, members, n_novel, strict=True):
-            found = evaluate(member, activations, progress=progress)
-            matched = evaluate(matched_l0(member, activations, target)[0], activations)
+            found = evaluate(member, activations, progress=progress, allow_mismatch=allow_mismatch)
+            raised = matched_l0(member, activations, target, progress=progress, allow_mismatch=allow_mismatch)
+            matched = evaluate(
+                raised.dictionary, activations, progress=progress, allow_mismatch=allow_mismatch
+            )
             rows.append(
                 {
                     "kind": kind,

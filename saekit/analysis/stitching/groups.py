@@ -98,6 +98,7 @@ def compare_dictionaries(
     *,
     max_rows: int = 64,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> DictionaryComparison:
     """Measure L0, FVU and CE degradation of several dictionaries on the same tokens.
 
@@ -116,15 +117,27 @@ def compare_dictionaries(
         Rows of tokens to run the model on, spread evenly over the store.
     progress : bool
         Show progress bars.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary's `d_in` does not fit the store.
+        If the inputs do not belong together.
     """
     members = list(dictionaries.values())
-    ce = ce_degradation(model, members, store, max_rows=max_rows, everywhere=False, progress=progress)
-    evaluations = tuple(evaluate(member, store, progress=progress) for member in members)
+    ce = ce_degradation(
+        model,
+        members,
+        store,
+        max_rows=max_rows,
+        everywhere=False,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
+    evaluations = tuple(
+        evaluate(member, store, progress=progress, allow_mismatch=allow_mismatch) for member in members
+    )
     return DictionaryComparison(tuple(dictionaries), evaluations, ce)
 
 

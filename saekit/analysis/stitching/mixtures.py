@@ -1,93 +1,620 @@
-"""The error of every mixture of two dictionaries, out of one pass over the tokens.
+"""The error of every mixture of two dictionaries: the one mechanism of insertion and stitching.
 
-With the small dictionary's residual `r`, moving latents changes the squared error by a quadratic
-form in which ones have moved. What it needs are the sums of products of activations, which are
-sparse, and inner products of decoder directions. Any path from one dictionary to the other, and
-any number of them, then costs no further look at the tokens.
+With the small dictionary's residual `r` on a token, moving latents with activations `f` and
+directions `v` takes `delta = sum(c * v)` from it, where `c` is `f` for a latent of the large
+dictionary that comes in and `-f` for one of the small that goes out. The squared error changes by
+`|delta|^2 - 2 <delta, r>`, and only tokens on which something that moves is active count.
+
+`Streamed` sums this token by token along any paths, one residual per token at a time, in the memory
+of a batch. `PairStatistics` keeps the sums over tokens of all products of two latents instead, so
+that many paths, and those whose next step depends on the last, cost no further look at the tokens;
+its memory grows with the pairs of latents that are ever active together. Both are exact.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
+from saekit.activations import Activations, as_activations
+from saekit.agreement import check_agreement
+from saekit.analysis.similarity import check_order
 from saekit.dictionary import Dictionary
-from saekit.metrics import Moments, n_excluded
+from saekit.passes import Batch, Tokens, one_pass
 from saekit.sparse import SparseLatents, affine
 
+Integers: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
 BLOCK = 512  # rows of the interaction computed at a time
+TOKENS = 256  # tokens whose residuals are followed at a time: they stay in cache
+SEGMENTS = 1 << 11  # sums of several latents on one token held at a time
+HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks, so both see all sources
+NEVER = int(np.iinfo(np.int64).max)  # the step of what does not move
+
+
+# ---------------------------------------------------------------------- sums over one batch
 
 
 @dataclass(frozen=True, eq=False)
-class PairStatistics:
-    """What the error of any mixture of two dictionaries depends on.
+class Directions:
+    """What each of some latents takes from the residual as it moves.
 
-    Entries are the small dictionary's latents, then the large one's, then the decoder bias, which
-    is one more latent that is always active with the difference of the biases as its direction.
-    With `z` 1 for a latent of the large dictionary that has moved in, -1 for one of the small
-    that has moved out, and the share of the bias that has been swapped, the squared error summed
-    over tokens is `sse_small - 2 z @ linear + z @ interaction @ z`.
+    Attributes
+    ----------
+    rows : Tensor
+        Decoder directions `v`, `[n, d_in]`.
+    squares : Tensor
+        `|v|^2`, float64 `[n]`.
+    sign : Tensor
+        1 for latents that come in, -1 for those that go out, `[n]`.
+    """
+
+    rows: Tensor
+    squares: Tensor
+    sign: Tensor
+
+    @classmethod
+    def coming_in(cls, dictionary: Dictionary) -> Directions:
+        """Those of a dictionary's latents."""
+        return cls.of(dictionary.W_dec, n_going_out=0)
+
+    @classmethod
+    def of(cls, rows: Tensor, *, n_going_out: int) -> Directions:
+        """Directions of which the first few belong to latents that go out."""
+        # Half precision is for storage: inner products are float32, or float64 if the rows are.
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        sign = torch.ones_like(rows[:, 0])
+        sign[:n_going_out] = -1
+        return cls(rows, rows.double().square().sum(1), sign)
+
+    def moved(self, latents: SparseLatents) -> SparseLatents:
+        """The latents with what they change the residual by in place of their values: `-c`."""
+        sign = self.sign.index_select(0, latents.indices)
+        return latents.with_values(-latents.values.to(sign.dtype) * sign)
+
+    def powers(self, latents: SparseLatents) -> Tensor:
+        """`f^2 |v|^2` of each active entry, float64 `[active]`."""
+        return latents.values.double().square() * self.squares.index_select(0, latents.indices)
+
+    def alone(self, latents: SparseLatents, residual: Tensor) -> Tensor:
+        """What moving each active entry alone changes the token's squared error by, float64 `[active]`."""
+        inner = latents.inner_products(residual.to(self.rows.dtype), self.rows)
+        return self.powers(latents) + 2 * self.moved(latents).values.double() * inner.double()
+
+    def one_by_one(self, latents: SparseLatents, residual: Tensor) -> Tensor:
+        """What moving each entry changes after those before it in its row have moved, `[active]`."""
+        changes = torch.empty(len(latents.indices), dtype=torch.float64, device=residual.device)
+        moved, powers = self.moved(latents).values, self.powers(latents)
+        for first in range(0, len(latents), TOKENS):
+            here = latents.offsets[first : first + TOKENS + 1]
+            part = slice(int(here[0]), int(here[-1]))
+            counts = here.diff()
+            by_count = counts.argsort(descending=True, stable=True)
+            place = torch.empty_like(by_count)
+            place[by_count] = torch.arange(len(by_count), device=place.device)
+            # Entries are taken by their rank in the row, rows with most entries first, so that the
+            # rows that still have one are always the first so many.
+            rank = torch.arange(part.start, part.stop, device=here.device)
+            rank -= here[:-1].repeat_interleave(counts)
+            rows_left = torch.bincount(rank)
+            starts = F.pad(rows_left.cumsum(0), (1, 0))
+            order = torch.empty_like(rank)
+            order[starts[rank] + place.repeat_interleave(counts)] = torch.arange(
+                part.start, part.stop, device=rank.device
+            )
+            follow = residual[first : first + TOKENS].to(self.rows.dtype)[by_count]
+            for entries in order.split(rows_left.tolist()):
+                v = self.rows.index_select(0, latents.indices[entries])
+                c, left = moved[entries], follow[: len(entries)]
+                inner = torch.linalg.vecdot(left, v)
+                changes[entries] = powers[entries] + 2 * c.double() * inner.double()
+                left.addcmul_(v, c[:, None])
+        return changes
+
+    def together(self, latents: SparseLatents, group: Tensor, n_groups: int) -> Tensor:
+        """What moving groups as a whole changes beyond what each latent alone does, float64 `[n_groups]`.
+
+        `group` is that of each active entry, ascending within a row.
+        """
+        total = torch.zeros(n_groups, dtype=torch.float64, device=group.device)
+        key, counts = torch.unique_consecutive(latents.rows * n_groups + group, return_counts=True)
+        several = (counts > 1).repeat_interleave(counts)
+        entries = latents.where(several)
+        moved, powers = self.moved(entries).values, self.powers(entries)
+        groups, counts = key[counts > 1] % n_groups, counts[counts > 1]
+        starts = F.pad(counts.cumsum(0), (1, 0))
+        for lowest in range(0, len(counts), SEGMENTS):
+            here = starts[lowest : lowest + SEGMENTS + 1]
+            first, end = int(here[0]), int(here[-1])
+            segments = SparseLatents(
+                here - first,
+                entries.indices[first:end],
+                moved[first:end],
+                latents.width,
+            )
+            extra = segments.matmul(self.rows).double().square().sum(1)
+            extra -= torch.zeros_like(extra).index_add_(0, segments.rows, powers[first:end])
+            total += torch.bincount(groups[lowest : lowest + SEGMENTS], extra, minlength=n_groups)
+        return total
+
+
+class SquaredError:
+    """The squared error of a dictionary, summed over dimensions and tokens, and its active latents.
+
+    Attributes
+    ----------
+    value : float
+        The squared error.
+    n_active : int
+        Active latents, summed over tokens.
+    """
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self.value, self.n_active = 0.0, 0
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        self.value += float(batch.residual(self.dictionary).double().square().sum())
+        self.n_active += len(batch.latents(self.dictionary).indices)
+
+
+class LatentSums:
+    """What each latent of a dictionary does alone to the error of another, by half of the tokens.
+
+    Attributes
+    ----------
+    active : Tensor
+        Tokens on which each latent is active, int64 `[2, width]`.
+    values : Tensor
+        Sum of its activations `f`, float64 `[2, width]`.
+    power : Tensor
+        Sum of `f^2 |v|^2`, float64 `[2, width]`.
+    overlap : Tensor
+        Sum of `f <v, r>` with the other dictionary's residual `r`, float64 `[2, width]`.
+    tokens : Tensor
+        Of each half, int64 `[2]`.
+    """
+
+    def __init__(self, dictionary: Dictionary, residual_of: Dictionary) -> None:
+        self.dictionary, self.residual_of = dictionary, residual_of
+        self.directions = Directions.coming_in(dictionary)
+        self.active = torch.zeros(2, dictionary.width, dtype=torch.long)
+        self.values, self.power, self.overlap = torch.zeros(3, 2, dictionary.width, dtype=torch.float64)
+        self.tokens = torch.zeros(2, dtype=torch.long)
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        latents, width = batch.latents(self.dictionary), self.dictionary.width
+        rows = self.directions.rows
+        inner = latents.inner_products(batch.residual(self.residual_of).to(rows.dtype), rows)
+        half = batch.positions.to(latents.indices.device) // HALF_BLOCK % 2
+        self.tokens += torch.bincount(half, minlength=2).cpu()
+        group = half[latents.rows] * width + latents.indices
+        values = latents.values.double()
+
+        def by_latent(weights: Tensor | None) -> Tensor:
+            return torch.bincount(group, weights, minlength=2 * width).view(2, width).cpu()
+
+        self.active += by_latent(None)
+        self.values += by_latent(values)
+        self.power += by_latent(self.directions.powers(latents))
+        self.overlap += by_latent(values * inner.double())
+
+
+class GroupGains:
+    """What moving whole groups changes the summed squared error by, each from its phase's start.
+
+    Attributes
+    ----------
+    gain : Tensor
+        Float64 `[n]`, by step of the path: negative helps.
+    """
+
+    def __init__(self, path: Path, directions: Directions) -> None:
+        self.path, self.directions = path, directions
+        self.gain = torch.zeros(path.n, dtype=torch.float64)
+
+    def add(self, latents: SparseLatents, residual: Tensor) -> None:
+        """Add tokens, given the latents that are active on them and the small dictionary's residual."""
+        v, moving = self.directions, self.path.sort(latents)
+        step = self.path.of(moving)
+        phase = self.path.phases(step)
+        self.gain += v.together(moving, step, self.path.n).cpu()
+        for number in range(self.path.n_phases):
+            part, inside = moving.where(phase == number), step[phase == number]
+            change = v.alone(part, residual)
+            self.gain += torch.bincount(inside, change, minlength=self.path.n).cpu()
+            if number + 1 < self.path.n_phases:
+                residual = residual + v.moved(part).matmul(v.rows)
+
+
+class PathSums:
+    """The summed squared error along a path, in which each step starts where the last one ended.
+
+    Attributes
+    ----------
+    change : Tensor
+        By step, float64 `[n]`.
+    within_steps, within_phases : Tensor
+        How far it is from the sum of what each latent of the step, or of the phase, would do alone
+        at its start, float64 `[n]` and `[n_phases]`.
+    """
+
+    def __init__(self, path: Path, directions: Directions) -> None:
+        self.path, self.directions = path, directions
+        self.change = torch.zeros(path.n, dtype=torch.float64)
+        self.within_steps = torch.zeros(path.n, dtype=torch.float64)
+        self.within_phases = torch.zeros(path.n_phases, dtype=torch.float64)
+
+    def add(self, latents: SparseLatents, residual: Tensor) -> None:
+        """Add tokens, given the latents that are active on them and the small dictionary's residual."""
+        v, moving = self.directions, self.path.sort(latents)
+        step = self.path.of(moving)
+        phase = self.path.phases(step)
+        change = v.one_by_one(moving, residual)
+        self.change += torch.bincount(step, change, minlength=self.path.n).cpu()
+        self.within_steps += v.together(moving, step, self.path.n).cpu()
+        self.within_phases += v.together(moving, phase, self.path.n_phases).cpu()
+
+
+# ---------------------------------------------------------------------- paths
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """An order in which latents move.
+
+    Attributes
+    ----------
+    step : ndarray
+        The step at which each latent moves, int64 `[latents]`; `NEVER` if it stays.
+    phase : ndarray
+        The phase that each step belongs to, from 0 and never falling, int64 `[n]`.
+    """
+
+    step: Integers
+    phase: Integers
+
+    @property
+    def n(self) -> int:
+        """Number of steps, the start (step 0) among them."""
+        return len(self.phase)
+
+    @property
+    def n_phases(self) -> int:
+        """Number of phases."""
+        return int(self.phase[-1]) + 1
+
+    @cached_property
+    def _step(self) -> Tensor:
+        return torch.from_numpy(self.step)
+
+    @cached_property
+    def _phase(self) -> Tensor:
+        return torch.from_numpy(self.phase)
+
+    def of(self, latents: SparseLatents) -> Tensor:
+        """The step at which each active entry moves, `[active]`."""
+        return self._step.to(latents.indices.device).index_select(0, latents.indices)
+
+    def phases(self, steps: Tensor) -> Tensor:
+        """The phase of each of some steps."""
+        return self._phase.to(steps.device).index_select(0, steps)
+
+    def sort(self, latents: SparseLatents) -> SparseLatents:
+        """The active entries that move, by step within each row."""
+        moving = latents.where(self.of(latents) < self.n)
+        order = (moving.rows * self.n + self.of(moving)).argsort(stable=True)
+        return SparseLatents(moving.offsets, moving.indices[order], moving.values[order], moving.width)
+
+
+@dataclass(frozen=True, eq=False)
+class PathErrors:
+    """What a path does to the squared error, summed over tokens, with the small dictionary's bias.
+
+    Attributes
+    ----------
+    sse : ndarray
+        Squared error after each step, float64 `[n]`.
+    within_steps, within_phases : ndarray
+        How far the change in a step, or a phase, is from the sum of what each of its latents would
+        do alone at its start, float64 `[n]` and `[n_phases]`.
+    """
+
+    sse: Floats
+    within_steps: Floats
+    within_phases: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class PairTotals:
+    """Sums over tokens that every path of a pair needs.
+
+    Attributes
+    ----------
+    active : ndarray
+        Tokens on which each latent is active, the small dictionary's first, int64 `[latents]`.
+    values, power, overlap : ndarray
+        Sums of `f`, `f^2 |v|^2` and `f <v, r>`, float64 `[latents]`.
+    residual : Tensor
+        Sum of `r`, float64 `[d_in]`.
+    sse_small, sse_large : float
+        Squared error of the two dictionaries.
+    tokens : Tokens
+        What was passed over.
+    """
+
+    active: Integers
+    values: Floats
+    power: Floats
+    overlap: Floats
+    residual: Tensor
+    sse_small: float
+    sse_large: float
+    tokens: Tokens
+
+
+# ---------------------------------------------------------------------- the two ways
+
+
+class Mixtures(ABC):
+    """The errors of all mixtures of two dictionaries.
+
+    Latents are numbered from the small dictionary's first to the large one's last.
 
     Attributes
     ----------
     small, large : Dictionary
         The pair.
-    linear : ndarray
-        Sum over tokens of `f_i <v_i, r>`, float64 `[entries]`.
-    diagonal : ndarray
-        Sum over tokens of `f_i^2 <v_i, v_i>`, float64 `[entries]`.
-    rows, columns, values : Tensor
-        Above the diagonal, where it is not zero, the interaction `sum f_i f_j <v_i, v_j>`: int32,
-        int32, float64 `[pairs]`.
-    latents : SparseLatents
-        Active latents of both on every token, `[n_tokens]` rows; the large ones after the small.
-    sse_small, total_variance : float
-        Squared error of the small dictionary, and squared deviations of the activations, summed.
-    n_tokens, n_excluded : int
-        Tokens used and positions left out.
     """
 
     small: Dictionary
     large: Dictionary
-    linear: np.ndarray
-    diagonal: np.ndarray
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
-    latents: SparseLatents
-    sse_small: float
-    total_variance: float
-    n_tokens: int
-    n_excluded: int
 
     @property
-    def n_entries(self) -> int:
-        """Latents of both, and the bias."""
-        return len(self.linear)
+    @abstractmethod
+    def totals(self) -> PairTotals:
+        """Sums over tokens that every path needs."""
+
+    @abstractmethod
+    def along(self, *paths: Path) -> list[PathErrors]:
+        """The squared error along each of some paths."""
+
+    @abstractmethod
+    def gains(self, path: Path) -> Floats:
+        """What each step would change the squared error by at its phase's start, float64 `[n]`."""
 
     @property
-    def bias(self) -> int:
-        """Entry of the decoder bias: the last."""
-        return len(self.linear) - 1
+    def n_latents(self) -> int:
+        """Latents of both."""
+        return self.small.width + self.large.width
 
     @cached_property
-    def density(self) -> np.ndarray:
-        """Share of tokens on which each latent is active, float64; the bias, which is none, 0."""
-        counts = torch.bincount(self.latents.indices, minlength=self.n_entries)
-        return counts.double().numpy() / self.n_tokens
+    def directions(self) -> Directions:
+        """What moving each latent adds to the reconstruction."""
+        rows = torch.cat([self.small.W_dec, self.large.W_dec.to(self.small.W_dec.device)])
+        return Directions.of(rows, n_going_out=self.small.width)
 
     @cached_property
-    def sign(self) -> np.ndarray:
-        """What moving changes each entry's coefficient by: -1 for small latents, else 1."""
-        return np.where(np.arange(self.n_entries) < self.small.width, -1.0, 1.0)
+    def sign(self) -> Floats:
+        """1 for latents of the large dictionary, -1 for those of the small."""
+        return self.directions.sign.double().cpu().numpy()
+
+    @cached_property
+    def density(self) -> Floats:
+        """Share of tokens on which each latent is active."""
+        density: Floats = self.totals.active / self.totals.tokens.n_tokens
+        return density
+
+    def side_by_side(self, batch: Batch) -> SparseLatents:
+        """The active latents of both in one row each, the large ones after the small."""
+        small, large = batch.latents(self.small), batch.latents(self.large)
+        device = small.indices.device
+        # An entry moves behind all that the other dictionary has in earlier rows (and, of the large
+        # one, in the same row).
+        place_small = torch.arange(len(small.indices), device=device)
+        place_small += large.offsets[:-1].index_select(0, small.rows)
+        place_large = torch.arange(len(large.indices), device=device)
+        place_large += small.offsets[1:].index_select(0, large.rows)
+        indices = torch.empty(len(place_small) + len(place_large), dtype=torch.long, device=device)
+        values = torch.empty(len(indices), dtype=self.directions.rows.dtype, device=device)
+        indices[place_small], indices[place_large] = small.indices, large.indices + self.small.width
+        values[place_small], values[place_large] = (s.values.to(values.dtype) for s in (small, large))
+        return SparseLatents(small.offsets + large.offsets, indices, values, self.n_latents)
+
+    def with_bias(self, sse: Floats, path: Path, share: Floats) -> Floats:
+        """The squared error after each step with a share of the decoder bias swapped, float64 `[n]`."""
+        change = (self.large.b_dec - self.small.b_dec).double()
+        along = self._along(change)
+        moved = path.step < path.n
+        crossing = np.cumsum(np.bincount(path.step[moved], along[moved], minlength=path.n))
+        left = float(self.totals.residual @ change.cpu()) - crossing
+        power = float(change.square().sum()) * self.totals.tokens.n_tokens
+        with_bias: Floats = sse - 2 * share * left + share**2 * power
+        return with_bias
+
+    def bias_gains(self, path: Path) -> Floats:
+        """What each step changes in addition once the bias has been swapped, float64 `[n]`."""
+        change = (self.large.b_dec - self.small.b_dec).double()
+        moved = path.step < path.n
+        return np.bincount(path.step[moved], 2 * self._along(change)[moved], minlength=path.n).astype(float)
+
+    def _along(self, direction: Tensor) -> Floats:
+        """Sum over tokens of what moving each latent adds to the reconstruction along a direction."""
+        inner = (self.directions.rows.double() @ direction).cpu().numpy()
+        along: Floats = self.sign * self.totals.values * inner
+        return along
+
+
+class _Totals:
+    """Adds up a `PairTotals`."""
+
+    def __init__(self, small: Dictionary, large: Dictionary) -> None:
+        self.small = small
+        self.errors = SquaredError(small), SquaredError(large)
+        self.sums = LatentSums(small, small), LatentSums(large, small)
+        self.residual = torch.zeros(small.d_in, dtype=torch.float64)
+
+    def __call__(self, batch: Batch) -> None:
+        for part in (*self.errors, *self.sums):
+            part(batch)
+        self.residual += batch.residual(self.small).double().sum(0).cpu()
+
+    def finished(self, tokens: Tokens) -> PairTotals:
+        def joined(name: str) -> Any:
+            return torch.cat([getattr(part, name).sum(0) for part in self.sums]).numpy()
+
+        return PairTotals(
+            active=joined("active"),
+            values=joined("values"),
+            power=joined("power"),
+            overlap=joined("overlap"),
+            residual=self.residual,
+            sse_small=self.errors[0].value,
+            sse_large=self.errors[1].value,
+            tokens=tokens,
+        )
+
+
+class Streamed(Mixtures):
+    """The errors of mixtures, summed in a pass over the tokens whenever they are asked for.
+
+    Memory is that of a batch, at any width and number of tokens.
+
+    Parameters
+    ----------
+    small, large : Dictionary
+        Latents of both must not depend on each other.
+    activations : ActivationStore, Tensor or array
+        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
+    batch_size : int
+        Tokens at a time.
+    progress : bool
+        Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
+
+    Raises
+    ------
+    ValueError
+        If a dictionary is TopK, `small` is wider than `large`, the inputs contradict each other,
+        or there are no tokens.
+    """
+
+    def __init__(
+        self,
+        small: Dictionary,
+        large: Dictionary,
+        activations: Activations,
+        *,
+        batch_size: int = 4096,
+        progress: bool = False,
+        allow_mismatch: bool = False,
+    ) -> None:
+        for dictionary in (small, large):
+            dictionary.require_independent("Stitching")
+        check_order(small, large)
+        check_agreement(activations=activations, dictionaries=(small, large), allow_mismatch=allow_mismatch)
+        self.small, self.large, self.activations = small, large, as_activations(activations)
+        self._options: dict[str, Any] = {
+            "dictionaries": (small, large),
+            "purpose": "stitching",
+            "batch_size": batch_size,
+            "progress": progress,
+            "allow_mismatch": allow_mismatch,
+        }
+        self._totals: PairTotals | None = None
+
+    @property
+    def totals(self) -> PairTotals:
+        """Sums over tokens that every path needs, from the first pass."""
+        if self._totals is None:
+            self._pass()
+        assert self._totals is not None
+        return self._totals
+
+    def along(self, *paths: Path) -> list[PathErrors]:
+        """The squared error along each of some paths, in one pass."""
+        sums = [PathSums(path, self.directions) for path in paths]
+        self._pass(*sums)
+        return [
+            PathErrors(
+                self.totals.sse_small + part.change.cumsum(0).numpy(),
+                part.within_steps.numpy(),
+                part.within_phases.numpy(),
+            )
+            for part in sums
+        ]
+
+    def gains(self, path: Path) -> Floats:
+        """What each step would change the squared error by at its phase's start, in one pass."""
+        sums = GroupGains(path, self.directions)
+        self._pass(sums)
+        return sums.gain.numpy()
+
+    def _pass(self, *sums: PathSums | GroupGains) -> None:
+        def add(batch: Batch) -> None:
+            if sums:
+                latents = self.side_by_side(batch)
+                for part in sums:
+                    part.add(latents, batch.residual(self.small))
+
+        if self._totals is None:
+            totals = _Totals(self.small, self.large)
+            self._totals = totals.finished(one_pass(self.activations, totals, add, **self._options))
+        else:
+            one_pass(self.activations, add, **self._options)
+
+
+class PairStatistics(Mixtures):
+    """What the error of any mixture of two dictionaries depends on, kept in memory.
+
+    With `z` 1 for a latent of the large dictionary that has moved in and -1 for one of the small
+    that has moved out, the squared error summed over tokens is
+    `sse_small - 2 z @ overlap + z @ interaction @ z`.
+
+    Parameters
+    ----------
+    small, large : Dictionary
+        The pair.
+    totals : PairTotals
+        Sums over tokens that every path needs.
+    rows, columns, values : Tensor
+        Above the diagonal, where it is not zero, the interaction `sum f_i f_j <v_i, v_j>`: int32,
+        int32, float64 `[pairs]`.
+    """
+
+    def __init__(
+        self,
+        small: Dictionary,
+        large: Dictionary,
+        totals: PairTotals,
+        rows: Tensor,
+        columns: Tensor,
+        values: Tensor,
+    ) -> None:
+        self.small, self.large, self._totals = small, large, totals
+        self.rows, self.columns, self.values = rows, columns, values
+
+    @property
+    def totals(self) -> PairTotals:
+        """Sums over tokens that every path needs."""
+        return self._totals
+
+    def __repr__(self) -> str:
+        return f"PairStatistics(small={self.small.name!r}, large={self.large.name!r}, pairs={len(self.rows)})"
 
     @cached_property
     def weights(self) -> Tensor:
@@ -96,109 +623,119 @@ class PairStatistics:
         return 2 * self.values * sign.index_select(0, self.rows) * sign.index_select(0, self.columns)
 
     @cached_property
-    def symmetric(self) -> csr_array:
-        """The whole interaction, float64 `[entries, entries]`."""
-        shape = (self.n_entries, self.n_entries)
+    def symmetric(self) -> Any:
+        """The whole interaction, a SciPy sparse array, float64 `[latents, latents]`."""
+        shape = (self.n_latents, self.n_latents)
         upper = csr_array((self.values.numpy(), (self.rows.numpy(), self.columns.numpy())), shape=shape)
-        place = np.arange(self.n_entries)
-        return (upper + upper.T + csr_array((self.diagonal, (place, place)), shape=shape)).tocsr()
+        place = np.arange(self.n_latents)
+        return (upper + upper.T + csr_array((self.totals.power, (place, place)), shape=shape)).tocsr()
+
+    def along(self, *paths: Path) -> list[PathErrors]:
+        """The squared error along each of some paths."""
+        return [self._path(path) for path in paths]
+
+    def _path(self, path: Path) -> PathErrors:
+        n, moved = path.n, path.step < path.n
+        alone = (self.totals.power - 2 * self.sign * self.totals.overlap)[moved]
+        # A pair counts from the step on at which the second of the two has moved.
+        at = torch.from_numpy(np.minimum(path.step, n).astype(np.int32))
+        of_rows, of_columns = at.index_select(0, self.rows), at.index_select(0, self.columns)
+        pairs = torch.bincount(torch.maximum(of_rows, of_columns), self.weights, minlength=n + 1)[:n]
+        change = pairs.numpy() + np.bincount(path.step[moved], alone, minlength=n)
+
+        def within(group: Tensor, size: int) -> Floats:
+            rows, columns = (group.index_select(0, of) for of in (of_rows, of_columns))
+            same = rows == columns
+            found: Floats = torch.bincount(rows[same], self.weights[same], minlength=size + 1)[:size].numpy()
+            return found
+
+        phase = np.append(path.phase, path.n_phases)  # what stays is in a phase of its own, not counted
+        return PathErrors(
+            (self.totals.sse_small + np.cumsum(change)).astype(float),
+            within(torch.arange(n + 1), n),
+            within(torch.from_numpy(phase), path.n_phases),
+        )
+
+    def gains(self, path: Path) -> Floats:
+        """What each step would change the squared error by at its phase's start."""
+        total = np.zeros(path.n)
+        for phase in range(path.n_phases):
+            gains, _ = self.gains_and_interaction(path, phase)
+            total += gains
+        return total
+
+    def gains_and_interaction(self, path: Path, phase: int) -> tuple[Floats, Any]:
+        """What each step of a phase would change at its start, and the steps' interaction with each other."""
+        moved = np.flatnonzero(path.step < path.n)
+        of = path.phase[path.step[moved]]
+        inside, before = moved[of == phase], moved[of < phase]
+        shape = (self.n_latents, path.n)
+        incidence = csr_array((self.sign[inside], (inside, path.step[inside])), shape=shape)
+        state = np.zeros(self.n_latents)
+        state[before] = self.sign[before]
+        slope = 2 * (self.symmetric @ state - self.totals.overlap)
+        between = (incidence.T @ self.symmetric @ incidence).tocsr()
+        return incidence.T @ slope + between.diagonal(), between
 
 
 def pair_statistics(
     small: Dictionary,
     large: Dictionary,
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *,
     batch_size: int = 4096,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> PairStatistics:
-    """Encode a set of tokens with both dictionaries once, and keep what stitching needs.
+    """Encode a set of tokens with both dictionaries once, and keep what any path between them needs.
 
-    Memory grows with the active entries (16 bytes each) and with the pairs of latents that are
-    ever active together (24 bytes each), never with tokens times width.
+    For many paths through one pair of small dictionaries. Memory grows with the active entries (16
+    bytes each, while they are collected) and with the pairs of latents that are ever active together
+    (24 bytes each): `stitch` on the activations themselves needs none of it.
 
     Parameters
     ----------
     small, large : Dictionary
         Latents of both must not depend on each other.
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     batch_size : int
         Tokens at a time.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary is TopK, `d_in` does not fit, or there are no tokens.
+        If a dictionary is TopK, `small` is wider than `large`, the inputs contradict each other, or
+        there are no tokens.
     """
-    for dictionary in (small, large):
-        dictionary.require_independent("Stitching")
-    if small.d_in != large.d_in:
-        raise ValueError(
-            f"Only dictionaries of one d_in can be stitched: {small.name} has {small.d_in}, "
-            f"{large.name} has {large.d_in}."
-        )
-    n_entries = small.width + large.width + 1
-    directions = torch.cat([small.W_dec, large.W_dec, (large.b_dec - small.b_dec)[None]]).float().cpu()
-    moments, parts = Moments(small.d_in), []
-    by_latent = torch.zeros(n_entries, small.d_in, dtype=torch.float64)  # sums of f_i r
-    sse = 0.0
-    with torch.no_grad(), tqdm(disable=not progress, unit="token", desc="stitching") as bar:
-        for _, x in batches_of(activations, batch_size, device=large.W_enc.device):
-            of_small, of_large = small.encode_sparse(x), large.encode_sparse(x)
-            residual = (x - small.decode(of_small)).cpu()
-            latents = _side_by_side(of_small, of_large, n_entries)
-            by_latent += latents.transpose().matmul(residual)
-            by_latent[-1] += residual.sum(0)
-            sse += float(residual.double().square().sum())
-            moments.update(x)
-            parts.append(latents)
-            bar.update(len(x))
-    if moments.n == 0:
-        raise ValueError("There are no activations to stitch on: every position is excluded.")
-    latents = SparseLatents.concatenate(parts)
-    squares = latents.sum_by_latent(latents.values.double().square())
-    squares[-1] = moments.n
-    rows, columns, values = _interaction(latents, directions)
-    return PairStatistics(
-        small=small,
-        large=large,
-        linear=(by_latent * directions).sum(1).numpy(),
-        diagonal=(squares * directions.double().square().sum(1)).numpy(),
-        rows=rows,
-        columns=columns,
-        values=values,
-        latents=latents,
-        sse_small=sse,
-        total_variance=moments.total_variance,
-        n_tokens=moments.n,
-        n_excluded=n_excluded(activations),
-    )
+    streamed = Streamed(small, large, activations, allow_mismatch=allow_mismatch)
+    totals, parts = _Totals(small, large), list[SparseLatents]()
 
+    def collect(batch: Batch) -> None:
+        latents = streamed.side_by_side(batch)
+        offsets, indices, values = (t.cpu() for t in (latents.offsets, latents.indices, latents.values))
+        parts.append(SparseLatents(offsets, indices, values, latents.width))
 
-def _side_by_side(small: SparseLatents, large: SparseLatents, width: int) -> SparseLatents:
-    """The active latents of both in one row each, on the CPU, the large ones after the small."""
-    small, large = (
-        SparseLatents(s.offsets.cpu(), s.indices.cpu(), s.values.float().cpu(), s.width)
-        for s in (small, large)
+    tokens = one_pass(
+        activations,
+        totals,
+        collect,
+        dictionaries=(small, large),
+        purpose="stitching",
+        batch_size=batch_size,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
     )
-    offsets = small.offsets + large.offsets
-    # An entry moves behind all that the other dictionary has in earlier rows (and, of the large
-    # one, in the same row).
-    place_small = torch.arange(len(small.indices)) + large.offsets[:-1].index_select(0, small.rows)
-    place_large = torch.arange(len(large.indices)) + small.offsets[1:].index_select(0, large.rows)
-    indices = torch.empty(len(place_small) + len(place_large), dtype=torch.long)
-    values = torch.empty(len(indices))
-    indices[place_small], indices[place_large] = small.indices, large.indices + small.width
-    values[place_small], values[place_large] = small.values, large.values
-    return SparseLatents(offsets, indices, values, width)
+    interaction = _interaction(SparseLatents.concatenate(parts), streamed.directions.rows.cpu())
+    return PairStatistics(small, large, totals.finished(tokens), *interaction)
 
 
 def _interaction(latents: SparseLatents, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`sum_t f_i f_j <v_i, v_j>` above the diagonal where it is not zero: row, column, value."""
-    bias = latents.width - 1
     by_token = csr_array(
         (latents.values.numpy(), latents.indices.int().numpy(), latents.offsets.int().numpy()),
         shape=(len(latents), latents.width),
@@ -206,22 +743,16 @@ def _interaction(latents: SparseLatents, directions: Tensor) -> tuple[Tensor, Te
     by_latent = by_token.T.tocsr()
 
     def block(start: int) -> tuple[Tensor, ...]:
-        stop = min(start + BLOCK, bias)
+        stop = min(start + BLOCK, latents.width)
         products = (by_latent[start:stop] @ by_token[:, start:]).tocoo()
         above = products.col > products.row
         rows, columns = products.row[above], products.col[above]
-        gram = affine(directions[start:stop], directions[start:], directions.new_zeros(bias + 1 - start))
+        gram = affine(directions[start:stop], directions[start:], directions.new_zeros(latents.width - start))
         values = products.data[above] * gram.numpy()[rows, columns].astype(np.float64)
         places = (torch.from_numpy(place + np.int32(start)) for place in (rows, columns))
         return *places, torch.from_numpy(values)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # sparse products release the lock
-        parts = list(pool.map(block, range(0, bias, BLOCK)))
-    # The bias is active everywhere: its products are the latents' sums.
-    sums = latents.sum_by_latent(latents.values.double())[:-1]
-    inner = directions[:-1].double() @ directions[-1].double()
-    parts.append(
-        (torch.arange(bias, dtype=torch.int32), torch.full((bias,), bias, dtype=torch.int32), sums * inner)
-    )
+        parts = list(pool.map(block, range(0, latents.width, BLOCK)))
     rows, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
     return rows, columns, values

@@ -2,19 +2,20 @@
 
 Novel latents of the large dictionary are inserted; then its reconstruction latents are swapped, a
 group at a time, for the latents of the small one that they resemble (Leask et al., ICLR 2025,
-section on SAE stitching). The paper does not say how latents are grouped, in which order they
-move, or what becomes of the decoder bias: what is done here is our reconstruction, with the
-alternatives as options.
+section on SAE stitching). The paper does not specify how latents are grouped, in which order they
+move, or what becomes of the decoder bias: this is our reconstruction, with the alternatives as
+options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -23,24 +24,30 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import ActivationStore, batches_of
-from saekit.analysis.similarity import CHUNK_ELEMENTS
-from saekit.analysis.stitching.mixtures import PairStatistics, pair_statistics
+from saekit import settings
+from saekit.activations import Activations
+from saekit.analysis.similarity import CHUNK_ELEMENTS, check_order
+from saekit.analysis.stitching.mixtures import (
+    NEVER,
+    Floats,
+    Integers,
+    Mixtures,
+    PairStatistics,
+    Path,
+    PathErrors,
+    Streamed,
+    pair_statistics,
+)
 from saekit.dictionary import ORIGIN, Dictionary
 from saekit.family import Family
-from saekit.metrics import Moments, ce_degradation, fvu
 from saekit.results import Result
-from saekit.sparse import SparseLatents
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from saekit.selection import select_latents
 
 GROUPINGS = ("components", "best_match")
 ORDERS = ("similarity", "static_gain", "greedy_gain", "random")
 LOST = ("remove", "keep")
 BIASES = ("small", "large", "interpolated")
 NONE = np.zeros(0, dtype=np.int64)
-NEVER = np.iinfo(np.int64).max  # the step of what does not move
 
 
 # ---------------------------------------------------------------------- what moves
@@ -55,9 +62,9 @@ class Move:
     phase : str
         `"insert"`, `"swap"` or `"remove"`.
     insert : ndarray
-        Latents of the large dictionary that come in, ascending.
+        Latents of the large dictionary that come in, int64.
     remove : ndarray
-        Latents of the small dictionary that go out, ascending.
+        Latents of the small dictionary that go out, int64.
     group : int
         Number of the group in a swap; -1 elsewhere.
     similarity : float
@@ -66,8 +73,8 @@ class Move:
     """
 
     phase: str
-    insert: np.ndarray
-    remove: np.ndarray
+    insert: Integers
+    remove: Integers
     group: int = -1
     similarity: float = float("nan")
 
@@ -94,9 +101,12 @@ def plan(
     Raises
     ------
     ValueError
-        If there is no such grouping.
+        If `small` is wider than `large`, theta is no cosine from 0 to 1, or there is no such
+        grouping.
     """
-    _one_of("grouping", grouping, GROUPINGS)
+    theta = settings.cosine("theta", theta)
+    grouping = settings.choice("grouping", grouping, GROUPINGS)
+    check_order(small, large)
     graph, best, best_small = _similar_pairs(small, large, theta)
     if grouping == "best_match":
         pairs = graph.tocoo()
@@ -138,8 +148,8 @@ def plan(
 
 def _similar_pairs(
     small: Dictionary, large: Dictionary, theta: float
-) -> tuple[csr_array, np.ndarray, np.ndarray]:
-    """Cosines from theta on, `[large.width, small.width]`; the best of each large and small latent."""
+) -> tuple[Any, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Cosines from theta on, sparse `[large.width, small.width]`; the best of each large and small latent."""
     directions = F.normalize(small.W_dec, dim=1).T
     rows, columns, cosines, best = [], [], [], []
     best_small = torch.full((small.width,), -torch.inf, device=small.W_dec.device)
@@ -165,7 +175,7 @@ class Stitching(Result):
 
     Attributes
     ----------
-    statistics : PairStatistics
+    mixtures : Mixtures
         The two dictionaries and what their mixtures' errors depend on.
     moves_made : tuple of Move
         In their order; the bias is not among them.
@@ -173,21 +183,25 @@ class Stitching(Result):
         When the decoder bias changes to the large dictionary's: `"small"`, in a last step of its
         own; `"large"`, in a first step; `"interpolated"`, with the share of latents that moved.
     frame : DataFrame
-        One row a step, from step 0, the small dictionary alone. `step`; `phase` (`"start"`,
+        One row per step, from step 0, the small dictionary alone. `step`; `phase` (`"start"`,
         `"insert"`, `"swap"`, `"remove"`, `"bias"`); `group`, `n_inserted`, `n_removed` and
         `similarity` of its `Move`; `n_small`, `n_large` and `width`, the latents of the mixture
         after it; `mse`, `mse_change` (by this step), `sum_of_single_changes` (of the step's latents,
         each moved alone from the state before it), `fvu`, `l0`.
+    within_phases : mapping
+        By phase, how far its change in MSE is from the sum of what each of its latents would do
+        alone at its start.
     theta, grouping, order, lost, seed
         As given to `stitch`; None for a path of one's own.
     """
 
     _plot: ClassVar[str] = "stitching_curve"
 
-    statistics: PairStatistics
+    mixtures: Mixtures
     moves_made: tuple[Move, ...]
     bias: str
     frame: pd.DataFrame
+    within_phases: dict[str, float]
     theta: float | None = None
     grouping: str | None = None
     order: str | None = None
@@ -197,22 +211,22 @@ class Stitching(Result):
     @property
     def small(self) -> Dictionary:
         """The dictionary that the path starts from."""
-        return self.statistics.small
+        return self.mixtures.small
 
     @property
     def large(self) -> Dictionary:
         """The dictionary that it leads to."""
-        return self.statistics.large
+        return self.mixtures.large
 
     @property
     def n_tokens(self) -> int:
         """Tokens used."""
-        return self.statistics.n_tokens
+        return self.mixtures.totals.tokens.n_tokens
 
     @property
     def n_excluded(self) -> int:
         """Positions left out."""
-        return self.statistics.n_excluded
+        return self.mixtures.totals.tokens.n_excluded
 
     @property
     def options(self) -> dict[str, Any]:
@@ -225,13 +239,13 @@ class Stitching(Result):
         return len(self.frame) - 1
 
     @cached_property
-    def _step_of_entry(self) -> np.ndarray:
-        return _steps(self.statistics, self.moves_made, self.bias)[0]
+    def _path(self) -> Path:
+        return _path(self.mixtures, self.moves_made, self.bias)
 
     @cached_property
     def moves(self) -> pd.DataFrame:
-        """One row a latent that moves: `step`, `side` (`"small"`, `"large"`), `latent`, `density`."""
-        step, width = self._step_of_entry[: self.statistics.bias], self.small.width
+        """One row per latent that moves: `step`, `side` (`"small"`, `"large"`), `latent`, `density`."""
+        step, width = self._path.step, self.small.width
         moved = np.flatnonzero(step != NEVER)
         moved = moved[np.lexsort((moved, step[moved]))]
         is_small = moved < width
@@ -240,13 +254,13 @@ class Stitching(Result):
                 "step": step[moved],
                 "side": np.where(is_small, "small", "large"),
                 "latent": np.where(is_small, moved, moved - width),
-                "density": self.statistics.density[moved],
+                "density": self.mixtures.density[moved],
             }
         )
 
     @property
     def phases(self) -> pd.DataFrame:
-        """One row a phase.
+        """One row per phase.
 
         `phase`, `first_step`, `last_step`, `n_inserted`, `n_removed`; `mse`, `fvu` and `l0` after it
         with `mse_before`, `fvu_before`, `l0_before`; `sum_of_single_changes` (of all its latents,
@@ -259,8 +273,8 @@ class Stitching(Result):
         for phase, part in frame[frame["phase"] != "start"].groupby("phase", sort=False):
             first, last = int(part["step"].iloc[0]), int(part["step"].iloc[-1])
             before, after = frame.iloc[first - 1], frame.iloc[last]
-            single = self._single_changes(first, last)
             change = after["mse"] - before["mse"]
+            single = change - self.within_phases.get(str(phase), 0.0)
             rows.append(
                 {
                     "phase": phase,
@@ -277,15 +291,6 @@ class Stitching(Result):
                 }
             )
         return pd.DataFrame(rows)
-
-    def _single_changes(self, first: int, last: int) -> float:
-        """Sum of the changes in MSE of all that moves in these steps, each alone before them."""
-        s, step = self.statistics, self._step_of_entry
-        inside = torch.from_numpy((step >= first) & (step <= last))
-        both = inside.index_select(0, s.rows) & inside.index_select(0, s.columns)
-        cross = float(s.weights[both].sum())
-        change = self.frame["mse"].iloc[last] - self.frame["mse"].iloc[first - 1]
-        return float(change - cross / s.n_tokens)
 
     @property
     def giant_share(self) -> float:
@@ -306,8 +311,8 @@ class Stitching(Result):
         changes = frame["mse_change"].iloc[1:]
         counts = frame["phase"].value_counts()
         return {
-            "small": self.small.name,
-            "large": self.large.name,
+            "small": str(self.small.identity),
+            "large": str(self.large.identity),
             **self.options,
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
@@ -333,13 +338,16 @@ class Stitching(Result):
     @cached_property
     def references(self) -> dict[str, dict[str, float]]:
         """`mse`, `fvu` and `l0` of the `"small"` and the `"large"` dictionary alone."""
-        s = self.statistics
-        everything = _curve(
-            s, [Move("swap", np.arange(s.large.width), np.arange(s.small.width))], "interpolated"
-        )
+        totals, density = self.mixtures.totals, self.mixtures.density
+        width = self.small.width
+        sides = (("small", totals.sse_small, density[:width]), ("large", totals.sse_large, density[width:]))
         return {
-            side: {name: float(everything[name].iloc[row]) for name in ("mse", "fvu", "l0")}
-            for side, row in (("small", 0), ("large", -1))
+            side: {
+                "mse": sse / self.n_tokens,
+                "fvu": sse / totals.tokens.total_variance,
+                "l0": float(active.sum()),
+            }
+            for side, sse, active in sides
         }
 
     def at(self, step: int) -> dict[str, Any]:
@@ -347,12 +355,11 @@ class Stitching(Result):
 
         Raises
         ------
-        IndexError
+        ValueError
             If there is no such step.
         """
-        self._check(step)
-        here = self._step_of_entry[: self.statistics.bias] == step
-        moved, width = np.flatnonzero(here), self.small.width
+        step = self._check(step)
+        moved, width = np.flatnonzero(self._path.step == step), self.small.width
         return {
             **self.frame.iloc[step].to_dict(),
             "inserted": (moved[moved >= width] - width).tolist(),
@@ -363,20 +370,17 @@ class Stitching(Result):
         """The stitched dictionary after a step: to evaluate, save and use like any other.
 
         The small dictionary's latents that are left, then the large one's that came in, both in
-        their own order; so what has been swapped altogether is the large dictionary.
+        their own order; so once everything has been swapped it is the large dictionary.
 
         Raises
         ------
-        IndexError
+        ValueError
             If there is no such step.
         """
-        self._check(step)
-        moved = self._step_of_entry <= step
-        width, end = self.small.width, self.statistics.bias
-        kept = self.small.gather(np.flatnonzero(~moved[:width]).tolist())
-        come = self.large.gather(np.flatnonzero(moved[width:end]).tolist())
-        alpha = _alpha(self.statistics, self.frame, self.bias)[step]
-        b_dec = torch.lerp(self.small.b_dec, self.large.b_dec, float(alpha))
+        step = self._check(step)
+        moved, width = self._path.step <= step, self.small.width
+        kept, come = self.small.gather(~moved[:width]), self.large.gather(moved[width:])
+        b_dec = self.bias_at(step)
         tensors: dict[str, Any] = {
             name: torch.cat([getattr(kept, name), getattr(come, name)])
             for name in ("b_enc", "W_dec", "threshold")
@@ -388,18 +392,27 @@ class Stitching(Result):
             if name in ORIGIN and self.large.info.get(name) == value
         }
         parents = {"small": self.small.content_hash, "large": self.large.content_hash}
-        made_by = {**self.options, "step": int(step), **parents}
+        made_by = {**self.options, "step": step, **parents}
         return replace(come, **tensors, b_dec=b_dec, info={**origin, "kind": "stitched", "stitched": made_by})
 
-    def _check(self, step: int) -> None:
-        if not 0 <= step <= self.n_steps:
-            raise IndexError(f"The curve has steps 0 to {self.n_steps}, found {step}.")
+    def bias_at(self, step: int) -> Tensor:
+        """The decoder bias of the mixture after a step, `[d_in]`."""
+        share = _bias_share(self.mixtures, self.frame, self.bias)[self._check(step)]
+        return torch.lerp(self.small.b_dec, self.large.b_dec, float(share))
+
+    def inside(self, step: int) -> Tensor:
+        """Which latents the mixture holds after a step, the small ones first, Boolean `[latents]`."""
+        moved = torch.from_numpy(self._path.step <= self._check(step))
+        return moved ^ (torch.arange(len(moved)) < self.small.width)
+
+    def _check(self, step: int) -> int:
+        return settings.whole("step", step, at_least=0, at_most=self.n_steps)
 
 
 def stitch(
     small: Dictionary,
     large: Dictionary,
-    activations: ActivationStore | Tensor | PairStatistics,
+    activations: Activations | PairStatistics,
     *,
     theta: float = 0.7,
     grouping: str = "components",
@@ -407,6 +420,8 @@ def stitch(
     lost: str = "remove",
     bias: str = "small",
     seed: int = 0,
+    progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Stitching:
     """Turn a small dictionary into a large one, and measure FVU and L0 after every step.
 
@@ -414,9 +429,10 @@ def stitch(
     ----------
     small, large : Dictionary
         Latents of both must not depend on each other.
-    activations : ActivationStore, Tensor or PairStatistics
-        A store (its excluded positions are left out and counted), raw activations `[n, d_in]`, or
-        what `pair_statistics` made of them for this pair: with these another path costs nothing.
+    activations : ActivationStore, Tensor, array or PairStatistics
+        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`,
+        which are summed in the memory of a batch; or what `pair_statistics` made of them for this
+        pair, so that another path costs no further pass.
     theta : float
         Cosine from which two latents resemble each other: under it to all small ones, a large
         latent is novel.
@@ -424,7 +440,8 @@ def stitch(
         See `plan`. Single links can join most latents into one component: see `giant_share`.
     order : {"similarity", "static_gain", "greedy_gain", "random"}
         Within a phase: by cosine (see `plan`); by the change in error that each move would make
-        at the phase's start, best first; the move that is best at each step; at random.
+        at the phase's start, best first; the move that is best at each step, which needs
+        `pair_statistics` and makes them; at random.
     lost : {"remove", "keep"}
         Whether small latents that resemble no large one go out in the end, or stay.
     bias : {"small", "large", "interpolated"}
@@ -432,113 +449,153 @@ def stitch(
         latents that have moved.
     seed : int
         Of the random order.
+    progress : bool
+        Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If a dictionary is TopK, there are no tokens, the statistics are of other dictionaries, or
-        an option does not exist.
+        If a dictionary is TopK, `small` is wider than `large`, the inputs do not belong together,
+        there are no tokens, the statistics are of other dictionaries, or an option does not exist.
 
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching. That latents are inserted and then swapped is
     the paper's; grouping, order, lost latents and bias are our reconstruction. Each is exact: the
     error of every step is that of the dictionary that `Stitching.dictionary` gives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from saekit import Dictionary, stitch
+    >>> random = torch.Generator().manual_seed(0)
+    >>> def toy(n):
+    ...     rows = torch.nn.functional.normalize(torch.randn(n, 4, generator=random), dim=1)
+    ...     return Dictionary(rows.T, torch.zeros(n), rows, torch.zeros(4), torch.zeros(n))
+    >>> result = stitch(toy(3), toy(6), torch.randn(100, 4, generator=random))
+    >>> result.frame["phase"].value_counts().to_dict()
+    {'insert': 4, 'swap': 2, 'start': 1, 'remove': 1, 'bias': 1}
+    >>> result.dictionary(result.n_steps).width
+    6
     """
-    _one_of("order", order, ORDERS)
-    _one_of("lost", lost, LOST)
-    _one_of("bias", bias, BIASES)
-    statistics = _statistics(small, large, activations)
+    order = settings.choice("order", order, ORDERS)
+    lost = settings.choice("lost", lost, LOST)
+    bias = settings.choice("bias", bias, BIASES)
+    seed = settings.whole("seed", seed, at_least=0)
+    theta = settings.cosine("theta", theta)
+    grouping = settings.choice("grouping", grouping, GROUPINGS)
+    mixtures = _mixtures(small, large, activations, order, progress=progress, allow_mismatch=allow_mismatch)
     moves = plan(small, large, theta=theta, grouping=grouping)
     if lost == "keep":
         moves = [move for move in moves if move.phase != "remove"]
     if order == "random":
-        random = np.random.default_rng(seed)
-        moves = _within_phases(moves, lambda part, _: random.permutation(len(part)))
+        moves = shuffled(moves, np.random.default_rng(seed))
     elif order != "similarity":
-        rank = _greedy if order == "greedy_gain" else _by_gain
-        moves = _within_phases(moves, lambda part, done: rank(statistics, part, done, bias))
-    found = curve(statistics, moves, bias=bias)
+        moves = _by_gain(mixtures, moves, bias, greedy=order == "greedy_gain")
+    (found,) = curves(mixtures, [moves], bias)
     return replace(found, theta=theta, grouping=grouping, order=order, lost=lost, seed=seed)
 
 
-def curve(statistics: PairStatistics, moves: Sequence[Move], *, bias: str = "small") -> Stitching:
+def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> Stitching:
     """FVU and L0 along a path of your own.
 
     Parameters
     ----------
-    statistics : PairStatistics
-        Of the two dictionaries.
+    mixtures : Mixtures
+        Of the two dictionaries: `Streamed` or `pair_statistics`.
     moves : sequence of Move
-        One a step.
+        One per step; their latents may be given in any way that
+        `saekit.selection.select_latents` takes.
     bias : {"small", "large", "interpolated"}
         See `stitch`.
 
     Raises
     ------
-    ValueError
+    IndexError, TypeError, ValueError
         If a move inserts a latent that is in already, removes one that is not there, or names one
         that does not exist.
     """
-    _one_of("bias", bias, BIASES)
-    return Stitching(statistics, tuple(moves), bias, _curve(statistics, moves, bias))
+    bias = settings.choice("bias", bias, BIASES)
+    selected = []
+    for step, move in enumerate(moves, start=2 if bias == "large" else 1):
+        come = select_latents(move.insert, mixtures.large.width, what=f"The latents that step {step} inserts")
+        go = select_latents(move.remove, mixtures.small.width, what=f"The latents that step {step} removes")
+        selected.append(replace(move, insert=come.numpy(), remove=go.numpy()))
+    return curves(mixtures, [selected], bias)[0]
 
 
-def _statistics(
-    small: Dictionary, large: Dictionary, activations: ActivationStore | Tensor | PairStatistics
-) -> PairStatistics:
-    if not isinstance(activations, PairStatistics):
-        return pair_statistics(small, large, activations)
-    activations.small.identity.require(small.identity, "The statistics' small dictionary")
-    activations.large.identity.require(large.identity, "The statistics' large dictionary")
-    return activations
+def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
+    """The same along several paths, in one pass over the tokens where they are streamed."""
+    paths = [_path(mixtures, moves, bias) for moves in orders]
+    return [
+        Stitching(
+            mixtures,
+            tuple(moves),
+            bias,
+            _frame(mixtures, moves, bias, path, errors),
+            {
+                phase: float(errors.within_phases[number]) / mixtures.totals.tokens.n_tokens
+                for number, phase in enumerate(_phases(moves))
+            },
+        )
+        for moves, path, errors in zip(orders, paths, mixtures.along(*paths), strict=True)
+    ]
 
 
-def _steps(s: PairStatistics, moves: Sequence[Move], bias: str) -> tuple[np.ndarray, int]:
-    """The step at which each entry moves, int64 `[entries]`, and the last step."""
+def _mixtures(
+    small: Dictionary,
+    large: Dictionary,
+    activations: Activations | PairStatistics,
+    order: str,
+    **options: Any,
+) -> Mixtures:
+    if isinstance(activations, PairStatistics):
+        activations.small.identity.require(small.identity, "The statistics' small dictionary")
+        activations.large.identity.require(large.identity, "The statistics' large dictionary")
+        return activations
+    if order == "greedy_gain":  # every step depends on how it interacts with those before it
+        return pair_statistics(small, large, activations, **options)
+    return Streamed(small, large, activations, **options)
+
+
+def _phases(moves: Sequence[Move]) -> list[str]:
+    """Their phases, in order."""
+    return list(dict.fromkeys(move.phase for move in moves))
+
+
+def _path(mixtures: Mixtures, moves: Sequence[Move], bias: str) -> Path:
+    """The step at which each latent moves, and each step's phase."""
     first = 2 if bias == "large" else 1
-    step = np.full(s.n_entries, NEVER, dtype=np.int64)
-    for number, move in enumerate(moves, start=first):
-        for what, latents, side, start in (
-            ("removes", move.remove, s.small, 0),
-            ("inserts", move.insert, s.large, s.small.width),
-        ):
-            latents = np.asarray(latents, dtype=np.int64)
-            unknown = latents[(latents < 0) | (latents >= side.width)]
-            if len(unknown):
-                raise ValueError(
-                    f"Step {number} {what} latent {unknown[0]}, which {side.name} does not have."
-                )
-            again = latents[step[start + latents] != NEVER]
-            twice = again if len(again) else latents[np.bincount(latents, minlength=1)[latents] > 1]
-            if len(twice):
-                found = "is in already" if what == "inserts" else "is no longer there"
-                raise ValueError(f"Step {number} {what} latent {twice[0]} of {side.name}, which {found}.")
-            step[start + latents] = number
-    last = first - 1 + len(moves)
-    if bias == "large":
-        step[s.bias] = 1
-    elif bias == "small":
-        last += 1
-        step[s.bias] = last
-    return step, last
+    step = np.full(mixtures.n_latents, NEVER, dtype=np.int64)
+    width = mixtures.small.width
+    for verb, dictionary, of, latents, why in (
+        ("inserts", mixtures.large, step[width:], [move.insert for move in moves], "is in already"),
+        ("removes", mixtures.small, step[:width], [move.remove for move in moves], "is no longer there"),
+    ):
+        at = np.repeat(np.arange(first, first + len(moves)), [len(part) for part in latents])
+        every = np.concatenate([NONE, *latents])
+        again = np.ones(len(every), dtype=bool)
+        again[np.unique(every, return_index=True)[1]] = False
+        if again.any():
+            place = int(np.argmax(again))
+            raise ValueError(
+                f"Step {at[place]} {verb} latent {every[place]} of {dictionary.name}, which {why}."
+            )
+        of[every] = at
+    number = {phase: place for place, phase in enumerate(_phases(moves))}
+    phases = [number[move.phase] for move in moves]
+    if phases != sorted(phases):
+        raise ValueError("The moves of a phase must follow each other.")
+    phase = [0] * first + phases + [max(len(number) - 1, 0)] * (bias == "small")
+    return Path(step, np.array(phase, dtype=np.int64))
 
 
-def _curve(s: PairStatistics, moves: Sequence[Move], bias: str) -> pd.DataFrame:
+def _frame(
+    mixtures: Mixtures, moves: Sequence[Move], bias: str, path: Path, errors: PathErrors
+) -> pd.DataFrame:
     """The `frame` of a `Stitching`."""
-    step, last = _steps(s, moves, bias)
-    n, moved = last + 1, step <= last
-
-    # A pair counts from the step on at which the second of the two has moved.
-    at = torch.from_numpy(np.minimum(step, n).astype(np.int32))
-    of_rows, of_columns = at.index_select(0, s.rows), at.index_select(0, s.columns)
-    pairs = torch.bincount(torch.maximum(of_rows, of_columns), s.weights, minlength=n + 1)[:n].numpy()
-    alone = np.bincount(step[moved], (s.diagonal - 2 * s.sign * s.linear)[moved], minlength=n)
-    together = of_rows == of_columns
-    within = torch.bincount(of_rows[together], s.weights[together], minlength=n + 1)[:n].numpy()
-    l0 = np.bincount(step[moved], (s.sign * s.density)[moved], minlength=n)
-    l0[0] = s.density[: s.small.width].sum()
-
     every = [Move("start", NONE, NONE), *moves]
     bias_move = Move("bias", NONE, NONE)
     if bias == "large":
@@ -547,7 +604,7 @@ def _curve(s: PairStatistics, moves: Sequence[Move], bias: str) -> pd.DataFrame:
         every.append(bias_move)
     frame = pd.DataFrame(
         {
-            "step": range(n),
+            "step": range(path.n),
             "phase": [move.phase for move in every],
             "group": [move.group for move in every],
             "n_inserted": [len(move.insert) for move in every],
@@ -555,258 +612,72 @@ def _curve(s: PairStatistics, moves: Sequence[Move], bias: str) -> pd.DataFrame:
             "similarity": [move.similarity for move in every],
         }
     )
-    frame["n_small"] = s.small.width - frame["n_removed"].cumsum()
+    frame["n_small"] = mixtures.small.width - frame["n_removed"].cumsum()
     frame["n_large"] = frame["n_inserted"].cumsum()
     frame["width"] = frame["n_small"] + frame["n_large"]
-    sse = s.sse_small + np.cumsum(pairs + alone)
-    if bias == "interpolated":
-        sse += _interpolation(s, step, _alpha(s, frame, bias))
-    frame["mse"] = sse / s.n_tokens
+    totals = mixtures.totals
+    sse = mixtures.with_bias(errors.sse, path, _bias_share(mixtures, frame, bias))
+    frame["mse"] = sse / totals.tokens.n_tokens
     frame["mse_change"] = frame["mse"].diff().fillna(0.0)
-    frame["sum_of_single_changes"] = frame["mse_change"] - within / s.n_tokens
-    frame["fvu"] = sse / s.total_variance
+    frame["sum_of_single_changes"] = frame["mse_change"] - errors.within_steps / totals.tokens.n_tokens
+    frame["fvu"] = sse / totals.tokens.total_variance
+    moved = path.step < path.n
+    l0 = np.bincount(path.step[moved], (mixtures.sign * mixtures.density)[moved], minlength=path.n)
+    l0[0] = mixtures.density[: mixtures.small.width].sum()
     frame["l0"] = np.cumsum(l0)
     return frame
 
 
-def _alpha(s: PairStatistics, frame: pd.DataFrame, bias: str) -> np.ndarray:
+def _bias_share(mixtures: Mixtures, frame: pd.DataFrame, bias: str) -> Floats:
     """Share of the decoder bias that is the large dictionary's after each step."""
     if bias == "interpolated":
-        moved = (frame["n_inserted"] + frame["n_removed"]).cumsum().to_numpy()
-        return moved / (s.small.width + s.large.width)
-    return (frame["phase"] == "bias").cumsum().to_numpy().astype(float)
-
-
-def _interpolation(s: PairStatistics, step: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """What a share `alpha` of the bias adds to the squared error after each step."""
-    row, with_bias = np.zeros(s.n_entries), s.columns == s.bias
-    row[s.rows[with_bias].numpy()] = s.weights[with_bias].numpy()
-    moved = step < len(alpha)
-    crossing = np.cumsum(np.bincount(step[moved], row[moved], minlength=len(alpha)))
-    return alpha * (crossing - 2 * s.linear[s.bias]) + alpha**2 * s.diagonal[s.bias]
+        moved: Floats = (frame["n_inserted"] + frame["n_removed"]).cumsum().to_numpy() / mixtures.n_latents
+        return moved
+    swapped: Floats = (frame["phase"] == "bias").cumsum().to_numpy().astype(float)
+    return swapped
 
 
 # ---------------------------------------------------------------------- orders
 
 
-def _within_phases(
-    moves: Sequence[Move], rank: Callable[[list[Move], list[Move]], Sequence[int] | np.ndarray]
-) -> list[Move]:
-    """The moves with each phase's reordered, given what was done before it."""
-    done: list[Move] = []
-    for phase in dict.fromkeys(move.phase for move in moves):
-        part = [move for move in moves if move.phase == phase]
-        done += [part[place] for place in rank(part, done)]
-    return done
+def _by_phase(moves: Sequence[Move]) -> Iterator[list[Move]]:
+    for phase in _phases(moves):
+        yield [move for move in moves if move.phase == phase]
 
 
-def _gains(
-    s: PairStatistics, part: Sequence[Move], done: Sequence[Move], bias: str
-) -> tuple[np.ndarray, csr_array]:
-    """What each move would do to the squared error now, and how much each changes the others' doing."""
-    shape = (s.n_entries, len(part))
-    entries = [np.concatenate([move.remove, s.small.width + move.insert]) for move in part]
-    of = np.repeat(np.arange(len(part)), [len(found) for found in entries])
-    entry = np.concatenate(entries) if entries else np.zeros(0, dtype=np.int64)
-    incidence = csr_array((s.sign[entry], (entry, of)), shape=shape)
-    state = np.zeros(s.n_entries)
-    for move in done:
-        state[move.remove], state[s.small.width + move.insert] = -1.0, 1.0
-    state[s.bias] = float(bias == "large")
-    slope = 2 * (s.symmetric @ state - s.linear)
-    between = (incidence.T @ s.symmetric @ incidence).tocsr()
-    return incidence.T @ slope + between.diagonal(), between
+def shuffled(moves: Sequence[Move], random: np.random.Generator) -> list[Move]:
+    """The moves in a random order within their phases."""
+    return [part[place] for part in _by_phase(moves) for place in random.permutation(len(part))]
 
 
-def _by_gain(s: PairStatistics, part: Sequence[Move], done: Sequence[Move], bias: str) -> np.ndarray:
-    gains, _ = _gains(s, part, done, bias)
-    return np.argsort(gains, kind="stable")
+def _by_gain(mixtures: Mixtures, moves: Sequence[Move], bias: str, *, greedy: bool) -> list[Move]:
+    """The moves by what each would do at its phase's start, or greedily: the best at each step."""
+    # As a path without a step for the bias: a move's step is its place plus one.
+    path = _path(mixtures, moves, "interpolated")
+    extra = mixtures.bias_gains(path) if bias == "large" else np.zeros(path.n)
+    every = None if greedy else mixtures.gains(path)
+    ordered: list[Move] = []
+    for phase, part in enumerate(_by_phase(moves)):
+        here = slice(len(ordered) + 1, len(ordered) + 1 + len(part))
+        if every is not None:
+            rank = np.argsort((every + extra)[here], kind="stable")
+        else:
+            assert isinstance(mixtures, PairStatistics)
+            gains, between = mixtures.gains_and_interaction(path, phase)
+            rank = _greedy((gains + extra)[here], between[here, here].tocsr())
+        ordered += [part[place] for place in rank]
+    return ordered
 
 
-def _greedy(s: PairStatistics, part: Sequence[Move], done: Sequence[Move], bias: str) -> list[int]:
-    gains, between = _gains(s, part, done, bias)
-    order: list[int] = []
-    for _ in part:
-        best = int(np.argmin(gains))
-        order.append(best)
+def _greedy(gains: Floats, between: Any) -> Integers:
+    """The order in which the best move comes first, given how each changes what the others do."""
+    order = np.empty(len(gains), dtype=np.int64)
+    for place in range(len(gains)):
+        best = order[place] = int(np.argmin(gains))
         row = slice(between.indptr[best], between.indptr[best + 1])
         gains[between.indices[row]] += 2 * between.data[row]
         gains[best] = np.inf
     return order
-
-
-def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> pd.DataFrame:
-    """The same moves in random orders within their phases: a control.
-
-    Returns
-    -------
-    DataFrame
-        `draw`, `step`, `phase`, `width`, `fvu`, `l0`.
-    """
-    random = np.random.default_rng(seed)
-    parts = []
-    for draw in range(n):
-        moves = _within_phases(stitching.moves_made, lambda part, _: random.permutation(len(part)))
-        frame = _curve(stitching.statistics, moves, stitching.bias)
-        parts.append(frame[["step", "phase", "width", "fvu", "l0"]].assign(draw=draw))
-    return pd.concat(parts, ignore_index=True)[["draw", "step", "phase", "width", "fvu", "l0"]]
-
-
-# ---------------------------------------------------------------------- at equal sparsity, in cross-entropy
-
-
-def matched_l0(
-    dictionary: Dictionary, activations: ActivationStore | Tensor, l0: float
-) -> tuple[Dictionary, float]:
-    """The dictionary with one more threshold for all its latents, raised until L0 is at most `l0`.
-
-    Parameters
-    ----------
-    dictionary : Dictionary
-        Its latents must not depend on each other.
-    activations : ActivationStore or Tensor
-        Tokens to match on.
-    l0 : float
-        Mean number of active latents a token to come down to.
-
-    Returns
-    -------
-    Dictionary, float
-        Each latent's threshold is at least the second value, which is the least that does; 0 if L0 is
-        low enough as it is.
-
-    Raises
-    ------
-    ValueError
-        If the dictionary is TopK or there are no tokens.
-    """
-    dictionary.require_independent("Raising thresholds")
-    values, n_tokens = [], 0
-    for _, x in batches_of(activations, 4096, device=dictionary.W_enc.device):
-        values.append(dictionary.encode_sparse(x).values)
-        n_tokens += len(x)
-    if not n_tokens:
-        raise ValueError("There are no activations to match L0 on: every position is excluded.")
-    threshold = _global_threshold(torch.cat(values), round(l0 * n_tokens))
-    return replace(dictionary, threshold=dictionary.threshold.clamp(min=threshold)), threshold
-
-
-def _global_threshold(values: Tensor, n: int) -> float:
-    """The least value that at most `n` of the values exceed; 0 if no more than `n` are there."""
-    if len(values) <= n:
-        return 0.0
-    return float(values.kthvalue(len(values) - n).values)
-
-
-def matched_curve(
-    stitching: Stitching, activations: ActivationStore | Tensor, *, n_points: int = 12
-) -> pd.DataFrame:
-    """FVU at the small dictionary's L0, at steps spread evenly over the curve: a control.
-
-    Inserting latents raises L0, and with it alone the error falls: here one more threshold for all
-    latents is raised until L0 is the small dictionary's again.
-
-    Parameters
-    ----------
-    stitching : Stitching
-        A curve.
-    activations : ActivationStore or Tensor
-        The tokens that it was measured on.
-    n_points : int
-        Steps to look at; the ends of phases are among them.
-
-    Returns
-    -------
-    DataFrame
-        `step`, `phase`, `width`, `l0`, `fvu`, `threshold`, `l0_matched`, `fvu_matched`.
-    """
-    s = stitching.statistics
-    steps = np.linspace(0, stitching.n_steps, n_points).round().astype(int)
-    steps = np.unique([*steps, *stitching.phases["last_step"]])
-    entries, last = s.latents, stitching._step_of_entry
-    is_small = torch.arange(s.n_entries) < s.small.width
-    directions = torch.cat([s.small.W_dec, s.large.W_dec, (s.large.b_dec - s.small.b_dec)[None]]).cpu()
-    alphas = _alpha(s, stitching.frame, stitching.bias)
-
-    kept = {}
-    for step in steps:
-        inside = torch.from_numpy(last <= step) ^ is_small
-        active = inside[entries.indices]
-        threshold = _global_threshold(
-            entries.values[active], round(stitching.frame["l0"].iloc[0] * s.n_tokens)
-        )
-        kept[step] = active & (entries.values > threshold), threshold
-    errors, moments, place = dict.fromkeys(steps, 0.0), Moments(s.small.d_in), 0
-    for _, x in batches_of(activations, 4096):
-        moments.update(x)
-        rows = slice(place, place + len(x))
-        first, end = (int(entries.offsets[p]) for p in (rows.start, rows.stop))
-        batch = SparseLatents(
-            entries.offsets[rows.start : rows.stop + 1] - first,
-            entries.indices[first:end],
-            entries.values[first:end],
-            s.n_entries,
-        )
-        for step, (keep, _) in kept.items():
-            b_dec = torch.lerp(s.small.b_dec, s.large.b_dec, float(alphas[step])).cpu()
-            residual = x - b_dec - batch.where(keep[first:end]).matmul(directions)
-            errors[step] += float(residual.double().square().sum())
-        place += len(x)
-    if place != s.n_tokens:
-        raise ValueError(f"The curve was measured on {s.n_tokens} tokens, found {place}.")
-    frame = stitching.frame.iloc[steps][["step", "phase", "width", "l0", "fvu"]].reset_index(drop=True)
-    return frame.assign(
-        threshold=[kept[step][1] for step in steps],
-        l0_matched=[int(kept[step][0].sum()) / s.n_tokens for step in steps],
-        fvu_matched=[fvu(errors[step], moments.total_variance) for step in steps],
-    )
-
-
-def ce_curve(
-    model: TransformerBridge,
-    stitching: Stitching,
-    store: ActivationStore,
-    *,
-    steps: Sequence[int] | None = None,
-    max_rows: int = 16,
-    progress: bool = False,
-) -> pd.DataFrame:
-    """CE degradation of the stitched dictionary at chosen steps, by real forward passes.
-
-    Parameters
-    ----------
-    model : TransformerBridge
-        The language model that the store was harvested from.
-    stitching : Stitching
-        A curve.
-    store : ActivationStore
-        Tokens to run.
-    steps : sequence of int, optional
-        The start and the end of each phase if left out.
-    max_rows : int
-        Rows of tokens, spread evenly over the store.
-    progress : bool
-        Show a progress bar in rows.
-
-    Returns
-    -------
-    DataFrame
-        `step`, `phase`, `width`, `fvu`, `l0`, `ce_degradation` (nats per token), `ce_degradation_error` (its
-        standard error over rows), `loss_recovered_zero`.
-    """
-    if steps is None:
-        steps = [0, *stitching.phases["last_step"]]
-    found = ce_degradation(
-        model,
-        [stitching.dictionary(int(step)) for step in steps],
-        store,
-        max_rows=max_rows,
-        everywhere=False,
-        progress=progress,
-    )
-    frame = stitching.frame.iloc[list(steps)][["step", "phase", "width", "fvu", "l0"]].reset_index(drop=True)
-    columns = ["ce_degradation", "ce_degradation_error", "loss_recovered_zero"]
-    return pd.concat([frame, found.frame[columns].reset_index(drop=True)], axis=1)
 
 
 # ---------------------------------------------------------------------- a whole family
@@ -848,7 +719,7 @@ class StitchingChain(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """The summary of each pair, a row each."""
+        """The summary of each pair, one row per pair."""
         return pd.DataFrame([stitching.summary for stitching in self.stitchings])
 
     @property
@@ -865,7 +736,7 @@ class StitchingChain(Result):
 
 def stitch_chain(
     family: Family,
-    activations: ActivationStore | Tensor,
+    activations: Activations,
     *,
     progress: bool = False,
     **options: Any,
@@ -876,31 +747,19 @@ def stitch_chain(
     ----------
     family : Family
         At least two widths.
-    activations : ActivationStore or Tensor
+    activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     progress : bool
         Show a progress bar in pairs.
     **options
-        Of `stitch`.
+        Of `stitch`, such as `theta`, `order` and `allow_mismatch`.
 
     Raises
     ------
     ValueError
-        If the family has fewer than two widths.
+        If the family has fewer than two widths, or as `stitch`.
     """
-    n_pairs = len(family.widths) - 1
-    if not n_pairs:
+    if len(family.widths) < 2:
         raise ValueError(f"A chain needs at least two widths, found {family.widths}.")
-    return StitchingChain(
-        tuple(
-            stitch(small, large, activations, **options)
-            for small, large in tqdm(
-                family.pairs(), total=n_pairs, disable=not progress, unit="pair", desc="stitching"
-            )
-        )
-    )
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, found {value!r}.")
+    pairs = tqdm(family.comparisons(null=False), disable=not progress, unit="pair", desc="stitching")
+    return StitchingChain(tuple(stitch(pair.small, pair.large, activations, **options) for pair in pairs))

@@ -50,7 +50,7 @@ def test_the_frame_is_what_evaluate_says(family):
     members = [*(family[width] for width in family.widths), *result.dictionaries]
     target = evaluate(family[10], x).l0
     for row, member in zip(frame.itertuples(), members, strict=True):
-        found, matched = evaluate(member, x), evaluate(matched_l0(member, x, target)[0], x)
+        found, matched = evaluate(member, x), evaluate(matched_l0(member, x, target).dictionary, x)
         assert (row.width, row.fvu, row.l0) == (member.width, found.fvu, found.l0)
         assert (row.fvu_matched, row.l0_matched) == (matched.fvu, matched.l0)
         assert row.l0_matched <= target

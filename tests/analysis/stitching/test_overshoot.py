@@ -27,12 +27,12 @@ def test_the_factor_is_that_of_least_squares(x):
     residual = (x - before.reconstruct(x)).double().numpy().ravel()
     (scale,), (rest,), *_ = np.linalg.lstsq(change[:, None], residual, rcond=None)
     variance = float(((x.double() - x.double().mean(0)) ** 2).sum())
-    assert found["scale"] == pytest.approx(scale, rel=1e-9)
-    assert found["fvu_scaled"] == pytest.approx(rest / variance, rel=1e-6)
-    assert found["fvu_before"] == pytest.approx(evaluate(before, x).fvu, rel=1e-6)
-    assert found["fvu_after"] == pytest.approx(evaluate(after, x).fvu, rel=1e-6)
-    assert found["fvu_scaled"] < min(found["fvu_before"], found["fvu_after"])
-    assert found["n_tokens"] == 500
+    assert found.scale == pytest.approx(scale, rel=1e-9)
+    assert found.fvu_scaled == pytest.approx(rest / variance, rel=1e-6)
+    assert found.fvu_before == pytest.approx(evaluate(before, x).fvu, rel=1e-6)
+    assert found.fvu_after == pytest.approx(evaluate(after, x).fvu, rel=1e-6)
+    assert found.fvu_scaled < min(found.fvu_before, found.fvu_after)
+    assert found.n_tokens == 500
 
 
 def test_activations_twice_too_large_have_factor_one_half(x):
@@ -42,8 +42,8 @@ def test_activations_twice_too_large_have_factor_one_half(x):
     dead = Dictionary(rows, zero, rows, zero, torch.full((8,), 1e6), info=info)
     double = Dictionary(2 * rows, zero, rows, zero, zero, info=info)
     found = measure_overshoot(dead, double, positive)
-    assert found["scale"] == pytest.approx(0.5)
-    assert found["fvu_scaled"] == pytest.approx(0, abs=1e-9)
+    assert found.scale == pytest.approx(0.5)
+    assert found.fvu_scaled == pytest.approx(0, abs=1e-9)
 
 
 def test_no_change_is_refused(x):
