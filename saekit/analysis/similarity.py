@@ -191,7 +191,8 @@ def nearest(
     Examples
     --------
     >>> import torch
-    >>> from saekit import Dictionary, nearest
+    >>> from saekit import Dictionary
+    >>> from saekit.analysis import nearest
     >>> rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1]]), dim=1)
     >>> toy = Dictionary(rows.T, torch.zeros(3), rows, torch.zeros(2), torch.zeros(3))
     >>> cosines, indices = nearest(torch.tensor([[2.0, 1.0]]), toy, k=2)
