@@ -443,6 +443,8 @@ class GroupInsertion(Result):
         Tokens used and positions left out.
     """
 
+    _plot: ClassVar[str] = "group_insertion_bars"
+
     small: Identity
     large: Identity
     frame: pd.DataFrame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -36,6 +36,8 @@ class Frankenstein(Result):
     n_tokens, n_excluded : int
         Tokens used and positions left out.
     """
+
+    _plot: ClassVar[str] = "frankenstein"
 
     dictionaries: tuple[Dictionary, ...]
     theta: float

@@ -468,17 +468,11 @@ def stitch(
 
     Examples
     --------
-    >>> import torch
-    >>> from saekit import Dictionary, stitch
-    >>> random = torch.Generator().manual_seed(0)
-    >>> def toy(n):
-    ...     rows = torch.nn.functional.normalize(torch.randn(n, 4, generator=random), dim=1)
-    ...     return Dictionary(rows.T, torch.zeros(n), rows, torch.zeros(4), torch.zeros(n))
-    >>> result = stitch(toy(3), toy(6), torch.randn(100, 4, generator=random))
-    >>> result.frame["phase"].value_counts().to_dict()
-    {'insert': 4, 'swap': 2, 'start': 1, 'remove': 1, 'bias': 1}
+    >>> result = saekit.stitch(small, large, x)
+    >>> result.frame.groupby("phase", sort=False).size().to_dict()
+    {'start': 1, 'swap': 6, 'bias': 1}
     >>> result.dictionary(result.n_steps).width
-    6
+    12
     """
     order = settings.choice("order", order, ORDERS)
     lost = settings.choice("lost", lost, LOST)
@@ -692,6 +686,8 @@ class StitchingChain(Result):
     stitchings : tuple of Stitching
         Of neighbouring widths, smallest first.
     """
+
+    _plot: ClassVar[str] = "stitching_chain"
 
     stitchings: tuple[Stitching, ...]
 
