@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-KINDS = ("relu", "gated", "jumprelu", "topk", "batchtopk", "matryoshka")
-
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: one subcommand for each thing that takes long."""
@@ -36,7 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a dictionary on a store of activations")
     train.add_argument("store", type=Path, help="folder that `saekit harvest` wrote")
     train.add_argument("dictionary", type=Path, help="folder to write (resumes if it was interrupted)")
-    train.add_argument("--kind", choices=KINDS, default="relu")
+    train.add_argument(
+        "--kind",
+        default="relu",
+        help="relu, gated, jumprelu, topk, batchtopk, matryoshka, or one that another package registers",
+    )
     train.add_argument("--width", type=int, required=True)
     train.add_argument(
         "--target-l0", type=float, default=36.0, help="relu, gated, jumprelu: active latents a token"
@@ -141,10 +143,11 @@ def _harvest(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
     from saekit.distributed import distributed, is_main
+    from saekit.settings import choice
     from saekit.training.trainer import TrainingConfig, train
     from saekit.training.variants import VARIANTS
 
-    variant = VARIANTS[options.kind]
+    variant = VARIANTS[choice("--kind", options.kind, VARIANTS)]
     rate = {} if options.learning_rate is None else {"lr": options.learning_rate}
     config = TrainingConfig(
         variant=variant(**{variant.sparsity: getattr(options, variant.sparsity)}),

@@ -74,5 +74,7 @@ def test_errors_are_one_sentence_and_status_one(model_folder, text_file, tmp_pat
 
 def test_unknown_commands_and_kinds_are_refused(capsys):
     with pytest.raises(SystemExit):
-        main(["train", "a", "b", "--width", "8", "--kind", "nonsense"])
+        main(["nonsense"])
     assert "nonsense" in capsys.readouterr().err
+    assert main(["train", "a", "b", "--width", "8", "--kind", "nonsense"]) == 1
+    assert "--kind must be one of 'relu', 'gated'" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def planted():
 @pytest.mark.slow
 def test_planted_directions_are_recovered(kind, planted):
     directions, x, held_out = planted
-    sparsity = {"k": ACTIVE} if "topk" in kind or kind == "matryoshka" else {"target_l0": float(ACTIVE)}
+    sparsity = {VARIANTS[kind].sparsity: ACTIVE}
     config = TrainingConfig(
         variant=VARIANTS[kind](dead_after=20_000, **sparsity),
         width=2 * TRUE,
