@@ -49,6 +49,7 @@ _EXPORTS = {
     "saekit.family": ("Family",),
     "saekit.loading.names": ("load_family", "load_sae", "open_sae"),
     "saekit.loading.formats.writing": ("save_sae",),
+    "saekit.loading.publishing": ("convert_sae", "push_to_hub"),
     "saekit.loading.releases": ("releases_table",),
     "saekit.loading.check_sae": ("check_sae",),
     "saekit.training.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),

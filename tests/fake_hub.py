@@ -1,5 +1,6 @@
-"""A hub on this machine: as much of its protocol as downloading a model repository takes."""
+"""A hub on this machine: as much of its protocol as reading and writing a model repository takes."""
 
+import base64
 import hashlib
 import json
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ class Hub:
     """Repositories by name, each with one branch, and how the hub misbehaves.
 
     `requests` are the (method, path) of what was asked, `resumed` the offsets of transfers that were
-    taken up again; `served[path]` are bytes given instead of the listed ones; `broken` are paths
-    whose next transfer ends in the middle; `status` answers everything if it is set.
+    taken up again; `uploaded` are contents by their SHA-256, `messages` those of commits, and with
+    `read_only` nobody may write; `served[path]` are bytes given instead of the listed ones; `broken` are
+    paths whose next transfer ends in the middle; `status` answers everything if it is set.
     """
 
     def __init__(self):
         self.repos, self.requests, self.served = {}, [], {}
         self.resumed = []
         self.broken, self.gated, self.status = set(), set(), None
+        self.private, self.uploaded, self.messages, self.read_only = set(), {}, [], False
         self.endpoint = ""
 
     def add(self, repo, files):
@@ -39,8 +42,8 @@ class Hub:
 
 
 class Refused(Exception):
-    def __init__(self, status, code=None):
-        self.status, self.code = status, code
+    def __init__(self, status, code=None, about=""):
+        self.status, self.code, self.about = status, code, about
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -57,15 +60,62 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if hub.status is not None:
                 raise Refused(hub.status)
-            if path.startswith("/api/models/"):
+            if self.command == "PUT" or "lfs" in path or path.startswith(("/api/repos", "/api/validate")):
+                self.send(json.dumps(self.write(path, body)).encode())
+            elif path.startswith("/api/models/"):
                 self.send(json.dumps(self.api(path.removeprefix("/api/models/"), body)).encode())
             else:
                 self.resolve(path.removeprefix("/"))
         except Refused as refused:
             headers = {"X-Error-Code": refused.code} if refused.code else {}
-            self.send(b"{}", status=refused.status, headers=headers)
+            self.send(
+                json.dumps({"url": f"{hub.endpoint}/{refused.about}"}).encode(),
+                status=refused.status,
+                headers=headers,
+            )
 
-    do_GET = do_HEAD = do_POST = answer
+    do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def write(self, path, body):
+        """What comes before a commit."""
+        hub = self.server.hub
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if hub.read_only:
+            raise Refused(403)
+        if self.command == "PUT":
+            hub.uploaded[hashlib.sha256(body).hexdigest()] = body
+            return {}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            if name in hub.repos:
+                raise Refused(409, about=name)
+            hub.add(name, {})
+            private = asked.get("private") or asked.get("visibility") == "private"
+            hub.private |= {name} if private else set()
+            return {"url": f"{hub.endpoint}/{name}"}
+        return {
+            "transfer": "basic",
+            "objects": [
+                entry | {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
+            ],
+        }
+
+    def commit(self, repo, body):
+        """Lines of JSON: a header, and files by content or by the SHA-256 of what was uploaded."""
+        hub = self.server.hub
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                hub.messages.append(value["summary"])
+            elif line["key"] == "file":
+                hub.repos[repo][value["path"]] = base64.b64decode(value["content"])
+            else:
+                hub.repos[repo][value["path"]] = hub.uploaded[value["oid"]]
+        oid = commit_of(hub.repos[repo])
+        return {"commitOid": oid, "commitUrl": f"{hub.endpoint}/{repo}/commit/{oid}"}
 
     def repo(self, organisation, name, revision):
         files = self.server.hub.repos.get(f"{organisation}/{name}")
@@ -76,11 +126,25 @@ class Handler(BaseHTTPRequestHandler):
         return files
 
     def api(self, path, body):
+        path += "/revision/main" * (path.count("/") == 1)  # a repository itself
         organisation, name, what, revision, *rest = path.split("/")
         files = self.repo(organisation, name, revision)
         entries = [describe(path, data) for path, data in files.items()]
         folders = {"/".join(path.split("/")[:n]) for path in files for n in range(1, path.count("/") + 1)}
         entries += [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in sorted(folders)]
+        if what == "preupload":
+            return {
+                "files": [
+                    {
+                        "path": asked["path"],
+                        "uploadMode": "lfs" if asked["path"].endswith(LARGE) else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for asked in json.loads(body)["files"]
+                ]
+            }
+        if what == "commit":
+            return self.commit(f"{organisation}/{name}", body)
         if what == "revision":
             return {"id": f"{organisation}/{name}", "sha": commit_of(files), "siblings": []}
         if what == "paths-info":

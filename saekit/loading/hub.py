@@ -53,7 +53,8 @@ def fetch(repo: str, path: str = "", revision: str = "main") -> Fetched:
     Of a folder, what lies right in it and has one of `SUFFIXES`; of a file, that file and the JSON
     files beside it and one folder up, where settings are kept. What a revision means is asked of
     the hub (`HF_ENDPOINT` if it is set) every time; if the hub is away, it means what it meant at
-    the last time. A commit's files are read from the cache without asking.
+    the last time, or what the cache has for it, whichever program has downloaded that. A commit's files
+    are read from the cache without asking.
 
     Parameters
     ----------
@@ -82,16 +83,17 @@ def fetch(repo: str, path: str = "", revision: str = "main") -> Fetched:
         try:
             commit, checksums = _look_up(repo, path, revision)
         except ConnectionError:
-            if record is None:
+            known = (record["commit"], record["checksums"]) if record else _cached(repo, path, revision)
+            if known is None:
                 raise
-            commit, checksums = record["commit"], record["checksums"]
+            commit, checksums = known
     else:
         commit, checksums = record["commit"], record["checksums"]
 
     found, local = {}, Path()
     for name, checksum in checksums.items():
         with _one_sentence(repo, name, revision):
-            local = Path(_hub().hf_hub_download(repo, name, revision=commit))
+            local = Path(hub_api().hf_hub_download(repo, name, revision=commit))
         found[name] = _verified(local, f"{repo}/{name}", checksum)
     snapshot = local.parents[len(PurePosixPath(name).parts) - 1]
     write_json(record_file, request | {"commit": commit, "checksums": found})
@@ -102,13 +104,13 @@ def _look_up(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]]:
     """The commit of a revision, and the checksums that the hub lists for the files to fetch."""
     from huggingface_hub import RepoFile
 
-    hub = _hub()
+    hub = hub_api()
     with _one_sentence(repo, path, revision):
         commit = hub.model_info(repo, revision=revision, timeout=SECONDS).sha
         listed = hub.get_paths_info(repo, [path], revision=commit) if path else []
     if path and not listed:
         raise FileNotFoundError(
-            f"There is no {repo}/{path} here, and none on {_endpoint()} at revision {revision}."
+            f"There is no {repo}/{path} here, and none on {hub_endpoint()} at revision {revision}."
         )
     alone = bool(listed) and isinstance(listed[0], RepoFile)
     folders = [str(folder) for folder in PurePosixPath(path).parents][:2] if alone else [path]
@@ -127,10 +129,38 @@ def _look_up(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]]:
     if not checksums:
         there = ", ".join(sorted(entry.path for entry in entries)) or "nothing"
         raise FileNotFoundError(
-            f"{repo}/{path} on {_endpoint()} holds no SAE: expected files in {', '.join(SUFFIXES)}, found "
+            f"{repo}/{path} on {hub_endpoint()} holds no SAE: expected files in {', '.join(SUFFIXES)}, found "
             f"{there}."
         )
     return commit, checksums
+
+
+def _cached(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]] | None:
+    """The commit and the checksums of files that some other program has put into the hub's cache.
+
+    Returns
+    -------
+    tuple or None
+        As `_look_up`, from the cache alone: its blobs are named by their checksums. None if there is no
+        file of weights in it, or (where links cannot be made) no blobs.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
+        return None
+    place = snapshot / path
+    if place.is_file():
+        files = [place, *place.parent.glob("*.json")]
+        if path.count("/"):
+            files += place.parent.parent.glob("*.json")
+    else:
+        files = [file for file in place.glob("*") if file.suffix in SUFFIXES]
+    checksums = {file.relative_to(snapshot).as_posix(): file.resolve().name for file in files}
+    if any(len(checksum) not in (40, 64) for checksum in checksums.values()):
+        return None
+    return (snapshot.name, checksums) if any(not name.endswith(".json") for name in checksums) else None
 
 
 def _verified(local: Path, name: str, checksum: str) -> str:
@@ -155,14 +185,16 @@ def _git_hash(file: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
+    """Address of the hub: `HF_ENDPOINT` if it is set."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or PUBLIC
 
 
-def _hub() -> Any:
+def hub_api() -> Any:
+    """The client of the hub."""
     from huggingface_hub import HfApi
 
-    return HfApi(endpoint=_endpoint(), library_name="saekit")
+    return HfApi(endpoint=hub_endpoint(), library_name="saekit")
 
 
 @contextmanager
@@ -170,7 +202,7 @@ def _one_sentence(repo: str, path: str, revision: str) -> Iterator[None]:
     """Say what went wrong in one sentence, without the chain of what led to it."""
     from huggingface_hub import errors
 
-    what, where = f"{repo}/{path}".rstrip("/"), _endpoint()
+    what, where = f"{repo}/{path}".rstrip("/"), hub_endpoint()
     try:
         yield
     except errors.HFValidationError:

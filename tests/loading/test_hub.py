@@ -9,7 +9,7 @@ import pytest
 import torch
 from dictionaries import make
 from fake_hub import commit_of, running
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import save
 
 from saekit.loading.hub import fetch
@@ -78,6 +78,36 @@ def test_the_cache_serves_while_the_hub_is_away(hub, monkeypatch, away):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     again = load_sae(f"{REPO}/layer_8/wide")
     assert again.content_hash == there.content_hash
+
+
+@pytest.mark.parametrize("away", ["status", "offline"])
+@pytest.mark.parametrize("place", ["layer_8/wide", "layer_8/wide/sae_weights.safetensors"])
+def test_what_another_program_downloaded_is_there_offline(hub, monkeypatch, away, place):
+    """Complete in the hub's cache, with no record of saekit's own."""
+    files = [path for path in hub.repos[REPO] if not path.endswith(".log")]
+    for file in files:
+        hf_hub_download(REPO, file, endpoint=hub.endpoint)
+    if away == "status":
+        hub.status = 503
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fetched = fetch(REPO, place)
+    assert (fetched.path.name, fetched.commit) == (Path(place).name, commit_of(hub.repos[REPO]))
+    sae = load_sae(f"{REPO}/layer_8/wide")
+    torch.testing.assert_close(sae.W_enc, make(d_in=12, width=30).W_enc, rtol=1e-6, atol=0)
+    weights = fetched.path if fetched.path.is_file() else fetched.path / "sae_weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.resolve().write_bytes(data)
+    with pytest.raises(ValueError, match="is damaged: its checksum should be"):
+        load_sae(f"{REPO}/layer_8/wide")
+
+
+def test_what_the_cache_has_without_weights_is_not_there_offline(hub):
+    hf_hub_download(REPO, "layer_8/wide/cfg.json", endpoint=hub.endpoint)
+    hub.status = 503
+    with pytest.raises(ConnectionError, match="could not be fetched"):
+        load_sae(f"{REPO}/layer_8/wide")
 
 
 def test_a_transfer_that_breaks_is_taken_up_where_it_broke(hub, monkeypatch):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saekit.dictionary import Dictionary
 from saekit.files import atomic_path, write_json, write_tensors
-from saekit.loading.formats import saelens
+from saekit.loading.formats import dictionary_learning, is_saved, recognise, saelens
+from saekit.settings import choice
 
 SAELENS_VERSION = "6.54.12"  # whose layout is written
 MODES = {None: "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
@@ -25,7 +26,7 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
     The function is the same to the last bits of float32. A TopK dictionary whose latents compete by
     `h * rank_scale` is the exception: libraries have no such factors, so its latents are written in
     the units they compete in, with decoder rows of norm `1 / rank_scale`, and a library shows
-    `latents * rank_scale`. `load_sae` undoes that. What `dictionary.info` says goes along as `saekit`.
+    `latents * rank_scale`. `load_sae` undoes that. `dictionary.info` goes along as `saekit`.
 
     Each file is written to a temporary name and renamed; the JSON, which makes the folder an SAE,
     comes last.
@@ -48,17 +49,31 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
     Raises
     ------
     ValueError
-        If there is no such format, or it has no place for a part of the function: thresholds beside
-        `k` in either, a normalisation of every row in dictionary_learning.
+        If there is no such format, it has no place for a part of the function (thresholds beside `k` in
+        either; a normalisation of every row, or float64, in dictionary_learning), or the folder holds an
+        SAE of another format.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> eye = torch.eye(3)
+    >>> dictionary = Dictionary(eye, torch.zeros(3), eye, torch.zeros(3), threshold=torch.ones(3))
+    >>> folder = save_sae(dictionary, tempfile.mkdtemp())
+    >>> sorted(file.name for file in folder.iterdir())
+    ['cfg.json', 'sae_weights.safetensors']
     """
-    if format not in WRITERS:
-        raise ValueError(f"format must be one of {', '.join(WRITERS)}, found {format!r}.")
+    choice("format", format, WRITERS)
+    folder = Path(folder)
+    if others := {*recognise(folder), *(["saekit"] if is_saved(folder) else [])} - {NAMES[format]}:
+        raise ValueError(
+            f"{folder} holds an SAE of {' and '.join(sorted(others))} already: give another folder."
+        )
     if dictionary.k is not None and dictionary.threshold.any():
         raise ValueError(
             f"{dictionary.name} has thresholds beside k={dictionary.k}, but the TopK SAEs of {format} have "
             "none: saekit.as_jumprelu(dictionary, activations) makes it one of thresholds alone."
         )
-    WRITERS[format](dictionary, folder := Path(folder))
+    WRITERS[format](dictionary, folder)
     return folder
 
 
@@ -85,7 +100,7 @@ def _write_saelens(dictionary: Dictionary, folder: Path) -> None:
         **architecture,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.width,
-        "dtype": "float32",
+        "dtype": str(tensors["W_enc"].dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": MODES[dictionary.normalization],
@@ -104,7 +119,12 @@ def _write_dictionary_learning(dictionary: Dictionary, folder: Path) -> None:
             f"{dictionary.name} normalises every row ({dictionary.normalization}), which no class of "
             'dictionary_learning does: format="saelens" has a place for it.'
         )
-    tensors = _tensors(dictionary)
+    if not all(torch.equal(t.float().to(t.dtype), t) for t in dictionary.tensors().values()):
+        raise ValueError(
+            f"{dictionary.name} needs float64, and dictionary_learning computes in float32: "
+            'format="saelens" has a place for it.'
+        )
+    tensors = {name: tensor.float() for name, tensor in _tensors(dictionary).items()}
     if dictionary.k is not None:
         names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
         tensors = _topk(tensors, dictionary.k)
@@ -139,8 +159,8 @@ def _write_dictionary_learning(dictionary: Dictionary, folder: Path) -> None:
 
 
 def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
-    """The five tensors in float32, of latents in the units in which they compete."""
-    tensors = {name: tensor.detach().cpu().float() for name, tensor in dictionary.tensors().items()}
+    """The five tensors of latents in the units in which they compete."""
+    tensors = {name: tensor.cpu() for name, tensor in dictionary.tensors().items()}
     rank = tensors.pop("rank_scale", None)
     if rank is not None:
         tensors["W_enc"] = tensors["W_enc"] * rank
@@ -174,3 +194,4 @@ def _place(hook_point: str | None) -> dict[str, Any]:
 
 
 WRITERS = {"saelens": _write_saelens, "dictionary_learning": _write_dictionary_learning}
+NAMES = {"saelens": saelens.FORMAT.name, "dictionary_learning": dictionary_learning.FORMAT.name}

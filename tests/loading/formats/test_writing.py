@@ -204,7 +204,7 @@ def test_dictionary_learning_is_told_where_the_sae_belongs(hook_point, layer, su
 
 def test_what_a_format_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "sae"
-    with pytest.raises(ValueError, match="one of saelens, dictionary_learning, found 'onnx'"):
+    with pytest.raises(ValueError, match="one of 'saelens', 'dictionary_learning', found 'onnx'"):
         save_sae(make(), folder, format="onnx")
     for format in FORMULAS:
         with pytest.raises(ValueError, match=rf"thresholds beside k=3.*TopK SAEs of {format}.*as_jumprelu"):
