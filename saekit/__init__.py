@@ -1,7 +1,8 @@
 """Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
-SAEs             load_sae, load_family, open_sae, save_sae, releases_table, Dictionary, Family
+SAEs             load_sae, load_family, open_sae, save_sae, convert_sae, push_to_hub, releases_table,
+                 Dictionary, Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
                  TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
