@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
 N_WORDS = 3  # in a label
+AUDIBLE = 0.1  # of the greatest weight: what a word needs to be named in place of punctuation
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
 
 
@@ -43,7 +44,7 @@ class Labels(Result):
     dictionary : Identity
         The dictionary.
     frame : DataFrame
-        One row per latent: `latent`; `label` (its three first words, or `"dead"`); `dead`;
+        One row per latent: `latent`; `label` (up to three words, or `"dead"`); `dead`;
         `top_tokens` (a tuple, see `label_latents` and `label_meta_latents`) and `lift` (of these taken
         together, NaN without any). With a logit table also `top_logits` and `bottom_logits`
         (tuples of the tokens most promoted and suppressed) and `agrees` (whether one of the top
@@ -113,9 +114,9 @@ def label_latents(
     """Describe every latent of a dictionary by the tokens it is active on and those it promotes.
 
     A latent's words are the tokens of its 50 greatest activations, by how much they contribute to
-    their sum. Its top tokens are those of greatest mean activation over all their occurrences
-    (`top_tokens`); their lift is the share of their occurrences with the latent active, over its
-    density.
+    their sum (see `words` for what is left out). Its top tokens are those of greatest mean activation
+    over all their occurrences (`top_tokens`); their lift is the share of their occurrences with the
+    latent active, over its density.
 
     Parameters
     ----------
@@ -176,20 +177,31 @@ def label_latents(
 def words(
     ids: Iterable[int], weights: Iterable[float], vocabulary: Sequence[str] | PreTrainedTokenizerBase
 ) -> list[str]:
-    """Tokens by the sum of their weights, greatest first.
+    """Words to name a latent by: tokens by the sum of their weights, greatest first.
 
     Tokens that differ only in surrounding space count as one word; ties go by the alphabet.
+    Spaces, punctuation and fragments (which neither follow a space nor begin with a capital or a
+    digit) are left out, unless every word weighs less than a tenth of the heaviest token.
 
     Examples
     --------
     >>> words([0, 1, 0], [1.0, 3.0, 0.5], vocabulary)
     ['queen', 'king']
+    >>> words([0, 1, 2], [5.0, 3.0, 4.0], [",", " king", "ing"])
+    ['king']
+    >>> words([0, 1, 2], [5.0, 0.1, 4.0], [",", " king", "ing"])
+    [',', 'ing', 'king']
     """
     totals: dict[str, float] = {}
+    named: set[str] = set()
     for token, weight in zip(display_strings(vocabulary, list(ids)), weights, strict=True):
         word = _word(token)
         totals[word] = totals.get(word, 0.0) + weight
-    return sorted(totals, key=lambda word: (-totals[word], word))
+        if word[:1].isalnum() and (token[0].isspace() or not word[0].islower()):
+            named.add(word)
+    heaviest = max(totals.values(), default=0.0)
+    audible = {word for word in named if totals[word] >= AUDIBLE * heaviest}
+    return sorted(audible or totals, key=lambda word: (-totals[word], word))
 
 
 def _top_tokens(
@@ -252,7 +264,7 @@ def label_meta_latents(
     Examples
     --------
     >>> label_meta_latents(meta, [labels]).of(1)
-    'queen · king · river'
+    'queen · king'
     """
     require_labels(meta, labels)
     if logits is not None:

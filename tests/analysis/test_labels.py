@@ -9,12 +9,13 @@ import torch
 from toy_world import DEAD, WORDS, make_world
 
 from saekit.analysis import collect, logit_table, top_tokens
-from saekit.analysis.labels import label_latents, label_meta_latents
+from saekit.analysis.labels import label_latents, label_meta_latents, words
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.dictionary import Dictionary
 from saekit.widgets import Evidence
 
 WIDTHS = (8, 24)
+SPEAKING = {"king", "queen", "the", "of", "a&b", "river", "stone"}
 INFO = {"kind": "meta", "seed": 0, "training": {"variant": {"k": 2}}}
 
 
@@ -61,7 +62,10 @@ def by_word(share):
     totals = {}
     for token, value in zip(WORDS, share, strict=True):
         totals[word(token)] = totals.get(word(token), 0) + value
-    return [found for found in sorted(totals, key=totals.get, reverse=True) if totals[found] > 0]
+    found = [found for found in sorted(totals, key=totals.get, reverse=True) if totals[found] > 0]
+    # What is no word is named only where no word has a tenth of its weight.
+    speaks = [w for w in found if w in SPEAKING and totals[w] >= 0.1 * totals[found[0]]]
+    return speaks or found
 
 
 # ---------------------------------------------------------------------- latents
@@ -80,6 +84,20 @@ def test_labels_are_three_words_on_one_line(world, width):
         shown = [repr(w) if w in ("\n", "  ", "\u202eevil") else w for w in found]
         assert world.labels[width].of(latent) == (" · ".join(shown) if latent != DEAD else "dead")
         assert world.labels[width].of(latent).isprintable()
+
+
+def test_words_are_named_before_punctuation_and_fragments():
+    vocabulary = [",", " king", "ing", "\n", "King", "7", "'s", " \u738b", "\u738b"]
+
+    def named(*weights):
+        return words(range(len(weights)), weights, vocabulary)
+
+    assert named(5, 1, 4) == ["king"]
+    assert named(5, 0.4, 4) == [",", "ing", "king"]  # it would be misleading to name the king
+    assert named(3, 0, 1, 2) == [",", "\n", "ing", "king"]
+    assert named(0, 1, 0, 0, 2, 3) == ["7", "King", "king"]
+    assert named(1, 0, 0, 0, 0, 0, 2, 0.5, 0.5) == ["\u738b"]  # a script without capitals
+    assert words([], [], vocabulary) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)

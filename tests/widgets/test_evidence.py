@@ -30,7 +30,10 @@ def test_words_are_ordered_by_their_share_of_the_greatest_activations(world):
             if values[position] > 0:
                 word = WORDS[tokens[position]].strip() or WORDS[tokens[position]]
                 totals[word] = totals.get(word, 0) + float(values[position])
-        assert evidence.words(latent, 3) == sorted(totals, key=totals.get, reverse=True)[:3]
+        ordered = sorted(totals, key=totals.get, reverse=True)
+        speaking = {"king", "queen", "the", "of", "a&b", "river", "stone"}  # neither space nor markup
+        named = [w for w in ordered if w in speaking and totals[w] >= 0.1 * totals[ordered[0]]]
+        assert evidence.words(latent, 3) == (named or ordered)[:3]
 
 
 def test_the_table_of_contexts_starts_at_the_greatest_activation(world):

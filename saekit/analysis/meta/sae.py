@@ -557,7 +557,8 @@ def meta_sae(
     result = MetaSAE(dictionary, sources, held_out)
     if kept is not None and checkpoint is not None:
         result.save(kept)
-        checkpoint.unlink(missing_ok=True)
+        for file in kept.glob(f"{checkpoint.stem}.*"):
+            file.unlink()
     return result
 
 

@@ -389,7 +389,7 @@ def test_without_held_out_rows_the_summary_has_none(base, smaller):
 def test_settings_out_of_range_are_refused(meta, smaller, base):
     with pytest.raises(ValueError, match="at least one smaller dictionary"):
         meta_baselines(meta, [])
-    with pytest.raises(ValueError, match=r"has d_in 20, but relu 9 .* has 5"):
+    with pytest.raises(ValueError, match="has d_in 20, the second 5"):
         meta_baselines(meta, [*smaller, make(d_in=5, width=9)])
     with pytest.raises(ValueError, match=r"relu 500 .* is decomposed by meta 30 .* would explain itself"):
         meta_baselines(meta, smaller, base)
