@@ -1,4 +1,4 @@
-"""A report as one HTML page that holds its figures, with the numbers behind it in files beside it."""
+"""A report as one HTML page that contains its figures, with its numbers in files beside it."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Table:
     name : str
         Of its CSV, without suffix.
     caption : str
-        What the columns mean.
+        Meaning of the columns.
     frame : DataFrame
-        All of it goes into the CSV.
+        Written to the CSV in full.
     shown : mapping
         Columns to show, with their headings.
     """
@@ -97,16 +97,15 @@ class Section:
     Attributes
     ----------
     title, question : str
-        What it is called and what it answers.
+        Heading, and the question that the section answers.
     says : str
-        What the numbers say, in one sentence.
+        The answer, in one or two sentences.
     parts : sequence
         Tables, and figures as pairs of a name and a `Plot`.
     numbers : mapping
         The headline numbers, for the JSON.
     value, unit : str
-        The number that stands for the section at the head of the page, and what it counts; none if
-        empty.
+        The number that represents the section at the top of the page, and its unit; none if empty.
     """
 
     title: str
@@ -132,7 +131,7 @@ def write_page(
     Parameters
     ----------
     folder : str or Path
-        Where `index.html`, `report.json` and the CSVs go, each whole or not at all.
+        For `index.html`, `report.json` and the CSVs, each written atomically.
     sections : sequence of Section
         In the order of the page.
     title, subtitle : str
@@ -140,7 +139,7 @@ def write_page(
     settings : mapping
         Parameters that decide the numbers, as JSON values.
     inputs : mapping
-        What it was made from (see `saekit.provenance_of`).
+        Provenance (see `saekit.provenance_of`).
     """
     files: dict[str, bytes] = {}
     for section in sections:
@@ -199,7 +198,7 @@ def _page(
         ]
         for made in inputs.values()
     ]
-    made_from = table(("what", "model", "hook point", "SHA-256"), rows)
+    made_from = table(("input", "model", "hook point", "SHA-256"), rows)
     chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
     return (
@@ -209,11 +208,11 @@ def _page(
         f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
         f'<div class="cards">{cards}</div>'
         f"{''.join(map(_section, sections))}"
-        "<footer><p>The numbers behind every figure and table lie beside this page, under the name in its "
-        "caption; <code>report.json</code> has the headline numbers, the settings and hashes.</p>"
+        "<footer><p>The numbers behind each figure and table are in a file beside this page, under the name "
+        "in its caption; <code>report.json</code> holds the headline numbers, settings and hashes.</p>"
         f"<p>Settings: {escape(chosen)}. Made with saekit, source <code>{source_hash()[:16]}</code>, "
         f"{escape(versions)}.</p>"
-        f'<details><summary>What it was made from</summary><div class="table">{made_from}</div></details>'
+        f'<details><summary>Provenance</summary><div class="table">{made_from}</div></details>'
         "</footer></main></body></html>\n"
     )
 

@@ -1,7 +1,7 @@
 """The canonicity report: is a family unique, complete and atomic? One page, with its data.
 
-The page holds its figures, needs no network and no script; the numbers behind every figure and
-table lie beside it.
+The page contains its figures and needs neither a network nor scripts. The numbers behind each figure
+and table are in files beside it.
 """
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -21,6 +21,7 @@ from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
 from saekit.analysis import (
     FamilyUniqueness,
+    GroupInsertion,
     Insertion,
     SplittingTree,
     family_similarity,
@@ -32,14 +33,15 @@ from saekit.analysis import (
     stitch,
 )
 from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
-from saekit.analysis.meta.sae import Recipe
+from saekit.analysis.meta.sae import RECIPES, Recipe
 from saekit.analysis.stitching.path import Stitching
-from saekit.family import Family
+from saekit.family import Comparison, Family
 from saekit.figures import Plot, kind_style
 from saekit.files import writable_folder
 from saekit.metrics import CEDegradation, ce_degradation, evaluate
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
+from saekit.settings import choice, cosine, whole
 from saekit.wording import listed, number, share, span
 
 if TYPE_CHECKING:
@@ -66,25 +68,25 @@ def write_report(
     Parameters
     ----------
     family : Family
-        Of at least two widths, whose latents do not depend on each other. Second seeds give the
-        nulls; where there are none the page says so.
+        Of at least two widths, whose latents do not depend on each other. Further seeds give the
+        nulls; where there are none the page reports it.
     store : ActivationStore
         Held-out tokens at the family's hook point.
     folder : str or Path
-        Where `index.html`, `report.json` (headline numbers, settings and what it was made from)
-        and a CSV for every figure and table go. The same inputs give the same bytes.
+        For `index.html`, `report.json` (headline numbers, settings and provenance) and one CSV per
+        figure and table. The same inputs give the same bytes.
     model : TransformerBridge, optional
         The language model that the store was harvested from, to measure CE degradation too.
     theta : float
         Cosine from which two latents count as the same one.
     k : int
-        Meta-latents a decoder direction.
+        Meta-latents per decoder direction.
     recipe : str or Recipe
         How the meta-SAE is trained (`saekit.analysis.meta.sae.RECIPES`).
     allow_mismatch : bool
         Warn instead of raising where model, store and family contradict each other.
     progress : bool
-        Show a progress bar in sections of the page.
+        Show progress bars, over the sections of the page and within each analysis.
 
     Returns
     -------
@@ -96,26 +98,31 @@ def write_report(
     MismatchError
         If model, store and family do not belong together (`saekit.agreement`).
     ValueError
-        If the family has fewer than two widths or a TopK member.
+        If the family has fewer than two widths, or latents that depend on each other (TopK: see
+        `saekit.as_jumprelu`), or a setting is out of range.
     OSError
         If nothing can be written to the folder.
 
     Notes
     -----
     Leask et al. (ICLR 2025): a canonical set of units is unique, complete and atomic. Each section
-    sets its numbers beside their nulls.
+    gives its numbers beside their nulls. Everything that can be refused is refused before any work.
     """
     if len(family.widths) < 2:
         raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
+    theta = cosine("theta", theta)
+    chosen = RECIPES[choice("recipe", recipe, RECIPES)] if isinstance(recipe, str) else recipe
     for member in family:
         member.require_independent("A report")
     check_agreement(model=model, activations=store, dictionaries=list(family), allow_mismatch=allow_mismatch)
+    k = whole("k", k, at_most=family[family.widths[0]].d_in)
     writable_folder(folder)
+    options: dict[str, Any] = {"progress": progress, "allow_mismatch": allow_mismatch}
     analyses = (
-        lambda: _measured(family, store, model, allow_mismatch),
-        lambda: _unique(family, store, theta),
-        lambda: _complete(family, store, theta),
-        lambda: _atomic(family, k, recipe),
+        lambda: _measured(family, store, model, **options),
+        lambda: _unique(family, store, theta, **options),
+        lambda: _complete(family, store, theta, **options),
+        lambda: _atomic(family, k, chosen, **options),
     )
     bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
     sections = [analysis() for analysis in bar]
@@ -124,12 +131,12 @@ def write_report(
         folder,
         sections,
         title=f"Are the latents of the {kind} family unique, complete and atomic?",
-        subtitle="Canonicity report. Every number has its null beside it: the same number between two seeds "
+        subtitle="Canonicity report. Each number is given beside its null: the same number between two seeds "
         "of one width, or on directions without structure.",
         settings={
             "theta": theta,
             "k": k,
-            "recipe": recipe if isinstance(recipe, str) else recipe.name,
+            "recipe": chosen.name,
             "held_out_share": HELD_OUT_SHARE,
             "ce_rows": 0 if model is None else CE_ROWS,
         },
@@ -141,40 +148,40 @@ def write_report(
 
 
 def _measured(
-    family: Family, store: ActivationStore, model: TransformerBridge | None, allow_mismatch: bool
+    family: Family, store: ActivationStore, model: TransformerBridge | None, **options: Any
 ) -> Section:
-    evaluations = [evaluate(member, store) for member in family]
+    evaluations = [evaluate(member, store, progress=options["progress"]) for member in family]
     frame = pd.DataFrame([evaluation.summary for evaluation in evaluations])
     shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
     ce: CEDegradation | None = None
     if model is not None:
-        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS, allow_mismatch=allow_mismatch)
+        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS, **options)
         frame = frame.assign(ce_degradation=ce.frame["ce_degradation"].to_numpy())
         shown["ce_degradation"] = "CE degradation"
     n_tokens, n_excluded = evaluations[0].n_tokens, evaluations[0].n_excluded
-    caption = "FVU is the share of variance that a dictionary does not explain, L0 its mean number of active "
-    caption += "latents a token; dead latents are active on none of these tokens."
+    caption = "FVU is the fraction of variance that a dictionary leaves unexplained, L0 its mean number of "
+    caption += "active latents per token. Dead latents are active on none of these tokens."
     if ce is not None:
         caption += (
-            f" CE degradation, in nats a token, is on {ce.n_targets:,} targets; without a dictionary the "
-            f"cross-entropy is {number(ce.ce_original)}, with activations set to zero "
-            f"{number(ce.ce_zero_ablation)}."
+            f" CE degradation, in nats per token, is measured on {ce.n_targets:,} targets; cross-entropy is "
+            f"{number(ce.ce_original)} without a dictionary and {number(ce.ce_zero_ablation)} with "
+            "activations set to zero."
         )
     widths = listed(family.widths)
     model_name = store.model_name or "an unnamed model"
     return Section(
-        title="What was measured",
+        title="Measurements",
         question="Which dictionaries, on which tokens?",
         says=f"{len(family)} {kind_style(family.kind).label} dictionaries of widths {widths} at "
-        f"{family.hook_point} of {model_name}, on {n_tokens:,} held-out tokens; "
+        f"{family.hook_point or 'an unknown hook point'} of {model_name}, on {n_tokens:,} held-out tokens; "
         f"{n_excluded:,} positions are excluded ({store.manifest['exclusion']['rule']}).",
         parts=[Table("dictionaries", caption, frame, shown)],
         numbers={"dictionaries": frame.to_dict("records"), "n_tokens": n_tokens, "n_excluded": n_excluded},
     )
 
 
-def _unique(family: Family, store: ActivationStore, theta: float) -> Section:
-    result = family_uniqueness(family, theta=theta, activations=store)
+def _unique(family: Family, store: ActivationStore, theta: float, **options: Any) -> Section:
+    result = family_uniqueness(family, theta=theta, activations=store, **options)
     measured = result.table[result.table["null"] == ""]
     seeds = measured[measured["seeds"] & (measured["note"] == "")]
     parts: list[Table | tuple[str, Plot]] = [
@@ -207,10 +214,10 @@ def _unique_table(result: FamilyUniqueness) -> Table:
     second = frame["null"].where(frame["null"] != "", frame["note"])
     return Table(
         "unique",
-        "Latents of the first dictionary matched one to one with those of the second, so that the sum of "
-        "their decoder cosines is greatest. Mutual: the two are each other’s best match. Encoder too: "
-        "matching by encoder directions makes the same pair, with both cosines at least θ. Correlation: of "
-        "the activations of matched latents. In a null the second dictionary is without structure.",
+        "One-to-one matching of the latents of two dictionaries that maximises the sum of their decoder "
+        "cosines. Mutual: each is the other’s best match. Encoder too: matching by encoder directions gives "
+        "the same pair, with both cosines at least θ. Correlation: between the activations of matched "
+        "latents. In a null, the second dictionary is replaced by directions without structure.",
         frame.assign(second=second),
         {
             "comparison": "comparison",
@@ -230,31 +237,34 @@ def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.D
     kept = span(widths["share_shared"])
     if seeds.empty:
         return (
-            "No width has a second seed, so whether another run finds the same latents cannot be said; the "
-            f"next width keeps {kept} of them (decoder cosine of a one-to-one match at least "
-            f"{result.theta:g}; nulls at most {nulls})."
+            "No width has a second seed, so this family cannot show whether another run finds the same "
+            f"latents. The next width finds {kept} of them again (decoder cosine of a one-to-one match at "
+            f"least {result.theta:g}; nulls at most {nulls})."
         )
     found = listed(
         [f"{share(row.share_shared)} of the latents of width {row.n_a}" for row in seeds.itertuples()]
     )
     return (
-        f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}), "
-        f"the next width {kept}; directions without structure match at {nulls}."
+        f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}); "
+        f"the next width finds {kept}. For directions without structure it is at most {nulls}."
     )
 
 
-def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
-    pairs = {f"{small.width} → {large.width}": (small, large) for small, large in family.pairs()}
-    nulls = {
-        f"{width}, other seed": (family[width], second)
-        for width in family.widths
-        if (second := family.second_seed(width)) is not None
-    }
+def _complete(family: Family, store: ActivationStore, theta: float, **options: Any) -> Section:
+    progress = options["progress"]
+    comparisons = family.comparisons()
+    pairs, nulls = ([c.label for c in comparisons if c.null == null] for null in (False, True))
     similarity = family_similarity(family, theta=theta)
     tree = splitting_tree(family, theta=theta)
-    inserted = {name: insertion(*pair, store, theta=theta) for name, pair in (pairs | nulls).items()}
-    groups = {name: group_insertion(*pair, inserted[name], store) for name, pair in pairs.items()}
-    stitched = {name: stitch(*pair, store, theta=theta) for name, pair in (pairs | nulls).items()}
+    inserted: dict[str, Insertion] = {}
+    groups: dict[str, GroupInsertion] = {}
+    stitched: dict[str, Stitching] = {}
+    for c in tqdm(comparisons, disable=not progress, unit="comparison", desc="complete"):
+        small, large = c.small, c.large
+        inserted[c.label] = insertion(small, large, store, theta=theta, progress=progress)
+        stitched[c.label] = stitch(small, large, store, theta=theta)
+        if not c.null:
+            groups[c.label] = group_insertion(small, large, inserted[c.label], store, progress=progress)
     parts: list[Table | tuple[str, Plot]] = [
         ("complete_similarity", plots.max_cosine_distribution(similarity)),
         ("complete_splitting", plots.splitting_flow(tree)),
@@ -268,10 +278,11 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
         ("complete_groups", plots.group_insertion_bars(list(groups.values()))),
         *(
             (
-                f"complete_stitching_{small.width}_{large.width}",
-                plots.stitching_curve(stitched[name], _null_of(stitched, small.width, large.width)),
+                f"complete_stitching_{c.small_width}_{c.large_width}",
+                plots.stitching_curve(stitched[c.label], _null_of(stitched, c)),
             )
-            for name, (small, large) in pairs.items()
+            for c in comparisons
+            if not c.null
         ),
         _stitching_table(stitched),
     ]
@@ -286,13 +297,13 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
     )
     across, between = numbers.loc[[*pairs]], numbers.loc[[*nulls]]
     novel, helps, lowering = (f"{span(across[name])}{_beside(between[name])}" for name in numbers)
-    *_, (small, large) = pairs.values()
+    last = [c for c in comparisons if not c.null][-1]
     return Section(
         title="Complete",
         question="Does a wider dictionary find what a narrower one lacks?",
-        says=f"From each width to the next, {novel} of the wider dictionary’s latents resemble none of the "
-        f"narrower one’s, {helps} lower its error when inserted alone, and {lowering} of the steps of "
-        "stitching lower the error.",
+        says=f"From each width to the next, {novel} of the wider dictionary’s latents resemble no latent of "
+        f"the narrower one, {helps} lower its error when inserted alone, and {lowering} of the stitching "
+        "steps lower the error.",
         parts=parts,
         numbers={
             "splitting": tree.summary,
@@ -301,7 +312,7 @@ def _complete(family: Family, store: ActivationStore, theta: float) -> Section:
             "stitching": paths,
         },
         value=share(across["novel"].iloc[-1]),
-        unit=f"of the latents of width {large.width} resemble none of width {small.width}"
+        unit=f"of the latents of width {last.large_width} resemble none of width {last.small_width}"
         + (f" ({between.index[-1]}: {share(between['novel'].iloc[-1])})" if len(between) else ""),
     )
 
@@ -310,9 +321,10 @@ def _has_roc(result: Insertion) -> bool:
     return not math.isnan(result.auc)
 
 
-def _null_of(stitched: Mapping[str, Stitching], *widths: int) -> Stitching | None:
+def _null_of(stitched: Mapping[str, Stitching], pair: Comparison) -> Stitching | None:
     """Between two seeds of the small width, or else of the large one."""
-    return next((stitched[n] for w in widths if (n := f"{w}, other seed") in stitched), None)
+    labels = {c.small_width: c.label for c in reversed(pair.family.comparisons(null=True))}
+    return next((stitched[labels[w]] for w in (pair.small_width, pair.large_width) if w in labels), None)
 
 
 def _splitting_table(tree: SplittingTree, theta: float) -> Table:
@@ -327,9 +339,9 @@ def _splitting_table(tree: SplittingTree, theta: float) -> Table:
     names = ("split", "identical", "refined", "lost", "novel")
     return Table(
         "splitting",
-        f"What becomes of latents from one width to the next at θ = {theta:g}, beside two seeds of one "
-        "width. Split, identical, refined and lost are shares of the narrower dictionary’s latents, novel of "
-        "the wider one’s.",
+        f"Fate of latents from one width to the next at θ = {theta:g}, beside two seeds of one width. Split, "
+        "identical, refined and lost are shares of the latents of the narrower dictionary; novel is a share "
+        "of those of the wider one.",
         pd.concat([frame, pd.DataFrame(nulls)], ignore_index=True)[["comparison", *names]],
         {name: name for name in ("comparison", *names)},
     )
@@ -339,19 +351,19 @@ def _insertion_table(inserted: Mapping[str, Insertion]) -> Table:
     frame = pd.DataFrame([{"comparison": name} | result.summary for name, result in inserted.items()])
     return Table(
         "insertion",
-        "Each latent of the second dictionary inserted alone into the first: novel if its best cosine is "
-        "under θ, of help if it lowers the error. AUC: how well the cosine tells the two apart. Dead latents "
-        "are left out.",
+        "Each latent of the second dictionary inserted alone into the first: it is novel if its best cosine "
+        "is under θ, and it helps if it lowers the error. AUC: how well the cosine predicts which latents "
+        "help. Dead latents are left out.",
         frame,
         {
             "comparison": "comparison",
             "n_latents": "latents",
             "share_novel_cos": "novel",
-            "share_novel_gain": "of help",
+            "share_novel_gain": "help",
             "auc": "AUC",
             "balanced_accuracy": "balanced accuracy",
             "fvu_small": "FVU of the first",
-            "fvu_large": "of the second",
+            "fvu_large": "FVU of the second",
         },
     )
 
@@ -362,8 +374,9 @@ def _stitching_table(stitched: Mapping[str, Stitching]) -> Table:
     )
     return Table(
         "stitching",
-        "The phases of stitching: novel latents inserted, groups of similar latents swapped, latents without "
-        "a counterpart removed, the decoder bias exchanged. Lowering: share of steps that lower the error.",
+        "The phases of stitching: novel latents are inserted, groups of similar latents swapped, latents "
+        "without a counterpart removed, and the decoder bias exchanged. Lowering: share of steps that lower "
+        "the error.",
         frame[["comparison", *frame.columns.drop("comparison")]],
         {
             "comparison": "comparison",
@@ -371,23 +384,23 @@ def _stitching_table(stitched: Mapping[str, Stitching]) -> Table:
             "n_inserted": "inserted",
             "n_removed": "removed",
             "fvu_before": "FVU before",
-            "fvu": "after",
+            "fvu": "FVU after",
             "l0": "L0 after",
             "share_lowering": "lowering",
         },
     )
 
 
-def _atomic(family: Family, k: int, recipe: str | Recipe) -> Section:
+def _atomic(family: Family, k: int, recipe: Recipe, **options: Any) -> Section:
     *smaller, widest = (family[width] for width in family.widths)
-    meta = meta_sae(widest, k=k, recipe=recipe, held_out_share=HELD_OUT_SHARE)
-    result = meta_baselines(meta, smaller)
+    meta = meta_sae(widest, k=k, recipe=recipe, held_out_share=HELD_OUT_SHARE, **options)
+    result = meta_baselines(meta, smaller, **options)
     summary = result.summary
     baselines = Table(
         "baselines",
-        "What explains the decoder directions of the widest dictionary: the meta-SAE, other directions in "
-        "its place, matching pursuit on other dictionaries, and the meta-SAE on rows without structure "
-        "(nulls).",
+        "Explained variance of the decoder directions of the widest dictionary: by the meta-SAE, by other "
+        "directions in its place and by matching pursuit on other dictionaries; and by the meta-SAE on rows "
+        "without structure (nulls).",
         result.frame,
         {
             "variant": "dictionary",
@@ -419,13 +432,13 @@ def _atomic_sentence(result: MetaBaselines, width: int) -> str:
     null = max(nulls, key=nulls.__getitem__)
     than = "more than" if own > nulls[null] else "no more than"
     return (
-        f"With {summary['terms']} of {width} meta-latents each, {share(own)} of the variance of the widest "
-        f"dictionary’s decoder directions is explained ({share(held_out)} on directions held out), {than} of "
-        f"rows without structure ({null}: {share(nulls[null])}); {summary['n_beaten']} of "
-        f"{summary['n_baselines']} baselines explain less, and the best, {summary['best_signed']}, "
-        f"{share(summary['best_signed_explained_variance'])}."
+        f"With {summary['terms']} of {width} meta-latents per direction, the meta-SAE explains {share(own)} "
+        f"of the variance of the widest dictionary’s decoder directions ({share(held_out)} on held-out "
+        f"directions), {than} it explains of rows without structure ({null}: {share(nulls[null])}). Of "
+        f"{summary['n_baselines']} baselines, {summary['n_beaten']} explain less; the best, "
+        f"{summary['best_signed']}, explains {share(summary['best_signed_explained_variance'])}."
     )
 
 
 def _beside(nulls: Sequence[float] | pd.Series) -> str:
-    return f" (between two seeds {span(nulls)})" if len(nulls) else " (no second seed to compare with)"
+    return f" (between two seeds: {span(nulls)})" if len(nulls) else " (no second seed to compare with)"

@@ -4,12 +4,14 @@ import csv
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 import torch
 
+from saekit.agreement import MismatchError
 from saekit.analysis import family_uniqueness
 from saekit.analysis.meta.sae import Recipe
 from saekit.dictionary import Dictionary
@@ -143,7 +145,7 @@ def test_it_says_what_the_analyses_say(folder, family, store):
     page = Page((folder / "index.html").read_text())
     said = "".join(page.text)
     assert all(sentence in said for sentence in record["says"].values())
-    for measured in record["numbers"]["What was measured"]["dictionaries"]:
+    for measured in record["numbers"]["Measurements"]["dictionaries"]:
         assert measured["dictionary"] in page.text
 
 
@@ -176,7 +178,27 @@ def test_what_cannot_be_reported_is_refused_at_once(family, store, tmp_path):
     )
     with pytest.raises(ValueError, match="the first has d_in 3, the second 16"):
         write_report(other, store, folder=tmp_path)
+    for options, message in (
+        ({"theta": 1.5}, "theta must be"),
+        ({"k": 0}, "k must be"),
+        ({"k": 10_000}, "k must be"),
+        ({"recipe": "mine"}, "recipe must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_report(family, store, folder=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Nothing can be written to the folder"):
+        write_report(family, store, folder=tmp_path / "file" / "report", theta=THETA, k=2, recipe=QUICK)
+
+
+def test_a_family_of_another_place_is_refused(family, store, tmp_path):
+    elsewhere = Family(
+        replace(member, info={**member.info, "hook_point": "blocks.0.attn.hook_z"}) for member in family
+    )
+    with pytest.raises(MismatchError, match=r"blocks\.0\.attn\.hook_z"):
+        write_report(elsewhere, store, folder=tmp_path / "new", theta=THETA, k=2, recipe=QUICK)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_page_escapes_names_headings_and_values(tmp_path):
