@@ -1,223 +1,515 @@
-"""Thin commands over the package."""
+"""Thin commands over the package.
+
+An option that is not given is not passed on, so the defaults are those of the Python functions;
+`--help` reads them there.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from saekit.activations import ActivationStore
+    from saekit.corpora import Document, TokenRows
+    from saekit.family import Family
+
+TOKENS = 1_000_000
+DOCUMENTS = 20_000
+KIND = "relu"
+TEXT_OPTIONS = (
+    *("model", "revision", "processing", "model_dtype", "hook_point", "text", "dataset"),
+    *("dataset_split", "documents", "part", "tokens", "context_length", "bos", "dtype"),
+)
+
+Parser = argparse.ArgumentParser
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line: one subcommand for each thing that takes long."""
-    parser = argparse.ArgumentParser(prog="saekit", description=__doc__)
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
-    commands = parser.add_subparsers(dest="command", required=True)
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its options are added when it is asked for, so that others stay fast."""
 
-    harvest = commands.add_parser("harvest", help="store a model's activations at a hook point")
-    harvest.add_argument("store", type=Path, help="folder to write (resumes if it was interrupted)")
-    harvest.add_argument("--model", help="hub name or local folder (default: the embedded model)")
-    harvest.add_argument("--revision", help="revision on the hub")
-    harvest.add_argument("--hook-point", default="blocks.12.hook_resid_post")
-    harvest.add_argument("--text", nargs="+", type=Path, help="text files (default: the embedded corpus)")
-    harvest.add_argument("--dataset", help="Hugging Face data set, streamed")
-    harvest.add_argument("--dataset-split", default="train", help="split of --dataset")
-    harvest.add_argument("--documents", type=int, default=20_000, help="documents to read from --dataset")
-    harvest.add_argument(
-        "--part", choices=("train", "held-out"), default="train", help="side of the split by documents"
-    )
-    harvest.add_argument("--tokens", type=int, default=1_000_000)
-    harvest.add_argument("--context-length", type=int, default=128)
-    harvest.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    harvest.add_argument("--device", default="cpu", help="where the model runs, such as cuda")
-
-    train = commands.add_parser("train", help="train a dictionary on a store of activations")
-    train.add_argument("store", type=Path, help="folder that `saekit harvest` wrote")
-    train.add_argument("dictionary", type=Path, help="folder to write (resumes if it was interrupted)")
-    train.add_argument(
-        "--kind",
-        default="relu",
-        help="relu, gated, jumprelu, topk, batchtopk, matryoshka, or one that another package registers",
-    )
-    train.add_argument("--width", type=int, required=True)
-    train.add_argument(
-        "--target-l0", type=float, default=36.0, help="relu, gated, jumprelu: active latents a token"
-    )
-    train.add_argument(
-        "--k", type=int, default=32, help="topk, batchtopk, matryoshka: active latents a token"
-    )
-    train.add_argument("--steps", type=int, default=5000)
-    train.add_argument("--batch-size", type=int, default=512)
-    train.add_argument("--learning-rate", type=float, default=None)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--held-out", type=Path, help="store to evaluate on")
-    train.add_argument(
-        "--bf16-candidates", action="store_true", help="look for active latents in bfloat16, which is faster"
-    )
-    train.add_argument("--device", default="cpu", help="where to train, such as cuda")
-
-    families = commands.add_parser(
-        "families", help="train the bundled families again, and a wider dictionary of each kind"
-    )
-    families.add_argument("--bundle", action="store_true", help="write them into the package")
-    commands.add_parser(
-        "kinds", help="train every kind of SAE at equal widths and sparsities, write the tables"
-    )
-
-    report = commands.add_parser(
-        "report", help="write a page that says whether a family is unique, complete and atomic"
-    )
-    report.add_argument("family", help="a bundled family, such as relu, or a folder of dictionaries")
-    report.add_argument("--store", type=Path, help="held-out activations (default: the embedded ones)")
-    report.add_argument("--out", type=Path, help="folder to write (default: report-FAMILY)")
-    report.add_argument("--theta", type=float, default=0.7, help="cosine from which latents are the same")
-
-    reproduce = commands.add_parser("reproduce", help="run the notebook series, write figures/")
-    reproduce.add_argument(
-        "--profile", help="run it on another model and families: gpt2, or a JSON file of your own"
-    )
-    reproduce.add_argument(
-        "--out", type=Path, help="with --profile: folder to write (default: reproduce-PROFILE)"
-    )
-    return parser
+    help: str
+    add_options: Callable[[Parser], None]
+    run: Callable[[argparse.Namespace], None]
+    resumes: bool = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors that people can mend end it with one sentence and status 1."""
-    options = build_parser().parse_args(arguments)
-    run = {
-        "harvest": _harvest,
-        "train": _train,
-        "families": _families,
-        "kinds": _kinds,
-        "report": _report,
-        "reproduce": _reproduce,
-    }
+    listing = "\n".join(f"  {name:<11}{command.help}" for name, command in COMMANDS.items())
+    top = Parser(
+        prog="saekit",
+        description="Are the latents of sparse autoencoders unique, complete and atomic?",
+        epilog=f"commands:\n{listing}\n\nsaekit COMMAND --help lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--quiet", action="store_true", help="show no progress bars")
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    top.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what it takes")
+    chosen = top.parse_args(arguments)
+    command = COMMANDS[chosen.command]
+    parser = Parser(
+        prog=f"saekit {chosen.command}",
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    command.add_options(parser)
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options; those given here win")
     try:
-        run[options.command](options)
+        options = parser.parse_args(_with_file(parser, chosen.arguments))
+        options.progress = not chosen.quiet
+        command.run(options)
     except (ValueError, OSError, ImportError, KeyError) as error:
         # A KeyError's text is its message in quotes.
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"saekit {options.command}: {message}", file=sys.stderr)
+        print(f"saekit {chosen.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"saekit {options.command}: stopped; the same command goes on from here.", file=sys.stderr)
+        further = "; the same command goes on from here" if command.resumes else ""
+        print(f"saekit {chosen.command}: stopped{further}.", file=sys.stderr)
         return 130
     return 0
 
 
-def _harvest(options: argparse.Namespace) -> None:
-    import torch
+# ---------------------------------------------------------------------- options
 
-    from saekit.activations import harvest
-    from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack, split, text_files
-    from saekit.distributed import distributed, is_main
+
+def _default(function: Callable[..., Any], name: str) -> Any:
+    return inspect.signature(function).parameters[name].default
+
+
+def _option(parser: Any, name: str, help: str, *, default: Any = None, **how: Any) -> None:
+    """An option `--name`; `help` gets the default, which argparse itself does not fill in."""
+    shown = "" if default is None else f" (default: {str(default).removeprefix('torch.')})"
+    parser.add_argument(f"--{name.replace('_', '-')}", help=(help + shown).replace("%", "%%"), **how)
+
+
+def _given(options: argparse.Namespace, *names: str, **renamed: str) -> dict[str, Any]:
+    """The options out of these that were given, under the names of the function that takes them."""
+    names_there = {name: name for name in names} | renamed
+    return {there: getattr(options, here) for here, there in names_there.items() if hasattr(options, here)}
+
+
+def _with_file(parser: Parser, arguments: Sequence[str]) -> list[str]:
+    """The arguments, and after them those of the file that `--config` names and that are not given here."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    file = first.parse_known_args(arguments)[0].config
+    if file is None:
+        return [*arguments]
+    fixed = ("--config", "--help", "-h")
+    options = ((option, action) for action in parser._actions for option in action.option_strings)
+    known = {option: action for option, action in options if option not in fixed}
+    here = {argument.partition("=")[0] for argument in arguments}
+    added: list[str] = []
+    for name, value in _settings_in(file).items():
+        option = f"--{name.replace('_', '-')}"
+        if option not in known:
+            takes = ", ".join(option.removeprefix("--") for option in known)
+            raise ValueError(f"{file}: {parser.prog} has no option {name}; it has {takes}.")
+        if here & {*known[option].option_strings}:
+            continue
+        if known[option].nargs == 0:
+            if value not in ("true", "false"):
+                raise ValueError(f"{file}: {name} must be true or false, found {value!r}.")
+            negative = option.replace("--", "--no-", 1)
+            added += [option] if value == "true" else [negative] if negative in known else []
+        elif isinstance(value, list):
+            added += [option, *value]
+        else:
+            added.append(f"{option}={value}")
+    return [*arguments, *added]
+
+
+def _settings_in(file: Path) -> dict[str, str | list[str]]:
+    """Options by name, each a text or a list of texts: what they mean is for the option to decide."""
+    import yaml
+
+    text = file.read_text(encoding="utf-8")
+    try:
+        # Texts alone, for in YAML `1e-3` is no number and `012` is ten.
+        found = json.loads(text) if file.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{file} must hold options by name, found {type(found).__name__}.")
+    return {name: _texts(value, f"{file}: {name}") for name, value in found.items()}
+
+
+def _texts(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return [_texts(one, where) for one in value]
+    if isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a value or a list of values.")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# ---------------------------------------------------------------------- model and text
+
+
+def _model_options(parser: Parser) -> None:
+    from saekit.models import EMBEDDED_MODEL, PROCESSING
+
+    _option(parser, "model", "hub name or local folder", default=EMBEDDED_MODEL)
+    _option(parser, "revision", "branch, tag or commit of the model on the hub")
+    _option(
+        parser,
+        "processing",
+        "weight processing to apply, as the SAEs were trained with",
+        default="none",
+        nargs="+",
+        choices=PROCESSING,
+    )
+
+
+def _text_options(parser: Parser) -> None:
+    from saekit.activations import DTYPES, harvest
+    from saekit.corpora import huggingface_dataset, pack
     from saekit.models import load_model
 
+    _model_options(parser)
+    dtypes = tuple(DTYPES)
+    default = _default(load_model, "dtype")
+    _option(parser, "model_dtype", "precision the model runs in", default=default, choices=dtypes)
+    default = _default(harvest, "hook_point")
+    _option(parser, "hook_point", "where activations are read", default=default)
+    text = parser.add_mutually_exclusive_group()
+    _option(text, "text", "text files", default="the embedded corpus", nargs="+", type=Path)
+    _option(text, "dataset", "Hugging Face data set, streamed")
+    default = _default(huggingface_dataset, "split")
+    _option(parser, "dataset_split", "split of --dataset", default=default)
+    _option(parser, "documents", "documents to read from --dataset", default=DOCUMENTS, type=int)
+    _option(parser, "part", "side of the split by documents", default="train", choices=("train", "held-out"))
+    _option(parser, "tokens", "positions to harvest", default=TOKENS, type=int)
+    default = _default(pack, "context_length")
+    _option(parser, "context_length", "tokens per row", default=default, type=int)
+    parser.add_argument(
+        "--bos", action="store_true", help="begin each row with the beginning-of-text token (default: no)"
+    )
+    default = _default(harvest, "dtype")
+    _option(parser, "dtype", "precision activations are kept in", default=default, choices=dtypes)
+
+
+def _load_model(options: argparse.Namespace, **further: Any) -> TransformerBridge:
+    import torch
+
+    from saekit.models import load_model
+
+    chosen = _given(options, "revision", model="name") | further
+    if hasattr(options, "processing"):
+        chosen["processing"] = dict.fromkeys(options.processing, True)
+    if hasattr(options, "model_dtype"):
+        chosen["dtype"] = getattr(torch, options.model_dtype)
+    return load_model(**chosen)
+
+
+def _rows(options: argparse.Namespace, model: TransformerBridge) -> TokenRows:
+    """Token rows of the text that was asked for."""
+    from saekit.corpora import embedded_corpus, huggingface_dataset, pack, split, text_files
+
     documents: Iterable[Document]
-    if options.text:
+    if not hasattr(options, "dataset"):
+        for name in ("dataset_split", "documents"):
+            if hasattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')} applies to --dataset alone.")
+    if hasattr(options, "text"):
         documents = text_files(options.text)
-    elif options.dataset:
-        documents = huggingface_dataset(options.dataset, split=options.dataset_split, limit=options.documents)
+    elif hasattr(options, "dataset"):
+        limit = getattr(options, "documents", DOCUMENTS)
+        documents = huggingface_dataset(
+            options.dataset, limit=limit, **_given(options, dataset_split="split")
+        )
     else:
         documents = embedded_corpus()
-    train, held_out = split(documents)
-    dtype = getattr(torch, options.dtype)
-    named = {} if options.model is None else {"name": options.model, "revision": options.revision}
+    return pack(
+        split(documents)[getattr(options, "part", "train") == "held-out"],
+        model.tokenizer,
+        n_tokens=getattr(options, "tokens", TOKENS),
+        **_given(options, "context_length", bos="prepend_bos"),
+    )
+
+
+def _kept_as(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    return {"dtype": getattr(torch, options.dtype)} if hasattr(options, "dtype") else {}
+
+
+# ---------------------------------------------------------------------- harvest
+
+
+def _harvest_options(parser: Parser) -> None:
+    from saekit.models import load_model
+
+    parser.add_argument("store", type=Path, help="folder to write")
+    _text_options(parser)
+    _option(parser, "device", "where the model runs, such as cuda", default=_default(load_model, "device"))
+
+
+def _harvest(options: argparse.Namespace) -> None:
+    from saekit.activations import harvest
+    from saekit.distributed import distributed, is_main
+    from saekit.files import writable_folder
+
+    writable_folder(options.store)
     with distributed():
-        model = load_model(dtype=dtype, device=options.device, **named)
-        rows = pack(
-            train if options.part == "train" else held_out,
-            model.tokenizer,
-            context_length=options.context_length,
-            n_tokens=options.tokens,
-        )
-        store = harvest(
-            model, rows, options.hook_point, path=options.store, dtype=dtype, progress=not options.quiet
-        )
+        model = _load_model(options, **_given(options, "device"))
+        where = {**_given(options, "hook_point"), **_kept_as(options)}
+        store = harvest(model, _rows(options, model), path=options.store, progress=options.progress, **where)
         if is_main():
             excluded = int(store.excluded.sum())
             print(f"{store.n_tokens} positions at {store.hook_point}, {excluded} of them excluded")
 
 
+# ---------------------------------------------------------------------- train
+
+
+def _train_options(parser: Parser) -> None:
+    from saekit.training.config import TrainingConfig
+    from saekit.training.trainer import train
+    from saekit.training.variants import VARIANTS
+
+    parser.add_argument(
+        "places",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="the store that `saekit harvest` wrote, then the folder to write the dictionary to; with "
+        "--stream the latter alone",
+    )
+    _option(parser, "kind", "kind of SAE", default=KIND, choices=tuple(VARIANTS))
+    general, own = parser.add_argument_group("training"), parser.add_argument_group("kinds of SAE")
+    _setting_options(general, {"": TrainingConfig})
+    _setting_options(own, VARIANTS)
+    default = _default(train, "checkpoint_every")
+    _option(general, "checkpoint_every", "steps between checkpoints", default=default, type=int)
+    _option(general, "held_out", "store to measure the log on", default="a sample of the other", type=Path)
+    _option(general, "device", "where to train, such as cuda", default=_default(train, "device"))
+    _option(general, "tensorboard", "folder for the log in TensorBoard's format", metavar="FOLDER")
+    _option(general, "wandb", "project of Weights & Biases to send the log to", metavar="PROJECT")
+    parser.add_argument(
+        "--stream", action="store_true", help="harvest activations while training, with nothing on disk"
+    )
+    _text_options(parser)
+
+
+def _setting_options(group: Any, by_kind: Mapping[str, type]) -> None:
+    """An option for every setting of these dataclasses, with its description and default."""
+    takers: dict[str, list[str]] = {}
+    for kind, made in by_kind.items():
+        for field in fields(made):
+            takers.setdefault(field.name, []).append(kind)
+    for name, kinds in takers.items():
+        made = by_kind[kinds[0]]
+        if name == "variant":
+            continue
+        default = next(field.default for field in fields(made) if field.name == name)
+        shown = "required" if default is MISSING else "" if default is None else f"default: {default}"
+        notes = "; ".join(filter(None, [", ".join(kinds), shown]))
+        text = _documented(made)[name].removesuffix(".") + (f" ({notes})" if notes else "")
+        _option(group, name, text, **_how(get_type_hints(made)[name]))
+
+
+def _how(hint: Any) -> dict[str, Any]:
+    """What argparse needs for a setting of this type."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    plain = float if "float" in str(hint) else int
+    if "None" in str(hint):
+        return {"type": lambda text: None if text in ("none", "null") else plain(text), "metavar": "X"}
+    return {"type": plain, "metavar": "X"} | ({"nargs": "+"} if "tuple" in str(hint) else {})
+
+
+def _documented(made: type) -> dict[str, str]:
+    """Descriptions of the parameters in the docstrings of a class and those it is made from."""
+    found: dict[str, str] = {}
+    for one in reversed(made.__mro__):
+        text = inspect.cleandoc(one.__doc__ or "") + "\n"
+        for names, description in re.findall(r"^(\w+(?:, \w+)*) : .*\n((?:    .*\n)+)", text, re.MULTILINE):
+            found |= dict.fromkeys(names.split(", "), " ".join(description.split()).split(". ")[0])
+    return found
+
+
 def _train(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
     from saekit.distributed import distributed, is_main
-    from saekit.settings import choice
-    from saekit.training.trainer import TrainingConfig, train
+    from saekit.files import writable_folder
+    from saekit.streaming import StreamedActivations
+    from saekit.training.config import TrainingConfig, configure
+    from saekit.training.loggers import Logger, TensorBoardLogger, WandbLogger
+    from saekit.training.trainer import train
     from saekit.training.variants import VARIANTS
 
-    variant = VARIANTS[choice("--kind", options.kind, VARIANTS)]
-    rate = {} if options.learning_rate is None else {"lr": options.learning_rate}
-    config = TrainingConfig(
-        variant=variant(**{variant.sparsity: getattr(options, variant.sparsity)}),
-        width=options.width,
-        seed=options.seed,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        bf16_candidates=options.bf16_candidates,
-        **rate,
+    kinds: list[type] = [TrainingConfig, *VARIANTS.values()]
+    known = {field.name for made in kinds for field in fields(made)}
+    config = configure(getattr(options, "kind", KIND), _given(options, *known))
+    stream = hasattr(options, "stream")
+    if not stream and (given := [*_given(options, *TEXT_OPTIONS)]):
+        raise ValueError(f"--{given[0].replace('_', '-')} applies with --stream alone: a store is harvested.")
+    if len(options.places) != 2 - stream:
+        expected = "the dictionary's folder alone" if stream else "a store and the dictionary's folder"
+        raise ValueError(f"Expected {expected}, found {' '.join(map(str, options.places))}.")
+    folder = writable_folder(options.places[-1])
+    loggers: list[Logger] = (
+        [TensorBoardLogger(options.tensorboard)] if hasattr(options, "tensorboard") else []
     )
+    loggers += [WandbLogger(options.wandb)] if hasattr(options, "wandb") else []
+    held_out = ActivationStore.open(options.held_out) if hasattr(options, "held_out") else None
+    source: ActivationStore | StreamedActivations
     with distributed():
+        if stream:
+            model = _load_model(options, **_given(options, "device"))
+            where = {**_given(options, "hook_point"), **_kept_as(options)}
+            source = StreamedActivations(model, _rows(options, model), **where)
+        else:
+            source = ActivationStore.open(options.places[0])
         result = train(
             config,
-            ActivationStore.open(options.store),
-            held_out=None if options.held_out is None else ActivationStore.open(options.held_out),
-            checkpoint=options.dictionary / "checkpoint.safetensors",
-            device=options.device,
-            progress=not options.quiet,
+            source,
+            held_out=held_out,
+            checkpoint=folder / "checkpoint.safetensors",
+            loggers=loggers,
+            progress=options.progress,
+            **_given(options, "checkpoint_every", "device"),
         )
         if is_main():
-            result.dictionary.save(options.dictionary)
+            result.dictionary.save(folder)
             print("\n".join(f"{name}: {value}" for name, value in result.summary.items()))
+
+
+# ---------------------------------------------------------------------- convert
+
+
+def _convert_options(parser: Parser) -> None:
+    from saekit.loading.publishing import OWN, WRITERS, convert_sae
+
+    parser.add_argument("source", help="SAEs of any format: a file, folder, glob, name or hub id")
+    parser.add_argument("out", type=Path, help="folder to write")
+    formats = (*WRITERS, OWN)
+    _option(parser, "format", "what to write", default=_default(convert_sae, "format"), choices=formats)
+    _option(parser, "revision", "branch, tag or commit on the hub")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from saekit.files import writable_folder
+    from saekit.loading.publishing import convert_sae
+
+    out = writable_folder(options.out)
+    print(convert_sae(options.source, out, **_given(options, "format", "revision")))
+
+
+# ---------------------------------------------------------------------- report
+
+
+def _report_options(parser: Parser) -> None:
+    from saekit.report.report import write_report
+
+    parser.add_argument(
+        "family", help="a folder or glob of SAEs, a bundled family such as relu, or a release"
+    )
+    _option(parser, "store", "held-out activations", default="the embedded ones", type=Path)
+    _option(parser, "out", "folder to write", default="report-FAMILY", type=Path)
+    for name, kind, help in (
+        ("theta", float, "cosine from which latents are the same"),
+        ("k", int, "meta-latents per latent"),
+        ("recipe", str, "how meta-SAEs are trained"),
+    ):
+        _option(parser, name, help, default=_default(write_report, name), type=kind)
+    _model_options(parser)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from saekit.activations import ActivationStore
+    from saekit.files import writable_folder
+    from saekit.loading.names import load_family
+    from saekit.report.report import write_report
+    from saekit.series.embedded import embedded_store
+
+    folder = writable_folder(getattr(options, "out", f"report-{Path(options.family).name}"))
+    family = load_family(options.family)
+    own_store, own_model = hasattr(options, "store"), bool(_given(options, "model", "revision", "processing"))
+    model = _load_model(options) if own_model or not own_store else None
+    if own_store:
+        store = ActivationStore.open(options.store)
+    else:
+        store = embedded_store("held-out", model=model, progress=options.progress)
+    family = _independent(family, store, progress=options.progress)
+    further = _given(options, "theta", "k", "recipe")
+    print(write_report(family, store, folder=folder, model=model, progress=options.progress, **further))
+
+
+def _independent(family: Family, store: ActivationStore, *, progress: bool) -> Family:
+    """The family with thresholds in place of competition between latents, which analyses cannot take."""
+    from saekit.convert import as_jumprelu
+    from saekit.family import Family
+
+    members = []
+    for dictionary in family:
+        if dictionary.k is not None or dictionary.normalization is not None:
+            found = as_jumprelu(dictionary, store, progress=progress)
+            print(
+                f"{dictionary.name} is converted to thresholds, measured on the same store: L0 "
+                f"{found.summary['l0_before']:.1f} to {found.summary['l0_after']:.1f}, FVU "
+                f"{found.summary['fvu_before']:.3f} to {found.summary['fvu_after']:.3f}, "
+                f"{found.share_changed:.1%} of active entries changed"
+            )
+            dictionary = found.dictionary
+        members.append(dictionary)
+    return Family(members)
+
+
+# ---------------------------------------------------------------------- the series
+
+
+def _families_options(parser: Parser) -> None:
+    parser.add_argument("--bundle", action="store_true", help="write them into the package")
 
 
 def _families(options: argparse.Namespace) -> None:
     from saekit.series.bundling import bundle, train_families
 
-    if options.bundle:
-        print(bundle(progress=not options.quiet).to_string(index=False))
+    if hasattr(options, "bundle"):
+        print(bundle(progress=options.progress).to_string(index=False))
     else:
-        for kind, folder in train_families(progress=not options.quiet).items():
+        for kind, folder in train_families(progress=options.progress).items():
             print(f"{kind}: {folder}")
 
 
 def _kinds(options: argparse.Namespace) -> None:
     from saekit.series.kinds_grid import write_tables
 
-    print(write_tables(progress=not options.quiet).to_string(index=False))
+    print(write_tables(progress=options.progress).to_string(index=False))
 
 
-def _report(options: argparse.Namespace) -> None:
-    from saekit.activations import ActivationStore
-    from saekit.loading.names import load_family
-    from saekit.models import load_model
-    from saekit.report.report import write_report
-    from saekit.series.embedded import embedded_store
-
-    family = load_family(options.family)
-    if options.store is None:
-        model = load_model()
-        store = embedded_store("held-out", model=model, progress=not options.quiet)
-    else:
-        model, store = None, ActivationStore.open(options.store)
-    folder = options.out or Path(f"report-{Path(options.family).name}")
-    progress = not options.quiet
-    print(write_report(family, store, folder=folder, model=model, theta=options.theta, progress=progress))
+def _reproduce_options(parser: Parser) -> None:
+    _option(parser, "profile", "run it on another model and families: gpt2, or a JSON file of your own")
+    _option(parser, "out", "with --profile: folder to write", default="reproduce-PROFILE", type=Path)
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    from saekit.files import writable_folder
     from saekit.series.profiles import Profile
     from saekit.series.reproduce import reproduce, reproduce_profile
 
-    if options.profile is None:
-        if options.out is not None:
+    if not hasattr(options, "profile"):
+        if hasattr(options, "out"):
             raise ValueError("--out needs --profile: without one the series runs in place.")
-        print(reproduce(progress=not options.quiet))
+        print(reproduce(progress=options.progress))
         return
     profile = Profile.load(options.profile)
-    folder = options.out or Path(f"reproduce-{profile.name}")
-    checks = reproduce_profile(profile, folder, progress=not options.quiet)
+    folder = writable_folder(getattr(options, "out", f"reproduce-{profile.name}"))
+    checks = reproduce_profile(profile, folder, progress=options.progress)
     shown = checks.drop(columns="source")
     print(shown.astype(object).where(shown.notna(), "").map(_rounded).to_string(index=False))
     print(
@@ -231,3 +523,27 @@ def _rounded(value: object) -> object:
         return f"{float(str(value)):.3g}"
     except ValueError:
         return value
+
+
+def _no_options(_: Parser) -> None:
+    pass
+
+
+COMMANDS = {
+    "harvest": Command("store a model's activations at a hook point", _harvest_options, _harvest),
+    "train": Command(
+        "train a dictionary; with more --steps, extend a run that ended", _train_options, _train
+    ),
+    "convert": Command("write an SAE in another library's format", _convert_options, _convert, resumes=False),
+    "report": Command(
+        "write a page on whether a family is unique, complete and atomic",
+        _report_options,
+        _report,
+        resumes=False,
+    ),
+    "families": Command("train the bundled families again, and wider ones", _families_options, _families),
+    "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
+    "reproduce": Command(
+        "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False
+    ),
+}
