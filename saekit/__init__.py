@@ -1,8 +1,7 @@
 """Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
-SAEs             load_sae, load_family, open_sae, save_sae, convert_sae, push_to_hub, releases_table,
-                 Dictionary, Family
+SAEs             load_sae, load_family, open_sae, save_sae, push_to_hub, Dictionary, Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
                  TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
@@ -19,7 +18,7 @@ Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExp
                  StitchingExplorer, MetaExplorer
 Figures          plots, figures, figures_folder, provenance_of, neuronpedia
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table
+                 convergence_table, kinds_table, kinds_l0_table, releases_table
 
 Results have `.summary`, most have `.frame`, and `.plot()` draws the obvious picture.
 Every module is there after `import saekit`, such as `saekit.corpora.text_files`.
@@ -50,7 +49,7 @@ _EXPORTS = {
     "saekit.family": ("Family",),
     "saekit.loading.names": ("load_family", "load_sae", "open_sae"),
     "saekit.loading.formats.writing": ("save_sae",),
-    "saekit.loading.publishing": ("convert_sae", "push_to_hub"),
+    "saekit.loading.publishing": ("push_to_hub",),
     "saekit.loading.releases": ("releases_table",),
     "saekit.loading.check_sae": ("check_sae",),
     "saekit.training.variants": ("BatchTopK", "Gated", "JumpReLU", "Matryoshka", "ReLU", "TopK"),
