@@ -45,7 +45,7 @@ class Described:
     @property
     def kind(self) -> str:
         """The training variant, such as `"relu"`, or `"unknown"`."""
-        return self.info.get("kind", "unknown")
+        return str(self.info.get("kind", "unknown"))
 
     @property
     def seed(self) -> int | None:
@@ -293,7 +293,7 @@ class Dictionary(Described):
         key = fingerprint(self.tensors().values())
         if self._hashed.get("key") != key:
             self._hashed.update(key=key, hash=self._hash())
-        return self._hashed["hash"]
+        return str(self._hashed["hash"])
 
     @cached_property
     def _hashed(self) -> dict[str, Any]:

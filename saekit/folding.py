@@ -253,7 +253,8 @@ def _gate_lost(encoder: Tensor, bias: Tensor, threshold: Tensor, roundoff: float
     """Latents whose gate rounding would move by more than `GATE_TOLERANCE`: see `Unfolded.fold`, Notes."""
     moved = roundoff * (bias.abs() + 2 * threshold)
     scale = encoder.norm(dim=0) + (bias - threshold).abs()
-    return (threshold > 0) & torch.isfinite(threshold) & (moved > GATE_TOLERANCE * scale)
+    lost: Tensor = (threshold > 0) & torch.isfinite(threshold) & (moved > GATE_TOLERANCE * scale)
+    return lost
 
 
 def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dictionary:

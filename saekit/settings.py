@@ -83,7 +83,7 @@ def real(
         raise ValueError(f"{name} must be finite, found {number}.")
     if above is not None and not number > above:
         raise ValueError(f"{name} must be above {above:g}, found {number:g}.")
-    return _in_range(name, number, at_least, at_most)
+    return float(_in_range(name, number, at_least, at_most))
 
 
 positive = partial(real, above=0)
