@@ -25,7 +25,7 @@ CHUNK_ELEMENTS = 1 << 22
 # so many times the root mean square of the rounding error.
 MARGIN = 8.0
 MARGIN_ROWS = 16  # rows that the rounding error is measured on
-GROUPS = 8  # groups of columns a wanted latent, where the largest of a row are looked for
+GROUPS = 8  # groups of columns per wanted latent, where the largest of a row are looked for
 RESCORE_BELOW = 0.03  # share of candidates up to which rescoring them is faster than a full product
 
 # Above this share of active latents dense matrix products are faster than gathering rows: one
@@ -47,6 +47,16 @@ class SparseLatents:
         Their values, `[active]`.
     width : int
         Number of latents, active or not.
+
+    Examples
+    --------
+    >>> h = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
+    >>> latents = SparseLatents.from_mask(h > 0, h)
+    >>> latents.counts, latents.indices
+    (tensor([2, 1]), tensor([0, 2, 1]))
+    >>> latents.dense()
+    tensor([[1.0000, 0.0000, 0.5000],
+            [0.0000, 3.0000, 0.0000]])
     """
 
     offsets: Tensor
@@ -253,6 +263,12 @@ def encode_above(
         Look for them in a product in bfloat16, with a margin of several times its rounding error,
         and compute the values of those found in full precision: the product takes half the time,
         and a latent is missed only where rounding exceeds the margin.
+
+    Examples
+    --------
+    >>> W_enc, b_enc = torch.eye(2), torch.zeros(2)
+    >>> encode_above(torch.tensor([[0.3, 2.0]]), W_enc, b_enc, 0.5).dense()
+    tensor([[0., 2.]])
     """
     if k is not None:
         cut = partial(SparseLatents.kth_largest, k=k)

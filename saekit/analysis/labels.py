@@ -1,4 +1,4 @@
-"""Labels without a network: what every latent and meta-latent is about, told from data."""
+"""Labels for latents and meta-latents, from data alone: no language model writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
 N_WORDS = 3  # in a label
-AUDIBLE = 0.1  # of the greatest weight: what a word needs to be named in place of punctuation
+LEAST_WORD = 0.25  # weight, relative to the heaviest token, from which words replace punctuation
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
 
 
@@ -181,7 +181,7 @@ def words(
 
     Tokens that differ only in surrounding space count as one word; ties go by the alphabet.
     Spaces, punctuation and fragments (which neither follow a space nor begin with a capital or a
-    digit) are left out, unless every word weighs less than a tenth of the heaviest token.
+    digit) are left out, unless every word weighs less than a quarter of the heaviest token.
 
     Examples
     --------
@@ -199,9 +199,9 @@ def words(
         totals[word] = totals.get(word, 0.0) + weight
         if word[:1].isalnum() and (token[0].isspace() or not word[0].islower()):
             named.add(word)
-    heaviest = max(totals.values(), default=0.0)
-    audible = {word for word in named if totals[word] >= AUDIBLE * heaviest}
-    return sorted(audible or totals, key=lambda word: (-totals[word], word))
+    ordered = sorted(totals, key=lambda word: (-totals[word], word))
+    whole = [word for word in ordered if word in named]
+    return whole if whole and totals[whole[0]] >= LEAST_WORD * totals[ordered[0]] else ordered
 
 
 def _top_tokens(
@@ -264,7 +264,7 @@ def label_meta_latents(
     Examples
     --------
     >>> label_meta_latents(meta, [labels]).of(1)
-    'queen · king'
+    'queen · king · river'
     """
     require_labels(meta, labels)
     if logits is not None:

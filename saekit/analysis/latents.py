@@ -1,4 +1,4 @@
-"""What a latent is about: its activations, the text around them and the tokens it promotes."""
+"""A latent's activations, the text around them, and the tokens that it promotes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a number would be without the structure that it is to show: dictionaries, directions and rows.
+"""Nulls: dictionaries, directions and rows without the structure that an analysis measures.
 
 Every null of an analysis is made here, apart from those that only shuffle the analysis' own indices.
 """

@@ -15,7 +15,7 @@ from saekit.dictionary import Dictionary
 from saekit.widgets import Evidence
 
 WIDTHS = (8, 24)
-SPEAKING = {"king", "queen", "the", "of", "a&b", "river", "stone"}
+WHOLE = {"king", "queen", "the", "of", "a&b", "river", "stone"}
 INFO = {"kind": "meta", "seed": 0, "training": {"variant": {"k": 2}}}
 
 
@@ -63,9 +63,9 @@ def by_word(share):
     for token, value in zip(WORDS, share, strict=True):
         totals[word(token)] = totals.get(word(token), 0) + value
     found = [found for found in sorted(totals, key=totals.get, reverse=True) if totals[found] > 0]
-    # What is no word is named only where no word has a tenth of its weight.
-    speaks = [w for w in found if w in SPEAKING and totals[w] >= 0.1 * totals[found[0]]]
-    return speaks or found
+    # Spaces and markup are named only where no word has a quarter of their weight.
+    whole = [w for w in found if w in WHOLE]
+    return whole if whole and totals[whole[0]] >= totals[found[0]] / 4 else found
 
 
 # ---------------------------------------------------------------------- latents
@@ -92,11 +92,12 @@ def test_words_are_named_before_punctuation_and_fragments():
     def named(*weights):
         return words(range(len(weights)), weights, vocabulary)
 
-    assert named(5, 1, 4) == ["king"]
-    assert named(5, 0.4, 4) == [",", "ing", "king"]  # it would be misleading to name the king
+    assert named(4, 1, 3) == ["king"]
+    assert named(5, 1, 4) == [",", "ing", "king"]  # it would be misleading to name the king
+    assert named(4, 1, 3, 0, 0.01) == ["king", "King"]  # a second word may be rare
     assert named(3, 0, 1, 2) == [",", "\n", "ing", "king"]
     assert named(0, 1, 0, 0, 2, 3) == ["7", "King", "king"]
-    assert named(1, 0, 0, 0, 0, 0, 2, 0.5, 0.5) == ["\u738b"]  # a script without capitals
+    assert named(1, 0, 0, 0, 0, 0, 2, 0.5, 0.5)[0] == "\u738b"  # a script without capitals
     assert words([], [], vocabulary) == []
 
 

@@ -1,4 +1,4 @@
-"""What else explains decoder directions: baselines and nulls for a meta-SAE.
+"""Baselines and nulls for the variance of decoder directions that a meta-SAE explains.
 
 That a meta-SAE explains much of the variance of a dictionary's directions means something only
 beside what other dictionaries and encoders explain with as many terms, and beside what it would
@@ -57,7 +57,7 @@ class MetaBaselines(Result):
 
         - `variant`, the dictionary: the meta-SAE's own, `nearest small latents`,
           `random directions`, `k-means`, `PCA`, a smaller dictionary by name, or a null
-        - `encoder`, what finds the coefficients: `own` (trained with the dictionary), `kept` (that
+        - `encoder`, which finds the coefficients: `own` (trained with the dictionary), `kept` (that
           of the meta-SAE), `refit` (trained for this dictionary), `matching pursuit`,
           `nearest centroid`, `projection`
         - `signed`: whether coefficients may be negative
@@ -159,7 +159,7 @@ def meta_baselines(
     Every dictionary adds its terms to an offset: the meta-dictionary to its own bias (also where
     it keeps its encoder but not its directions), all others to the mean of the rows. Matching
     pursuit looks among unit directions, and is greedy: the best terms can only do better. Directions of
-    smaller dictionaries and random ones never saw the rows; what learns from rows (k-means,
+    smaller dictionaries and random ones never saw the rows; anything that learns from rows (k-means,
     principal components, refits) sees those that the meta-SAE was trained on.
 
     Examples

@@ -1,4 +1,4 @@
-"""What it costs the language model to rebuild a dictionary's decoder from meta-latents."""
+"""The cross-entropy that rebuilding a dictionary's decoder from meta-latents costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CERebuilt(Result):
-    """What a decoder rebuilt from meta-latents costs the language model.
+    """The cross-entropy that a decoder rebuilt from meta-latents costs the language model.
 
     Attributes
     ----------

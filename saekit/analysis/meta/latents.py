@@ -1,4 +1,4 @@
-"""What meta-latents are: parts of latents, and how they compare with smaller dictionaries' latents.
+"""Meta-latents as parts of latents, and beside the latents of smaller dictionaries.
 
 [LW] stands for the authors' post "Showing SAE latents are not atomic using meta-SAEs" (Bussmann,
 Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
@@ -36,7 +36,7 @@ PAIRED = 0.7  # cosine from which a meta-latent and a latent count as the same d
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Decomposition(Result):
-    """What a latent is made of.
+    """A latent as a sum of meta-latents.
 
     Attributes
     ----------
@@ -599,7 +599,7 @@ def cosine_distributions(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MetaSplitting(Result):
-    """What children keep of their parent's meta-latents when latents split.
+    """The meta-latents that children share with their parent when latents split.
 
     Attributes
     ----------
@@ -683,7 +683,7 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     -----
     [LW] shows an example and the distribution of the number of active meta-latents by width;
     counting what is kept, and chance, are ours. That a child is near its parent by definition makes
-    it keep more than chance. As the authors say, latents that recur at every width are
+    it keep more than chance. As the authors note, latents that recur at every width are
     over-represented among the directions that such a meta-SAE is trained on.
 
     Examples

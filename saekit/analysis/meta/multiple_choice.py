@@ -1,4 +1,4 @@
-"""Whether meta-latents can be told apart by what they are about, without a network."""
+"""Whether the tokens of meta-latents tell them apart, without a language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = 1024  # latents that are asked about at once
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MultipleChoice(Result):
-    """Whether a latent's meta-latent can be told from others by what both are about.
+    """Whether tokens tell a latent's own meta-latent from others.
 
     Attributes
     ----------
@@ -79,8 +79,8 @@ def multiple_choice_test(
 ) -> MultipleChoice:
     """Ask for every latent which of some meta-latents is its own, going by tokens alone.
 
-    A latent is what it is about: the distribution of tokens that its label comes from
-    (`Labels.tokens`), weighted by inverse document frequency (the logarithm of the number of
+    A latent stands for the distribution of tokens that its label comes from (`Labels.tokens`),
+    weighted by inverse document frequency (the logarithm of the number of
     latents over those that have the token) and scaled to norm 1. A meta-latent is the sum of its
     latents' weighted distributions times its activations on them, with the latent in question
     left out. The answer is the option of greatest cosine; ties share the point.
@@ -150,7 +150,7 @@ def _answers(
     `activation` is `[latents, meta-latents]`; `about` has rows of norm 1, or empty ones.
     """
     described = np.diff(about.indptr) > 0
-    has = diags_array(described.astype(float), format="csr") @ activation  # latents that say something
+    has = diags_array(described.astype(float), format="csr") @ activation  # latents with a description
     has.eliminate_zeros()
     n_members = np.bincount(has.indices, minlength=activation.shape[1])
     if (n_members > 0).sum() < n_options:
