@@ -81,7 +81,9 @@ def cases(folder: Path, widths: list[int]) -> list[tuple[str, Callable[[], int]]
     def pairs() -> int:
         # While the next is read, the loop's variables hold two.
         sizes = []
-        for small, large in saekit.load_family(folder).pairs():
+        small = large = None
+        for comparison in saekit.load_family(folder).comparisons(null=False):
+            small, large = comparison.small, comparison.large
             sizes += [size(small), size(large)] if not sizes else [size(large)]
         return max(sum(sizes[i : i + 3]) for i in range(len(sizes) - 1))
 
@@ -96,7 +98,7 @@ def cases(folder: Path, widths: list[int]) -> list[tuple[str, Callable[[], int]]
         ),
         (f"load_sae({widths[-1]}, latents=range({N_LATENTS}))", some),
         ("for dictionary in family", loop),
-        ("for small, large in family.pairs()", pairs),
+        ("for comparison in family.comparisons()", pairs),
     ]
 
 

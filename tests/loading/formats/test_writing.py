@@ -1,6 +1,9 @@
 """What save_sae writes: by each library's own formula, and read back, the dictionary's function."""
 
+import contextlib
 import json
+import os
+import random
 from dataclasses import replace
 
 import pytest
@@ -16,6 +19,7 @@ from saekit.folding import Unfolded
 from saekit.loading.formats import is_sae, writing
 from saekit.loading.formats.writing import save_sae
 from saekit.loading.names import load_sae
+from saekit.loading.publishing import convert_sae
 
 D_IN, WIDTH, BATCH = 12, 40, 30
 CLEAR = 1e-4  # relative distance from a threshold, or between ranks, below which rounding may decide
@@ -126,6 +130,7 @@ def dictionary_learning(folder, x):
 
 
 FORMULAS = {"saelens": saelens, "dictionary_learning": dictionary_learning}
+FORMATS_AND_OWN = (*FORMULAS, "saekit")
 
 
 @in_temporary_folders
@@ -242,6 +247,63 @@ def test_views_are_written_without_what_they_are_views_of(tmp_path):
         save_sae(dictionary, tmp_path / name, format="dictionary_learning")
     sizes = [(tmp_path / name / "ae.pt").stat().st_size for name in ("part", "view")]
     assert sizes[0] == sizes[1] < 20_000
+
+
+class Stop(BaseException):
+    """An interrupt."""
+
+
+@pytest.mark.parametrize("format", FORMATS_AND_OWN)
+@pytest.mark.parametrize("point", range(20))
+def test_an_interrupt_at_any_moment_leaves_no_other_sae(format, point, tmp_path, monkeypatch):
+    """What is found afterwards is one of the two, or nothing; the next attempt writes the whole."""
+    old, new = make(seed=1), make(seed=2)
+
+    def write(dictionary):
+        return convert_sae(dictionary.save(tmp_path / f"source {dictionary.seed}"), folder, format=format)
+
+    folder = tmp_path / "folder"
+    write(old)
+    calls, stop_at = 0, None
+
+    def counted(original):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise Stop
+            return original(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("open", "fsync", "replace", "unlink"):
+            patched.setattr(os, name, counted(getattr(os, name)))
+        write(new)
+        total, calls = calls, 0
+        stop_at = random.Random(point).randint(1, total)
+        with contextlib.suppress(Stop):
+            write(old)
+    if is_sae(folder):
+        found = load_sae(folder).W_dec
+        assert any(torch.allclose(found, dictionary.W_dec, atol=1e-6) for dictionary in (old, new))
+    torch.testing.assert_close(load_sae(write(new)).W_dec, new.W_dec, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gate_that_needs_float64_is_written_in_float64(tmp_path):
+    p = parameters(D_IN, WIDTH)
+    gain = torch.full((WIDTH,), 1e-6, dtype=torch.float64)
+    threshold = p["b_enc"] - gain * p["threshold"]
+    dictionary = Unfolded(**p | {"threshold": threshold}, gain=gain).fold()
+    assert dictionary.W_enc.dtype == torch.float64
+    folder = save_sae(dictionary, tmp_path / "a")
+    assert json.loads((folder / "cfg.json").read_text())["dtype"] == "float64"
+    stored = load_file(folder / "sae_weights.safetensors")
+    assert all(torch.equal(stored[name], getattr(dictionary, name)) for name in stored)
+    with pytest.raises(ValueError, match="needs float64, and dictionary_learning computes in float32"):
+        save_sae(dictionary, tmp_path / "b", format="dictionary_learning")
+    # Float64 that float32 holds exactly is no loss.
+    save_sae(make().to(dtype=torch.float64), tmp_path / "b", format="dictionary_learning")
 
 
 def test_a_saekit_entry_must_hold_settings(tmp_path):
