@@ -583,7 +583,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no dictionary: expected {HEADER} and {WEIGHTS}.")
     header = read_json(file)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{file} does not say format {FORMAT!r}, so it is not read.")
+        raise ValueError(f"{file} must give format {FORMAT!r}: it is of another version, or no dictionary.")
     header = {"weights": WEIGHTS, "normalization": None, "k": None, **header}
     kinds = {"d_in": int, "width": int, "info": dict, "hash": str, "weights": str}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]

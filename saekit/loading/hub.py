@@ -17,7 +17,7 @@ from typing import Any
 from saekit.files import hash_file, hash_json, home, read_json, write_json
 
 SUFFIXES = (".json", ".safetensors", ".npz", ".pt", ".pth")  # what formats read; nothing else is fetched
-SECONDS = 10.0  # to wait for the hub to say what it has
+SECONDS = 10.0  # to wait for the hub's list of files
 PUBLIC = "https://huggingface.co"
 
 
@@ -199,7 +199,7 @@ def hub_api() -> Any:
 
 @contextmanager
 def _one_sentence(repo: str, path: str, revision: str) -> Iterator[None]:
-    """Say what went wrong in one sentence, without the chain of what led to it."""
+    """Turn what goes wrong into one sentence, without the chain of what led to it."""
     from huggingface_hub import errors
 
     what, where = f"{repo}/{path}".rstrip("/"), hub_endpoint()

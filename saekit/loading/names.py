@@ -90,7 +90,7 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
     FileNotFoundError
         If there is nothing of this name, or a local place holds no SAE.
     ValueError
-        If the files of an SAE are not what their format says.
+        If the files of an SAE do not follow their format.
     PermissionError, ConnectionError
         If the hub does not give the files, or is away.
     """
@@ -202,7 +202,7 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     Returns
     -------
     Unfolded
-        Its `fold()` reads the matrices; `info["format"]` names the format, and what comes from the
+        Its `fold()` reads the matrices; `info["format"]` names the format, and an SAE from the
         hub has `repo`, `commit` and `sha256` there.
 
     Raises
@@ -210,7 +210,7 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     FileNotFoundError
         If there is nothing of this name, or it holds no SAE.
     ValueError
-        If there are several, or the files are not what their format says or not what was published.
+        If there are several, or the files do not follow their format, or differ from what was published.
     PermissionError, ConnectionError
         If the hub does not give the files, or is away (see `saekit.loading.hub.fetch`).
 
@@ -303,7 +303,7 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
     FileNotFoundError
         If there is nothing of this name, or it holds no dictionaries.
     ValueError
-        If what is there is no family, or no SAE.
+        If the SAEs make no family, or a file is no SAE.
 
     Examples
     --------

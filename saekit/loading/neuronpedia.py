@@ -1,4 +1,4 @@
-"""Neuronpedia: links to pages, lists and embeds of them, and what pages and bulk files say.
+"""Neuronpedia: links to pages, lists and embeds of them, and readers of pages and bulk files.
 
 A dictionary knows its place there by `info["neuronpedia_id"]`, such as
 `"gpt2-small/8-res_fs49152-jb"`: a model and a source. Neuronpedia folds decoder norms when it loads an
@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import html
 import json
-import operator
 import urllib.error
 import urllib.request
 import zlib
@@ -26,9 +25,11 @@ import pandas as pd
 
 from saekit.dictionary import Dictionary
 from saekit.files import read_json
+from saekit.selection import Latents, select_latent, select_latents
 
 SITE = "https://www.neuronpedia.org"
 LIST_LIMIT = 150  # longer quick lists are not found
+ANY_WIDTH = 1 << 40  # more latents than any source has, where its number is not known
 PARTS = ("explanation", "plots", "test", "activations", "link", "steer")
 
 
@@ -51,20 +52,25 @@ def latent_url(source: Dictionary | str, latent: int) -> str:
         If the dictionary has no id, or the id is not one.
     IndexError
         If there is no such latent.
+
+    Examples
+    --------
+    >>> latent_url("gpt2-small/8-res_fs49152-jb", 7)
+    'https://www.neuronpedia.org/gpt2-small/8-res_fs49152-jb/7'
     """
     model, place = _place(source)
     return f"{SITE}/{quote(model)}/{quote(place)}/{_checked(source, latent)}"
 
 
-def quick_list_url(source: Dictionary | str, latents: Sequence[int], *, name: str) -> str:
+def quick_list_url(source: Dictionary | str, latents: Latents, *, name: str) -> str:
     """Address of a page that lists several latents.
 
     Parameters
     ----------
     source : Dictionary or str
         As `latent_url`.
-    latents : sequence of int
-        At most 150.
+    latents : tensor, array, Series or list
+        At most 150, see `saekit.selection.select_latents`.
     name : str
         Title of the list.
 
@@ -73,13 +79,12 @@ def quick_list_url(source: Dictionary | str, latents: Sequence[int], *, name: st
     ValueError, IndexError
         As `latent_url`, and if there are more latents than Neuronpedia lists.
     """
-    if not 0 < len(latents) <= LIST_LIMIT:
-        raise ValueError(f"Neuronpedia lists 1 to {LIST_LIMIT} latents, found {len(latents)}.")
+    index = select_latents(latents, source.width if isinstance(source, Dictionary) else ANY_WIDTH)
+    if not 0 < len(index) <= LIST_LIMIT:
+        raise ValueError(f"Neuronpedia lists 1 to {LIST_LIMIT} latents, found {len(index)}.")
     model, place = _place(source)
     # The index is text there; a number would not be found.
-    features = [
-        {"modelId": model, "layer": place, "index": str(_checked(source, latent))} for latent in latents
-    ]
+    features = [{"modelId": model, "layer": place, "index": str(latent)} for latent in index.tolist()]
     query = urlencode({"name": name, "features": json.dumps(features)}, quote_via=quote)
     return f"{SITE}/quick-list/?{query}"
 
@@ -144,11 +149,7 @@ def _place(source: Dictionary | str) -> tuple[str, str]:
 
 
 def _checked(source: Dictionary | str, latent: int) -> int:
-    latent = operator.index(latent)
-    width = source.width if isinstance(source, Dictionary) else None
-    if latent < 0 or (width is not None and latent >= width):
-        raise IndexError(f"There is no latent {latent}" + (f" among {width}." if width else "."))
-    return latent
+    return select_latent(latent, source.width if isinstance(source, Dictionary) else ANY_WIDTH)
 
 
 # ------------------------------------------------------------------------------ pages
@@ -156,7 +157,7 @@ def _checked(source: Dictionary | str, latent: int) -> int:
 
 @dataclass(frozen=True)
 class Feature:
-    """What Neuronpedia says of a latent.
+    """A latent as Neuronpedia shows it.
 
     Attributes
     ----------
@@ -196,7 +197,14 @@ def read_feature(source: str | Path | Mapping[str, Any]) -> Feature:
     Raises
     ------
     ValueError
-        If it does not say which latent it is about, or a part has another form.
+        If it does not name the latent that it is about, or a part has another form.
+
+    Examples
+    --------
+    >>> page = {"modelId": "gpt2-small", "layer": "8-res-jb", "index": "7", "frac_nonzero": 0.01}
+    >>> feature = read_feature(page)
+    >>> feature.source, feature.latent, feature.density
+    ('gpt2-small/8-res-jb', 7, 0.01)
     """
     if isinstance(source, Mapping):
         answer, where = source, "The answer"
@@ -206,7 +214,7 @@ def read_feature(source: str | Path | Mapping[str, Any]) -> Feature:
         raise ValueError(f"{where} must describe one latent, found {type(answer).__name__}.")
     identity = [answer.get(name) for name in ("modelId", "layer", "index")]
     if not all(isinstance(part, str | int) for part in identity) or not str(identity[2]).isdecimal():
-        raise ValueError(f"{where} must say modelId, layer and index, found {identity}.")
+        raise ValueError(f"{where} must give modelId, layer and index, found {identity}.")
     try:
         return Feature(
             source=f"{identity[0]}/{identity[1]}",

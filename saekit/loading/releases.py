@@ -77,12 +77,12 @@ class PublishedSAE:
         return None
 
     def open(self) -> Unfolded:
-        """Download it if it is not here yet, and check what it is.
+        """Download it if it is not here yet, and check it against the table.
 
         Raises
         ------
         FileNotFoundError, PermissionError, ConnectionError, ValueError
-            As `saekit.loading.hub.fetch` and `open_sae`; ValueError also if it is not what the table says.
+            As `saekit.loading.hub.fetch` and `open_sae`; ValueError also if it differs from the table.
         """
         fetched = fetch(self.repo, self.path, self.revision)
         sae = read(fetched.path)
@@ -131,6 +131,11 @@ def releases_table() -> pd.DataFrame:
     DataFrame
         A row for each, by `release` and `member`; columns are the parameters of `PublishedSAE`.
         `load_sae("release/member")` loads one, `load_family("release")` those of several widths.
+
+    Examples
+    --------
+    >>> releases_table().loc["gpt2-small-res-jb-feature-splitting", "width"].tolist()
+    [768, 1536, 3072, 6144, 12288, 24576, 49152, 98304]
     """
     names = [field.name for field in fields(PublishedSAE)]
     rows = [[getattr(sae, name) for name in names] for sae in RELEASES]

@@ -5,7 +5,10 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from dictionaries import make
 
 from saekit.loading import neuronpedia
@@ -35,9 +38,9 @@ def dictionary():
 def test_a_latents_page(dictionary):
     assert neuronpedia.latent_url(SOURCE, 11329) == f"https://www.neuronpedia.org/{SOURCE}/11329"
     assert neuronpedia.latent_url(dictionary, 39).endswith(f"{SOURCE}/39")
-    with pytest.raises(IndexError, match="no latent 40 among 40"):
+    with pytest.raises(IndexError, match="latent must be between 0 and 39, found 40"):
         neuronpedia.latent_url(dictionary, 40)
-    with pytest.raises(IndexError, match="no latent -1"):
+    with pytest.raises(IndexError, match="found -1"):
         neuronpedia.latent_url(SOURCE, -1)
     with pytest.raises(ValueError, match=r"relu 40 \(seed 0\) has no neuronpedia_id"):
         neuronpedia.latent_url(make(), 0)
@@ -94,7 +97,7 @@ def test_a_page_may_lack_all_but_its_identity():
     assert feature.density is None
     assert len(feature.logits) == len(feature.activations) == 0
     for name in bare:
-        with pytest.raises(ValueError, match="must say modelId, layer and index"):
+        with pytest.raises(ValueError, match="must give modelId, layer and index"):
             neuronpedia.read_feature({key: value for key, value in PAGE.items() if key != name})
     with pytest.raises(ValueError, match="not a page of Neuronpedia"):
         neuronpedia.read_feature(PAGE | {"activations": [{"tokens": ["a"]}]})
@@ -167,3 +170,14 @@ def test_explanations_come_from_bulk_files(tmp_path):
         neuronpedia.explanations(folder)
     with pytest.raises(FileNotFoundError, match="holds no explanations"):
         neuronpedia.explanations(tmp_path)
+
+
+def test_a_list_takes_latents_as_every_analysis_does():
+    dictionary = replace(make(), info={"neuronpedia_id": SOURCE})
+    mask = np.zeros(40, dtype=bool)
+    mask[[3, 7]] = True
+    expected = neuronpedia.quick_list_url(dictionary, [3, 7], name="two")
+    for latents in (mask, torch.tensor([3, 7]), pd.Series([3, 7], index=[9, 8])):
+        assert neuronpedia.quick_list_url(dictionary, latents, name="two") == expected
+    with pytest.raises(IndexError, match="latents must be between 0 and 39, found 40"):
+        neuronpedia.quick_list_url(dictionary, [3, 40], name="two")

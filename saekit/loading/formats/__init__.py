@@ -65,7 +65,7 @@ def read(path: Path) -> Unfolded:
     Raises
     ------
     ValueError
-        If no format is recognised, or more than one, or the files are not what their format says.
+        If no format is recognised, or more than one, or the files do not follow their format.
     """
     if not (recognised := recognise(path)):
         raise ValueError(f"{path} holds no SAE that saekit recognises: expected one of {known_files()}.")

@@ -17,7 +17,7 @@ from saekit.loading.formats.tensor_file import (
 )
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
-# Folders and repositories of what is no SAE: nothing in the files of the first release tells.
+# Folders and repositories of transcoders, which the files of the first release do not tell from SAEs.
 NO_SAE = re.compile(
     r"/gemma-scope-[^/]*(?:transcoder|crosscoder)|/models--[^/]*(?:transcoder|crosscoder)"
     r"|/(?:transcoder|crosscoder|clt)s?(?:_[^/]*)?(?:/[^/]+){0,3}$"
@@ -67,7 +67,7 @@ def _read(path: Path) -> Unfolded:
 
 
 def _check(config: dict[str, Any], file: Path) -> None:
-    """The settings of the second release that say what the function is."""
+    """Check the settings of the second release that define the function."""
     refuse_transcoder(config, file)
     choice(config.get("architecture", "jump_relu"), file, "architecture", ("jump_relu",))
     choice(config.get("type", "sae"), file, "type", ("sae",))
@@ -75,7 +75,7 @@ def _check(config: dict[str, Any], file: Path) -> None:
 
 
 def _info(config: dict[str, Any], file: Path) -> dict[str, Any]:
-    """What settings or the folders' names say: layer, site, average L0."""
+    """Layer, site and average L0, from settings or the folders' names."""
     where = file.absolute().parent.as_posix()  # not of a link into a cache
     info: dict[str, Any] = {}
     if layer := re.search(r"layer_(\d+)", where):

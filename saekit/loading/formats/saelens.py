@@ -37,7 +37,7 @@ NORMALIZATIONS = {
     "expected_average_only_in": None,
     "covariance_whitening": None,
 }
-# Settings of version 6 that say what the function is, and those that act only on training. Another
+# Settings of version 6 that define the function, and those that act only on training. Another
 # one might change the function in a way that is not known here.
 FUNCTION = {
     "architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
@@ -188,7 +188,7 @@ def _scaling(path: Path, mode: str) -> dict[str, Any]:
         scaler = path / SCALER
         if not scaler.is_file():
             raise ValueError(
-                f"{path / CONFIG} says that activations are multiplied by a factor ({mode}), but no {SCALER} "
+                f"{path / CONFIG} has activations multiplied by a factor ({mode}), but no {SCALER} "
                 'beside it gives the factor; write {"scaling_factor": 1.0} there if it was folded into the '
                 "weights, else the square root of d_in over the mean norm of the training activations."
             )

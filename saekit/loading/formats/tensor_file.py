@@ -339,7 +339,7 @@ def choice(value: Any, path: Path, name: str, options: Iterable[Any]) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------ what is no SAE
+# ------------------------------------------------------------------------------ transcoders
 
 # Settings by which libraries mark what predicts one place from another, and the values that an SAE has.
 MARKS = (
@@ -356,7 +356,7 @@ NAMES = ("architecture", "type", "dict_class", "trainer_class", "sae_type")
 
 
 def refuse_transcoder(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what its settings call a transcoder or crosscoder, by any library's way of putting it.
+    """Refuse a transcoder or crosscoder, which each library marks by settings of its own.
 
     Raises
     ------
