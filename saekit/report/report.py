@@ -150,7 +150,7 @@ def write_report(
 def _measured(
     family: Family, store: ActivationStore, model: TransformerBridge | None, **options: Any
 ) -> Section:
-    evaluations = [evaluate(member, store, progress=options["progress"]) for member in family]
+    evaluations = [evaluate(member, store, **options) for member in family]
     frame = pd.DataFrame([evaluation.summary for evaluation in evaluations])
     shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
     ce: CEDegradation | None = None

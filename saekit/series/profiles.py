@@ -21,7 +21,7 @@ from saekit.corpora import Document, embedded_corpus, huggingface_dataset, pack,
 from saekit.family import Family
 from saekit.files import hash_file, hash_json, home, read_json
 from saekit.loading.names import load_family, local_to
-from saekit.models import EMBEDDED_MODEL, load_model
+from saekit.models import EMBEDDED_MODEL, describe_model, load_model
 from saekit.series.embedded import HOOK_POINT, embedded_store
 from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import train_side_by_side
@@ -335,6 +335,8 @@ class Series:
         model = profile.model
         settings: list[Any] = [profile.hook_point, model.name, model.revision, dict(model.processing)]
         settings += [vars(text), [hash_file(file) for file in files]]
+        if Path(profile.local(model.name)).is_dir():  # which may hold other weights than before
+            settings.append(describe_model(self.model)["weights"])
         name = f"{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}-{hash_json(settings)[:8]}"
         path = home() / "stores" / f"{profile.name}-{name}"
         if (path / "manifest.json").exists() and read_json(path / "manifest.json")["complete"]:

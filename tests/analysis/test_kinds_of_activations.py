@@ -11,9 +11,9 @@ import saekit
 from saekit.activations import ActivationStore
 from saekit.analysis.novelty import group_insertion
 from saekit.analysis.specificity import measure_specificity
+from saekit.analysis.stitching.controls import matched_curve, matched_l0
 from saekit.analysis.stitching.groups import insert_latents
 from saekit.analysis.stitching.overshoot import measure_overshoot
-from saekit.analysis.stitching.path import matched_curve, matched_l0
 from saekit.family import Family
 
 HOOK_POINT = "elsewhere"
@@ -44,8 +44,8 @@ ANALYSES = {
     "measure_specificity": lambda x: measure_specificity(small, large, x).summary,
     "measure_overshoot": lambda x: measure_overshoot(small, inserted, x),
     "stitch": lambda x: stitching(x).summary,
-    "matched_l0": lambda x: matched_l0(large, x, 3.0)[1:],
-    "matched_curve": lambda x: matched_curve(stitching(X), x, n_points=2).to_dict(),
+    "matched_l0": lambda x: matched_l0(large, x, 3.0).summary,
+    "matched_curve": lambda x: matched_curve(stitching(X), x, n_points=2).frame.to_dict(),
     "build_frankenstein": lambda x: saekit.build_frankenstein(family, x).frame.to_dict(),
     "as_jumprelu": lambda x: saekit.as_jumprelu(replace(large, k=3), x).dictionary.threshold.tolist(),
     "check_sae": lambda x: saekit.check_sae(

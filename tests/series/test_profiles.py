@@ -153,6 +153,12 @@ def test_a_family_gets_activations_of_the_model_it_is_for(tmp_path, monkeypatch)
     assert check_sae(family[24], store).summary["agrees"]
     again = store_for(family, n_tokens=512, progress=False)
     assert (again.path, again.content_hash) == (store.path, store.content_hash)
+    trained = GPT2LMHeadModel.from_pretrained(folder)
+    trained.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1
+    trained.save_pretrained(folder)  # another checkpoint in the same folder
+    later = store_for(family, n_tokens=512, progress=False)
+    assert later.path != store.path
+    assert later.content_hash != store.content_hash
 
 
 def test_a_family_of_the_embedded_model_gets_the_embedded_store(monkeypatch):
