@@ -1,8 +1,8 @@
 """Pure functions from results to HTML strings.
 
-What they return reads well with every style stripped (as on GitHub): tables, `<b>` and `<mark>`
-carry the meaning and styles only add to it. All text is escaped. Colours come from JupyterLab's
-theme variables, with fallbacks elsewhere.
+The result reads well with all styles stripped, as on GitHub: tables, `<b>` and `<mark>` carry the
+meaning, and styles only add to it. All text is escaped. Colours come from JupyterLab's theme
+variables, with fallbacks elsewhere.
 """
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
@@ -198,7 +198,7 @@ def image(svg: str, alt: str) -> str:
 
 
 def bar(value: float, *, width: int = 12) -> str:
-    """Draw a share of the greatest as a bar of block characters, which survive where styles do not."""
+    """Draw a share of the maximum as a bar of block characters, which need no styles."""
     eighths = round(value * width * 8)
     if value > 0:
         eighths = max(1, eighths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -67,6 +67,7 @@ class Evaluation(Result):
     reconstruction_bias: float
     row_errors: Tensor
     row_tokens: Tensor
+    _plot: ClassVar[str] = "density_histogram"
 
     @property
     def dead_fraction(self) -> float:

@@ -251,20 +251,20 @@ def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.D
 
 
 def _complete(family: Family, store: ActivationStore, theta: float, **options: Any) -> Section:
-    progress = options["progress"]
     comparisons = family.comparisons()
     pairs, nulls = ([c.label for c in comparisons if c.null == null] for null in (False, True))
-    similarity = family_similarity(family, theta=theta)
-    tree = splitting_tree(family, theta=theta)
+    allow = {"allow_mismatch": options["allow_mismatch"]}
+    similarity = family_similarity(family, theta=theta, **allow)
+    tree = splitting_tree(family, theta=theta, **allow)
     inserted: dict[str, Insertion] = {}
     groups: dict[str, GroupInsertion] = {}
     stitched: dict[str, Stitching] = {}
-    for c in tqdm(comparisons, disable=not progress, unit="comparison", desc="complete"):
+    for c in tqdm(comparisons, disable=not options["progress"], unit="comparison", desc="complete"):
         small, large = c.small, c.large
-        inserted[c.label] = insertion(small, large, store, theta=theta, progress=progress)
-        stitched[c.label] = stitch(small, large, store, theta=theta)
+        inserted[c.label] = insertion(small, large, store, theta=theta, **options)
+        stitched[c.label] = stitch(small, large, store, theta=theta, **options)
         if not c.null:
-            groups[c.label] = group_insertion(small, large, inserted[c.label], store, progress=progress)
+            groups[c.label] = group_insertion(small, large, inserted[c.label], store, **options)
     parts: list[Table | tuple[str, Plot]] = [
         ("complete_similarity", plots.max_cosine_distribution(similarity)),
         ("complete_splitting", plots.splitting_flow(tree)),

@@ -23,7 +23,7 @@ from saekit.wording import listed
 def guard(method: Callable[..., None]) -> Callable[..., None]:
     """Make a callback of an `Explorer` show its error in the status line.
 
-    A front end shows no errors of callbacks, so without this they pass unnoticed. With
+    Front ends do not show errors of callbacks, so without this they would go unnoticed. With
     `SAEKIT_STRICT=1` the error is raised as well.
     """
 
@@ -147,7 +147,7 @@ class Explorer:
         raise NotImplementedError
 
     def _parts(self) -> list[str]:
-        """HTML of the present selection, for `static`."""
+        """HTML of the current selection, for `static`."""
         raise NotImplementedError
 
     def _panel(self, **layout: str) -> widgets.HTML:
@@ -166,7 +166,7 @@ class Explorer:
             setattr(self.state, trait, value)
 
     def _latent_controls(self, widths: Sequence[int]) -> list[widgets.Widget]:
-        """Make a choice of the width and a number for the latent, which `_show_latent` keeps up to date."""
+        """Make the controls of width and latent, which `_show_latent` keeps up to date."""
         self._width = widgets.Dropdown(
             options=list(widths), description="Width", tooltip="Number of latents", layout={"width": "170px"}
         )
@@ -235,7 +235,7 @@ class Explorer:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Within it, controls follow the state and not the other way round."""
+        """Within this context, controls follow the state instead of setting it."""
         self._rendering = True
         try:
             yield
@@ -253,7 +253,7 @@ class Explorer:
         Raises
         ------
         traitlets.TraitError
-            If the state has no such name, or a value does not exist; nothing is changed then.
+            If the state has no such name or a value does not exist; the state is then unchanged.
         """
         unknown = set(selection) - set(type(self.state).order)
         if unknown:
@@ -276,12 +276,12 @@ class Explorer:
                 setattr(self.state, name, selection[name])
 
     def code(self) -> str:
-        """Give a line of Python that brings back the present selection."""
+        """A line of Python that restores the current selection."""
         selection = ", ".join(f"{name}={getattr(self.state, name)!r}" for name in type(self.state).order)
         return f"explorer.show({selection})"
 
     def static(self) -> str:
-        """Render the present selection as one self-contained HTML string: no script, no network."""
+        """The current selection as one self-contained HTML string, without scripts or network."""
         return html.page(*self._parts(), self._selection_line())
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:

@@ -38,8 +38,8 @@ N_NAMING = 6  # latents that name a meta-latent without a label
 class MetaState(LatentState):
     """A latent of a base dictionary, a meta-latent, and which of the latent's meta-latents are off.
 
-    A latent that is gone to keeps the meta-latent if it is among its own, and else takes its
-    strongest; all of its meta-latents are on at first.
+    On moving to another latent, the meta-latent stays if it is active on that latent; otherwise the
+    strongest one is chosen. All meta-latents of the latent are switched on at first.
 
     Parameters
     ----------
@@ -98,10 +98,10 @@ class MetaState(LatentState):
 
 
 class MetaExplorer(Explorer):
-    """Take a latent apart into meta-latents, and walk from a meta-latent to its latents.
+    """Decompose a latent into meta-latents, and walk from a meta-latent to its latents.
 
-    Each of a latent's meta-latents can be switched off: the direction that the others rebuild,
-    its cosine with the latent's own and the tokens that it promotes follow.
+    Each of a latent's meta-latents can be switched off: the direction rebuilt from the others, its
+    cosine with the latent's own direction and the tokens that it promotes are updated.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ class MetaExplorer(Explorer):
         Of the meta-latents (`saekit.label_meta_latents`); if left out, a meta-latent is named by the
         words of the latents that it is most active on.
     width, latent : int, optional
-        Where to start; the first latent of the widest base that is not dead and has as many
-        meta-latents as most if left out.
+        Where to start; by default the first latent of the widest base that is not dead and has the
+        most common number of meta-latents.
 
     Attributes
     ----------
@@ -204,7 +204,7 @@ class MetaExplorer(Explorer):
             "Random meta-latent", "Any meta-latent that is not dead", self._any_meta_latent
         )
         self._members = self._list(
-            "Go to", "Latents that the meta-latent is most active on: choose one to go there", [], rows=12
+            "Go to", "Latents on which the meta-latent is most active: choose one to go there", [], rows=12
         )
         self._members.observe(lambda change: self._go(change["new"]), "value")
         self._head, self._caption, self._rebuilt, self._graph, self._detail = (
@@ -273,7 +273,7 @@ class MetaExplorer(Explorer):
 
     def _note(self, n: int) -> str:
         if not n:
-            return "<small>None: no meta-latent reaches the threshold, only the mean row is left.</small>"
+            return "<small>None: no meta-latent reaches the threshold, so only the mean row remains.</small>"
         threshold = number(float(self.meta.dictionary.threshold.max()))
         return f"<small>({n}, above a threshold of {threshold})</small>"
 
@@ -295,12 +295,12 @@ class MetaExplorer(Explorer):
             )
             for row in own.itertuples()
         ]
-        header = ("meta-latent", "activation", "", "in use", "what it is about")
+        header = ("meta-latent", "activation", "", "in use", "label")
         caption = f"Its meta-latents {self._note(len(own))}"
         return html.table(header, rows, numeric=(0, 1), caption=caption)
 
     def _comparison(self) -> str:
-        """The direction that the meta-latents switched on rebuild, beside the latent's own."""
+        """The direction rebuilt from the meta-latents that are on, beside the latent's own."""
         direction = self.meta.rows[self._row(self.state.width, self.state.latent)]
         rebuilt = self._rebuild()
         cosine = float(F.cosine_similarity(direction, rebuilt, dim=0)) if rebuilt.norm() > 0 else float("nan")
@@ -388,7 +388,7 @@ class MetaExplorer(Explorer):
         ]
         header = ("width", "latent", "activation", "fires on")
         first = html.table(
-            header, rows[:N_FIRST], numeric=(0, 1, 2), caption="Latents that it is most active on"
+            header, rows[:N_FIRST], numeric=(0, 1, 2), caption="Latents on which it is most active"
         )
         more = html.table(header, rows[N_FIRST:], numeric=(0, 1, 2))
         if not rows:
@@ -408,7 +408,7 @@ class MetaExplorer(Explorer):
         return sum(self.meta.widths[: self._bases[width]]) + latent
 
     def _label(self, meta_latent: int, length: int = 90) -> str:
-        """What a meta-latent is about, in plain text."""
+        """A meta-latent's label, in plain text."""
         if self.labels is None:
             members = self.meta.members(meta_latent, N_NAMING)
             words = (self.evidence[m.width].words(m.latent, 1) for m in members.itertuples())
@@ -443,7 +443,7 @@ class MetaExplorer(Explorer):
         return label if len(self._bases) == 1 else f"width {width}   {label}"
 
     def _first(self, width: int) -> int:
-        """The first latent that is not dead and has as many meta-latents as most."""
+        """The first latent that is not dead and has the most common number of meta-latents."""
         of_base = self.meta.decomposition.counts[self.meta.base == self._bases[width]]
         usual = int(of_base.mode().values)
         alive = self.evidence[width].alive

@@ -63,8 +63,8 @@ class NoveltyState(State):
 class NoveltyExplorer(Explorer):
     """Move theta through the latents of a large dictionary inserted into a small one.
 
-    Dead latents are left out and counted. The chosen latent stays when theta moves; choosing
-    another group goes to its first latent.
+    Dead latents are excluded and counted. The chosen latent stays when theta moves; choosing another
+    group goes to its first latent.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class NoveltyExplorer(Explorer):
             max=1,
             step=0.01,
             continuous_update=False,
-            tooltip="Best cosine under which a latent counts as novel",
+            tooltip="A latent counts as novel if its best cosine is under theta",
             layout={"width": "360px"},
             readout=False,
         )
@@ -203,10 +203,10 @@ class NoveltyExplorer(Explorer):
         frame = self._frame
         return (
             f"<h3>{html.escape(str(self.insertion.large))} into {html.escape(str(self.insertion.small))}</h3>"
-            f"<p>Each of {len(self._alive):,} latents inserted alone, on {self.insertion.n_tokens:,} tokens "
-            f"<small>(left out: dead latents {int(frame['dead'].sum()):,}, "
-            f"positions {self.insertion.n_excluded:,})</small>. "
-            f"Does a cosine under θ = <b>{self.state.theta:.2f}</b> tell which ones help?</p>"
+            f"<p>Each of {len(self._alive):,} latents is inserted alone, on {self.insertion.n_tokens:,} "
+            f"tokens <small>({int(frame['dead'].sum()):,} dead latents and {self.insertion.n_excluded:,} "
+            f"positions are excluded)</small>. Does a cosine under θ = <b>{self.state.theta:.2f}</b> predict "
+            "which latents help?</p>"
         )
 
     def _charts(self, *, as_image: bool) -> str:
@@ -226,7 +226,9 @@ class NoveltyExplorer(Explorer):
             charts.append((svg.roc(curve, self._curves.get("other seed"), here, label=label), label))
         images = [html.image(*chart) if as_image else chart[0] for chart in charts]
         note = (
-            "" if curve is not None else "<p><small>No ROC curve: all latents help, or none does.</small></p>"
+            ""
+            if curve is not None
+            else "<p><small>No ROC curve, because all latents help or none does.</small></p>"
         )
         return html.columns(*images, self._confusion() + note + self._rates(at))
 
@@ -254,9 +256,9 @@ class NoveltyExplorer(Explorer):
             ("accuracy", lambda name: share(at[name]["accuracy"])),
             ("<b>balanced accuracy</b>", lambda name: f"<b>{share(at[name]['balanced_accuracy'])}</b>"),
             ("area under the ROC", lambda name: number(summaries[name]["auc"])),
-            ("best θ, on half the tokens", lambda name: number(summaries[name]["best_theta"], 2)),
+            ("best θ, chosen on half of the tokens", lambda name: number(summaries[name]["best_theta"], 2)),
             (
-                "… balanced, other half",
+                "its balanced accuracy on the other half",
                 lambda name: share(summaries[name]["best_theta_balanced_accuracy"]),
             ),
         ]
@@ -282,12 +284,14 @@ class NoveltyExplorer(Explorer):
         parts = [f"<h4>Latent {latent} of {html.escape(str(self.insertion.large))} {words}</h4>"]
         match = int(row["best_match"])
         if row["dead"]:
-            parts.append(f"<p>Dead, so not part of the partition. Best cosine {row['best_cosine']:.2f}.</p>")
+            parts.append(
+                f"<p>Dead, so it is not part of the partition. Best cosine {row['best_cosine']:.2f}.</p>"
+            )
         else:
             novel, helps = row["best_cosine"] < self.state.theta, row["mse_change"] < 0
             parts.append(
                 f"<p>Best cosine <b>{row['best_cosine']:.2f}</b>, with small latent {match}: "
-                f"{'novel' if novel else 'not novel'} by cosine. Inserted alone it changes the MSE by "
+                f"{'novel' if novel else 'not novel'} by cosine. Inserted alone, it changes the MSE by "
                 f"<b>{signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
             )
         parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
@@ -303,7 +307,7 @@ class NoveltyExplorer(Explorer):
     # ------------------------------------------------------------------ groups
 
     def _members(self, group: str, theta: float) -> Any:
-        """Rows of a group; those that help sorted most helpful first, the others most harmful first."""
+        """Rows of a group: the most helpful first if it helps, else the most harmful first."""
         low, helps = self._alive["best_cosine"] < np.float32(theta), self._alive["mse_change"] < 0
         masks = {
             "clear novel": low & helps,
@@ -324,6 +328,6 @@ class NoveltyExplorer(Explorer):
 
 
 def _curve(result: Insertion) -> Any:
-    """Give the ROC curve, or None where there is none because all latents help or none does."""
+    """The ROC curve; None if all latents help or none does."""
     gain = result.novel_gain[~result.dead]
     return result.roc() if 0 < int(gain.sum()) < len(gain) else None

@@ -22,8 +22,8 @@ MAX_NODES = 60  # nodes of the tree as text
 class SplittingExplorer(Explorer):
     """Walk the splitting tree: the latent, its parent, its children and what each fires on.
 
-    Changing the width goes to the ancestor or the most similar descendant there, or to the
-    width's most split latent if there is none.
+    Changing the width goes to the ancestor or the most similar descendant of that width, or to its
+    most split latent if there is neither.
 
     Parameters
     ----------
@@ -139,21 +139,21 @@ class SplittingExplorer(Explorer):
     def _status(self) -> str:
         width, latent = self.state.width, self.state.latent
         node = self.tree.subtree(width, latent)
-        said = []
+        sentences = []
         if self.tree.parent(width, latent) is None and width != self.tree.widths[0]:
             best = f"best cosine {node['cosine']:.2f}, under θ = {self.tree.theta:g}"
-            said.append(f"<b>Novel</b> at this width: no parent ({best}).")
+            sentences.append(f"<b>Novel</b> at this width: no parent ({best}).")
         becomes = {
             "split": f"<b>Splits</b> into {len(node['children'])} latents at the next width.",
             "identical": "<b>Identical</b> at the next width: one child, each other's best match.",
-            "refined": "<b>Refined</b> at the next width: one child, not the same.",
+            "refined": "<b>Refined</b> at the next width: one child, which is not identical.",
             "lost": "<b>Lost</b> at the next width: no child.",
             "leaf": "This is the greatest width.",
         }
-        return " ".join([*said, becomes[node["status"]]])
+        return " ".join([*sentences, becomes[node["status"]]])
 
     def _base_rate(self) -> str:
-        """How common the latent's fate is, beside the same between seeds."""
+        """How common the latent's fate is, between widths and between seeds."""
         width = self.state.width
         if width not in self.tree.pairs:
             return ""
@@ -161,7 +161,7 @@ class SplittingExplorer(Explorer):
         row = self._table[(self._table["small_width"] == width) & (self._table["measure"] == status)].iloc[0]
         null = f"between two seeds of width {width:,}: {share(row['null_small'])}"
         if row["null_small"] != row["null_small"]:
-            null = f"width {width:,} has no second seed to compare"
+            null = f"there is no second seed of width {width:,} to compare with"
         return (
             f"<p><small>Of the latents of width {width:,}, {share(row['share'])} are {status} at width "
             f"{int(row['large_width']):,} ({null}).</small></p>"
@@ -181,7 +181,7 @@ class SplittingExplorer(Explorer):
     def _alt(self) -> str:
         width, latent = self.state.width, self.state.latent
         n = len(self.tree.children(width, latent))
-        return f"Splitting tree of latent {latent} of width {width}: {n} children; the tables name them."
+        return f"Splitting tree of latent {latent} of width {width}: {n} children, listed in the tables."
 
     def _family(self, parent: dict[str, Any] | None, children: list[dict[str, Any]]) -> str:
         here = {"width": self.state.width, "latent": self.state.latent, "cosine": float("nan")}

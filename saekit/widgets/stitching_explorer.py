@@ -20,7 +20,7 @@ from saekit.wording import number, share, signed
 if TYPE_CHECKING:
     from saekit.analysis.stitching.path import Stitching
 
-N_MOVED = 8  # latents of each side in the tables of what was moved
+N_MOVED = 8  # latents of each side in the tables of moved latents
 N_ABOUT = 2  # of these, shown with their contexts
 N_JUMPS = 8  # steps in the lists of greatest gains and costs
 SIDES = ("small", "large")
@@ -53,7 +53,7 @@ class StitchingExplorer(Explorer):
     small_evidence, large_evidence : Evidence
         About the two dictionaries (`saekit.collect_evidence`).
     step : int, optional
-        Where to start; the move of the greatest gain if left out.
+        Where to start; by default at the move with the greatest gain.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class StitchingExplorer(Explorer):
             description="Step",
             max=last,
             readout=False,
-            tooltip="How far the small dictionary has become the large one",
+            tooltip="Position on the path from the small dictionary to the large one",
             layout={"width": "420px", "max_width": "100%"},
         )
         self._number = widgets.BoundedIntText(
@@ -122,9 +122,7 @@ class StitchingExplorer(Explorer):
         ]
         self._jumps = []
         for name, rows in (("Gains", self._gains), ("Costs", self._costs)):
-            jump = self._list(
-                name, f"Steps that change the error most: {name.lower()}", self._targets(rows), rows=5
-            )
+            jump = self._list(name, f"Steps with the greatest {name.lower()}", self._targets(rows), rows=5)
             jump.observe(lambda change: self._set("step", change["new"]), "value")
             self._jumps.append(jump)
         self._head, self._what, self._detail = (self._panel() for _ in range(3))
@@ -166,12 +164,12 @@ class StitchingExplorer(Explorer):
             f"<h3>From {html.escape(s.small.name)} to {html.escape(s.large.name)}</h3>"
             f"<p>Step <b>{self.state.step:,}</b> of {len(self._frame) - 1:,}, phase <b>{row['phase']}</b>: "
             f"{row['n_small']:,} latents of the small dictionary and {row['n_large']:,} of the large one. "
-            f"<small>{self._options()}; on {s.n_tokens:,} tokens, {s.n_excluded:,} positions left out. "
-            "Dashed: the two dictionaries alone.</small></p>"
+            f"<small>{self._options()}; on {s.n_tokens:,} tokens; {s.n_excluded:,} positions are excluded. "
+            "Dashed lines: the two dictionaries alone.</small></p>"
         )
 
     def _options(self) -> str:
-        """How the path was made; of one of the user's own only the bias is known."""
+        """The options of the path; for a path of the user's own, only the bias is known."""
         options = self.stitching.options
         shown = {"theta": "θ", "grouping": "groups", "order": "order", "bias": "decoder bias"}
         return "; ".join(
@@ -184,13 +182,13 @@ class StitchingExplorer(Explorer):
         row = self._frame.iloc[self.state.step]
         label = (
             f"FVU and L0 over the steps; step {self.state.step} is at FVU {row['fvu']:.3f}, "
-            f"L0 {row['l0']:.1f}; dashed: the two dictionaries alone"
+            f"L0 {row['l0']:.1f}; dashed lines: the two dictionaries alone"
         )
         chart = self._curve.draw(self.state.step, label=label)
         return html.columns(html.image(chart, label) if as_image else chart, self._cost())
 
     def _cost(self) -> str:
-        """What the step changed, before and after."""
+        """Measures before and after the step."""
         step = self.state.step
         after = self._frame.iloc[step]
         before = self._frame.iloc[max(step - 1, 0)]
@@ -209,12 +207,12 @@ class StitchingExplorer(Explorer):
         rows.append(("latents", f"{widths[0]:,}", f"{widths[1]:,}", change))
         if after["n_inserted"] + after["n_removed"] > 1:
             single = signed(after["sum_of_single_changes"])
-            rows.append(("MSE, one by one", "", "", f"{single} in sum"))
+            rows.append(("MSE, sum of single moves", "", "", single))
         header = ("", "before", "after", "change")
-        return html.table(header, rows, numeric=(1, 2, 3), caption="What the step changed")
+        return html.table(header, rows, numeric=(1, 2, 3), caption="Effect of the step")
 
     def _moved(self) -> str:
-        """The latents that the step moved, each with its closest latent on the other side."""
+        """The latents moved by the step, each with its closest latent on the other side."""
         row = self._frame.iloc[self.state.step]
         out, new = (self._latents(self.state.step, side) for side in SIDES)
         if not out and not new:
@@ -230,7 +228,7 @@ class StitchingExplorer(Explorer):
     def _nothing_moved(self, phase: str) -> str:
         if phase == "bias":
             return "No latent moves here: the decoder bias becomes the large dictionary's."
-        return f"Nothing has been moved yet: this is {html.escape(self.stitching.small.name)}."
+        return f"Nothing has moved yet: this is {html.escape(self.stitching.small.name)}."
 
     def _table(self, side: str, latents: list[int], others: list[int]) -> str:
         evidence, shown = self.evidence[side], latents[:N_MOVED]
@@ -249,9 +247,9 @@ class StitchingExplorer(Explorer):
         more = f" <small>({len(shown)} shown)</small>" if len(shown) < len(latents) else ""
         verb = "removed" if side == "small" else "inserted"
         closest = (
-            "closest it is swapped with"
+            "closest among those it is swapped with"
             if others
-            else f"closest of {html.escape(self.dictionaries[other].name)}"
+            else f"closest in {html.escape(self.dictionaries[other].name)}"
         )
         return html.table(
             ("latent", "fires on", "density", closest, "cosine"),
@@ -268,7 +266,7 @@ class StitchingExplorer(Explorer):
         return [others[i] if others else i for i in place.tolist()], cosine.tolist()
 
     def _about(self, n: int) -> str:
-        """What the first moved latents of each side fire on, in the text."""
+        """Contexts of the first moved latents of each side."""
         parts = []
         for side, verb in (("small", "Removed"), ("large", "Inserted")):
             evidence, name = self.evidence[side], html.escape(self.dictionaries[side].name)

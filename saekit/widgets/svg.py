@@ -63,7 +63,7 @@ def _tick(value: float) -> str:
 
 
 def histogram(counts: np.ndarray, edges: np.ndarray, *, label: str, xlabel: str) -> str:
-    """Bars over equal bins, a deeper orange to the right as in the coloured text."""
+    """Bars over equal bins, in deeper orange to the right, as in the coloured text."""
     width, height, left, bottom, top = 300, 130, 44, 32, 8
     high = max(1, int(counts.max()))
     step = (width - left - 8) / len(counts)
@@ -111,7 +111,7 @@ def roc(curve: pd.DataFrame, null: pd.DataFrame | None, point: tuple[float, floa
     point : tuple of float
         False and true positive rate; not drawn if NaN.
     label : str
-        What it shows, for those who do not see it.
+        Alternative text.
     """
     side, left, bottom, top = 190, 44, 36, 10
     floor = top + side
@@ -155,8 +155,8 @@ def roc(curve: pd.DataFrame, null: pd.DataFrame | None, point: tuple[float, floa
 class Scatter:
     """MSE change against best cosine, with a line at theta that is cheap to move.
 
-    The points are turned into two SVG paths once; of more than 5,000 latents an even sample is
-    drawn, and the caption says so.
+    The points are turned into two SVG paths once; of more than 5,000 latents an even sample is drawn,
+    as the caption states.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ class Curve:
     Parameters
     ----------
     x : ndarray
-        Where each step stands on the horizontal axis, ascending `[n]`.
+        Position of each step on the horizontal axis, ascending `[n]`.
     panels : mapping of str to ndarray
         Name and values `[n]` of every panel; the first is the tallest.
     phases : sequence of (str, float, float)
@@ -255,7 +255,7 @@ class Curve:
     levels : mapping of str to sequence of float
         Horizontal lines by panel, such as the values of finished dictionaries.
     xlabel : str
-        What the horizontal axis counts.
+        Label of the horizontal axis.
     """
 
     width, left, right, top, bottom, gap = 660, 56, 14, 22, 38, 16
@@ -365,7 +365,7 @@ def tree(
     *,
     label: str,
 ) -> str:
-    """Draw a latent between its ancestors (left) and its descendants (right), a column a width.
+    """Draw a latent between its ancestors (left) and its descendants (right), one column per width.
 
     Parameters
     ----------
@@ -378,7 +378,7 @@ def tree(
     words : callable
         `words(width, latent)` gives a few token strings.
     label : str
-        What it shows, for those who do not see it.
+        Alternative text.
     """
     leaves = 0
     drawn: list[str] = []
@@ -478,10 +478,10 @@ def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> s
     centre : str
         Name of the latent.
     branches : sequence of dict
-        A meta-latent each: `name`, `text`, `activation` (of the centre on it), `off` (drawn as a
-        broken line) and `leaves`: (name, text, activation) of further latents.
+        One per meta-latent: `name`, `text`, `activation` (on the centre), `off` (drawn as a broken
+        line) and `leaves`: (name, text, activation) of further latents.
     label : str
-        What it shows, for those who do not see it.
+        Alternative text.
     """
     middle, half = (RELATED_WIDTH / 2, RELATED_HEIGHT / 2), (235, RELATED_HEIGHT / 2 - 22)
     places = _around(sum(max(1, len(branch["leaves"])) for branch in branches))

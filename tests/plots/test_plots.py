@@ -1,8 +1,11 @@
 """Every plot shows its data: artists are compared with the CSV, and the CSV with the results."""
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +21,7 @@ import torch
 from matplotlib.patches import StepPatch
 from plot_checks import check_bundle, check_texts
 
+import saekit.analysis
 from saekit import plots
 from saekit.analysis import group_insertion, insertion, splitting_tree
 from saekit.analysis.novelty import CEInsertion
@@ -28,6 +32,7 @@ from saekit.figures import kind_style, render
 from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
 from saekit.plots.common import pair_name, pair_names
+from saekit.results import Result
 from saekit.training.trainer import TrainingResult
 
 D_IN, WIDTHS, THETA = 16, (12, 24, 48), 0.7
@@ -610,6 +615,29 @@ def test_what_is_given_is_added_to_the_record(tmp_path):
     made = json.loads(paths[-1].read_text())
     assert made["settings"] == {"theta": 0.5}
     assert {"store", "relu 12 (seed 0)", "relu 24 (seed 0)"} <= set(made["inputs"])
+
+
+def test_results_draw_themselves():
+    assert results().relu.plot().caption == plots.insertion_scatter(results().relu).caption
+    assert results().relu.plot(results().null).caption == plot("insertion_scatter").caption
+    for result in (results().tree, results().similarity, results().groups[0], ce_insertion()):
+        assert len(result.plot().data)
+    assert results().evaluations[0].plot().alt
+
+
+def test_every_result_that_names_a_plot_names_one_that_takes_it():
+    """As `result.plot()` calls it: with the result alone."""
+    named, todo = [], [Result]
+    for module in pkgutil.walk_packages(saekit.analysis.__path__, "saekit.analysis."):
+        importlib.import_module(module.name)
+    while todo:
+        todo += (found := todo.pop()).__subclasses__()
+        if found._plot is not None:
+            named.append(found)
+            parameters = list(inspect.signature(getattr(plots, found._plot)).parameters.values())
+            assert found.__name__ in str(parameters[0].annotation), found
+            assert all(p.default is not p.empty or p.kind == p.VAR_KEYWORD for p in parameters[1:]), found
+    assert len(named) >= 16
 
 
 # ---------------------------------------------------------------------- what cannot be shown

@@ -199,6 +199,11 @@ def test_a_family_of_another_place_is_refused(family, store, tmp_path):
     with pytest.raises(MismatchError, match=r"blocks\.0\.attn\.hook_z"):
         write_report(elsewhere, store, folder=tmp_path / "new", theta=THETA, k=2, recipe=QUICK)
     assert not (tmp_path / "new").exists()
+    with pytest.warns(UserWarning, match=r"blocks\.0\.attn\.hook_z"):
+        page = write_report(
+            elsewhere, store, folder=tmp_path / "new", theta=THETA, k=2, recipe=QUICK, allow_mismatch=True
+        )
+    assert page.exists()
 
 
 def test_a_page_escapes_names_headings_and_values(tmp_path):
