@@ -36,7 +36,9 @@ A case is a folder with files exactly as the library writes them, and `expected.
   `x_hat`, where each token is normalised on its own): times this, latents are those of unit decoder rows.
 
 `dictionary_learning/batchtopk_unset` also has `latents_default`. What is to be refused has no such file.
-`cases.json` names what to load of each case, and what a refusal must name.
+`cases.json` names what to load of each case, and what a refusal must name. `saelens_older` holds what older
+versions of SAELens wrote and computed themselves: `python benchmarks/fixtures_older.py`, which lists
+them in `older.json`.
 
 | case | loads | shows |
 |---|---|---|
