@@ -102,7 +102,7 @@ def check_agreement(
     for pair in dict.fromkeys(unrecorded.values()):
         lacking = " and ".join(what for what, where in unrecorded.items() if where == pair)
         warnings.warn(
-            f"{pair[0]} does not record its {lacking}, so it was not compared in this with {pair[1]}.",
+            f"{pair[0]} does not record its {lacking}, which could not be compared with that of {pair[1]}.",
             UnrecordedWarning,
             stacklevel=3,
         )

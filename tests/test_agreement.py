@@ -122,7 +122,9 @@ def test_what_is_not_recorded_is_one_warning(store, dictionary):
     assert warning.startswith(f"UnrecordedWarning: {raw[0].name} [")
     assert "does not record its hook point and model and weight processing" in warning
     (warning,) = found(activations=store, dictionaries=[unknown(dictionary, "model_processing")])
-    assert "does not record its weight processing, so it was not compared" in warning
+    assert (
+        "does not record its weight processing, which could not be compared with that of the store" in warning
+    )
 
 
 def test_a_missing_record_in_between_hides_no_contradiction(store, dictionary):
