@@ -171,8 +171,8 @@ def test_token_text_runs_nothing(page):
 def test_a_saved_notebook_shows_the_static_form_when_it_is_opened_again(root, browser, page):
     """In another JupyterLab, with another kernel, where the live widgets' models are not to be found."""
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    outputs = [cell.outputs for cell in nbformat.read(root / "explore.ipynb", 4).cells]
-    assert [len(of_cell) for of_cell in outputs] == [2, 2]
+    for cell in nbformat.read(root / "explore.ipynb", 4).cells:
+        assert sum(output.output_type == "display_data" for output in cell.outputs) == 2
     with lab(root) as address:
         again = opened(browser, address)
         for cell, text in enumerate(("Latent 1 of relu 24", "relu 48 (seed 0) into relu 24 (seed 0)")):
