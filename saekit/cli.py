@@ -473,7 +473,8 @@ def _independent(family: Family, store: ActivationStore, *, progress: bool) -> F
 
 
 def _families_options(parser: Parser) -> None:
-    parser.add_argument("--bundle", action="store_true", help="write them into the package")
+    parser.add_argument("--again", action="store_true", help="train those that the package has instead")
+    parser.add_argument("--bundle", action="store_true", help="write those into the package")
 
 
 def _families(options: argparse.Namespace) -> None:
@@ -482,7 +483,9 @@ def _families(options: argparse.Namespace) -> None:
     if hasattr(options, "bundle"):
         print(bundle(progress=options.progress).to_string(index=False))
     else:
-        for kind, folder in train_families(progress=options.progress).items():
+        for kind, folder in train_families(
+            again=hasattr(options, "again"), progress=options.progress
+        ).items():
             print(f"{kind}: {folder}")
 
 
@@ -541,7 +544,9 @@ COMMANDS = {
         _report,
         resumes=False,
     ),
-    "families": Command("train the bundled families again, and wider ones", _families_options, _families),
+    "families": Command(
+        "train the wider members of the bundled families, or all others again", _families_options, _families
+    ),
     "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
     "reproduce": Command(
         "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False

@@ -1,8 +1,10 @@
-"""The bundled families: how they were trained, and how they came into the package.
+"""The bundled families: how they are trained, and how they come into the package.
 
-`saekit families` trains them all again, and a wider dictionary of each kind, under
-`saekit.files.home()`; `saekit families --bundle` then writes those of `MEMBERS` into the package,
-in half precision, with the tables that say what they are and how far they have converged.
+`saekit families` trains what the package lacks, the `WIDE` members, on 15 million tokens;
+`saekit families --again` trains the `MEMBERS` that the package has, on the 5 million tokens that they
+were trained on. Both keep what they train under `saekit.files.home()` and resume.
+`saekit families --bundle` writes `MEMBERS` into the package, in half precision, with the tables of
+what they are and how far they have converged.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
-from saekit.files import hash_json, home, write_bytes
+from saekit.files import hash_json, home, writable_folder, write_bytes
 from saekit.loading.names import BUNDLED, load_family
 from saekit.metrics import evaluate
 from saekit.series.embedded import embedded_store
+from saekit.settings import choice
 from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import measure, snapshot_path, train_side_by_side
 from saekit.training.variants import BatchTopK, ReLU
@@ -34,48 +37,51 @@ MEMBERS = {
     "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (4608, 0)),
     "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (4608, 0)),
 }
-WIDEST = 9216  # trained beside them, too large to bundle
+# Trained on more text. Seeds beyond the first have an initialisation and a data order of their own.
+WIDE = ((36864, 0), (18432, 0), (9216, 0), (9216, 1), (9216, 2), (2304, 2))
+WIDE_TOKENS = 15_000_000
+NICENESS = 10  # training takes days, and gives way to everything else
 HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision will do
 
 
-def configs(kind: str) -> list[TrainingConfig]:
-    """Training settings of a family, the bundled members first, then the widest.
+def config(kind: str, width: int, seed: int, *, data_seed: int | None = None) -> TrainingConfig:
+    """Training settings of a member of a family: one recipe for all widths.
 
     Raises
     ------
     ValueError
         If there is no bundled family of this kind.
     """
-    if kind not in MEMBERS:
-        raise ValueError(f"There is no bundled family {kind!r}; there are {', '.join(MEMBERS)}.")
-    return [
-        TrainingConfig(
-            variant=ReLU(target_l0=TARGET_L0) if kind == "relu" else BatchTopK(k=K),
-            width=width,
-            seed=seed,
-            steps=STEPS,
-            batch_size=BATCH_SIZE,
-            # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
-            lr=LEARNING_RATE[kind] * math.sqrt(1152 / width),
-            log_every=SNAPSHOT_EVERY,
-        )
-        for width, seed in (*MEMBERS[kind], (WIDEST, 0))
-    ]
+    choice("kind", kind, MEMBERS)
+    return TrainingConfig(
+        variant=ReLU(target_l0=TARGET_L0) if kind == "relu" else BatchTopK(k=K),
+        width=width,
+        seed=seed,
+        steps=STEPS,
+        batch_size=BATCH_SIZE,
+        # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
+        lr=LEARNING_RATE[kind] * math.sqrt(1152 / width),
+        log_every=SNAPSHOT_EVERY,
+        data_seed=data_seed,
+    )
 
 
 def trained_folder(kind: str, train_store: ActivationStore) -> Path:
-    """Where `train_families` keeps a family; other settings or data, another folder."""
-    settings = [config.describe() for config in configs(kind)]
-    return home() / "families" / f"{kind}-{hash_json([settings, train_store.content_hash])[:12]}"
+    """Where `train_families` keeps a family; another recipe or other data, another folder.
+
+    It depends on the recipe at one width, so that members can be added to those that are there.
+    """
+    identity = [config(kind, 1152, 0).describe(), train_store.content_hash]
+    return home() / "families" / f"{kind}-{hash_json(identity)[:12]}"
 
 
-def train_families(*, widest: bool = True, progress: bool = True) -> dict[str, Path]:
-    """Train what is missing of the families, resuming where a run was stopped; the widest come last.
+def train_families(*, again: bool = False, progress: bool = True) -> dict[str, Path]:
+    """Train the members that the package lacks, the longest first; resume where a run was stopped.
 
     Parameters
     ----------
-    widest : bool
-        Train the dictionaries that are too large to bundle as well.
+    again : bool
+        Train the members that the package has instead.
     progress : bool
         Show a progress bar in tokens.
 
@@ -84,17 +90,22 @@ def train_families(*, widest: bool = True, progress: bool = True) -> dict[str, P
     dict
         The folder of each kind, to be read by `load_family`.
     """
-    stores = embedded_store("train", progress=progress), embedded_store("held-out", progress=progress)
-    folders = {kind: trained_folder(kind, stores[0]) for kind in MEMBERS}
+    held_out = embedded_store("held-out", progress=progress)
+    members: list[tuple[str, int, int, int | None]]
+    if again:
+        train_store = embedded_store("train", progress=progress)
+        members = [(kind, width, seed, None) for kind in MEMBERS for width, seed in MEMBERS[kind]]
+    else:
+        train_store = embedded_store("train", n_tokens=WIDE_TOKENS, progress=progress)
+        members = [(kind, width, seed, seed) for kind in MEMBERS for width, seed in WIDE]
+    folders = {kind: trained_folder(kind, train_store) for kind in MEMBERS}
     runs = [
-        (config, _member_folder(folder, config.width, config.seed))
-        for kind, folder in folders.items()
-        for config in configs(kind)
-        if widest or config.width != WIDEST
+        (config(kind, width, seed, data_seed=data_seed), _member_folder(folders[kind], width, seed))
+        for kind, width, seed, data_seed in members
     ]
     # The longest first, so that no core is left with it at the end.
-    runs.sort(key=lambda run: (run[0].width == WIDEST, -run[0].width))
-    train_side_by_side(runs, *stores, snapshots=True, progress=progress)
+    runs.sort(key=lambda run: -run[0].width)
+    train_side_by_side(runs, train_store, held_out, snapshots=True, niceness=NICENESS, progress=progress)
     return folders
 
 
@@ -114,9 +125,15 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The table of members, as in `saekit.family.bundled_table`.
+        The table of members, as in `saekit.series.tables.bundled_table`.
+
+    Raises
+    ------
+    OSError
+        If the package cannot be written to.
     """
-    folders = train_families(widest=False, progress=progress)
+    writable_folder(BUNDLED)
+    folders = train_families(again=True, progress=progress)
     held_out = embedded_store("held-out", progress=progress)
     rows = []
     for kind, folder in folders.items():

@@ -17,7 +17,7 @@ import torch
 
 from saekit.activations import ActivationStore, batches_of
 from saekit.dictionary import Dictionary
-from saekit.files import hash_json, home, write_bytes
+from saekit.files import hash_json, home, writable_folder, write_bytes
 from saekit.loading.names import BUNDLED
 from saekit.series.embedded import embedded_store
 from saekit.training.config import TrainingConfig
@@ -85,6 +85,7 @@ def write_tables(*, progress: bool = True) -> pd.DataFrame:
     DataFrame
         As in `saekit.family.kinds_table`.
     """
+    writable_folder(BUNDLED)
     trained = train_kinds(progress=progress)
     held_out = embedded_store("held-out", progress=progress)
     table = pd.DataFrame(

@@ -19,7 +19,8 @@ from saekit.training import side_by_side
 
 TINY = {
     "MEMBERS": {"relu": ((24, 0), (24, 1), (40, 0)), "batchtopk": ((24, 0),)},
-    "WIDEST": 56,
+    "WIDE": ((56, 0), (40, 2)),
+    "WIDE_TOKENS": 96,
     "TARGET_L0": 4.0,
     "K": 4,
     "STEPS": 40,
@@ -38,7 +39,7 @@ def world(store, model, tmp_path_factory):
         patch.setattr(bundling, "BUNDLED", package)
         patch.setattr(names, "BUNDLED", package)
         patch.setattr(tables, "BUNDLED", package)
-        patch.setattr(bundling, "embedded_store", lambda part, progress: store)
+        patch.setattr(bundling, "embedded_store", lambda part, n_tokens=None, progress=True: store)
         patch.setattr(side_by_side, "load_model", lambda: model)
         patch.setenv("SAEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         assert cli.main(["--quiet", "families", "--bundle"]) == 0
@@ -94,11 +95,27 @@ def test_single_precision_where_half_changes_too_much(world, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_widest_is_trained_on_request_only(world, capsys):
+def test_the_wide_members_are_trained_on_more_text_with_an_order_of_their_own(
+    world, store, capsys, monkeypatch
+):
     assert not (world.folder / "56-seed0").exists()
+    asked, runs = [], []
+    monkeypatch.setattr(bundling, "embedded_store", lambda part, **options: asked.append(options) or store)
+    train = bundling.train_side_by_side
+
+    def listen(wanted, *stores, **options):
+        runs.extend((c.variant.kind, c.width, c.seed, c.data_seed) for c, _ in wanted)
+        assert options["niceness"] == bundling.NICENESS
+        train(wanted, *stores, **options)
+
+    monkeypatch.setattr(bundling, "train_side_by_side", listen)
     assert cli.main(["--quiet", "families"]) == 0
     assert str(world.folder) in capsys.readouterr().out
+    assert {"n_tokens": 96, "progress": False} in asked
+    assert runs == [("relu", 56, 0, 0), ("batchtopk", 56, 0, 0), ("relu", 40, 2, 2), ("batchtopk", 40, 2, 2)]
     assert load_family(world.folder).widths == [24, 40, 56]
+    member = Dictionary.load(world.folder / "40-seed2")
+    assert (member.seed, member.info["training"]["data_seed"]) == (2, 2)
 
 
 def test_unknown_families_are_named(tmp_path):

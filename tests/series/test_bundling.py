@@ -1,5 +1,6 @@
 """The bundled families themselves."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from saekit.family import Family
 from saekit.loading.names import BUNDLED, load_family
+from saekit.series.bundling import config
 from saekit.series.tables import bundled_table
 
 
@@ -56,3 +58,13 @@ def test_it_is_a_family_like_any_other(tmp_path):
     assert isinstance(family, Family)
     assert family.widths == [576, 1152, 2304, 4608]
     assert family.second_seed(2304).seed == 1
+
+
+def test_the_recipe_is_that_of_the_bundled_members():
+    """Settings as recorded in the package, whose folders and checkpoints must not change."""
+    for kind in ("relu", "batchtopk"):
+        for folder in sorted((BUNDLED / kind).iterdir()):
+            training = json.loads((folder / "dictionary.json").read_text())["info"]["training"]
+            width, seed = (int(part) for part in folder.name.split("-seed"))
+            expected = config(kind, width, seed).describe()
+            assert {name: training[name] for name in expected} == expected
