@@ -95,8 +95,10 @@ def test_every_block_runs(page, workplace):
             following = blocks[number + 1] if number + 1 < len(blocks) else None
             if following and following.language == "text":
                 assert printed.getvalue().rstrip() == following.code.rstrip(), where
+        elif block.language == "yaml":  # its first line names the file
+            Path(block.code.splitlines()[0].removeprefix("# ")).write_text(block.code)
         else:
-            assert block.language == "sh", f"{where}: a block must be python, sh or text"
+            assert block.language == "sh", f"{where}: a block must be python, sh, yaml or text"
             for line in block.code.replace("\\\n", " ").splitlines():
                 run_in_shell(line, where)
 

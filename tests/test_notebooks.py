@@ -21,7 +21,7 @@ def text_of(output):
 
 
 def test_the_series_is_numbered_without_gaps():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i + 1:02d}" for i in range(len(NOTEBOOKS))]
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{i:02d}" for i in range(len(NOTEBOOKS))]
     assert NOTEBOOKS
 
 
