@@ -16,7 +16,7 @@ Uniqueness       measure_uniqueness, family_uniqueness
 Latents          collect, logit_table, label_latents, label_meta_latents
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
-Figures          plots, figures, figures_folder, provenance_of, neuronpedia
+Figures          plots, figures, figures_folder, provenance_of, provenance_table, neuronpedia
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table
 
@@ -98,7 +98,7 @@ _EXPORTS = {
         "stitch_chain",
     ),
     "saekit.figures": ("figures_folder",),
-    "saekit.provenance": ("provenance_of",),
+    "saekit.provenance": ("provenance_of", "provenance_table"),
     "saekit.widgets": (
         "collect_evidence",
         "LatentExplorer",

@@ -222,10 +222,6 @@ class Family:
         """Widths of which there is one seed only, so that their numbers have no null beside them."""
         return [width for width in self.widths if len(self.seeds(width)) == 1]
 
-    def pairs(self) -> Iterator[tuple[Dictionary, Dictionary]]:
-        """Neighbouring widths as (small, large), smallest first, each width read once."""
-        return pairwise(self[width] for width in self.widths)
-
     def second_seed(self, width: int) -> Dictionary | None:
         """The null of this width: a dictionary of another seed, or None if there is none."""
         seeds = self.seeds(width)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import pandas as pd
 
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
@@ -41,6 +44,23 @@ def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dic
         else:
             record[name] = _describe(value)
     return record
+
+
+def provenance_table(inputs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """What `provenance_of` returned, to be read: hashes cut short, nothing where nothing applies.
+
+    Parameters
+    ----------
+    inputs : mapping
+        From `provenance_of`.
+
+    Returns
+    -------
+    DataFrame
+        One row per input.
+    """
+    table = pd.DataFrame(dict(inputs)).T
+    return table.assign(hash=table["hash"].str[:12]).fillna("")
 
 
 def _describe(value: ActivationStore | Dictionary) -> dict[str, Any]:

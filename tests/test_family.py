@@ -28,7 +28,7 @@ def test_widths_seeds_and_pairs():
     assert family[20].seed == 0
     assert family.second_seed(20).seed == 1
     assert family.second_seed(10) is None
-    assert [(a.width, b.width) for a, b in family.pairs()] == [(10, 20), (20, 40)]
+    assert [(c.small_width, c.large_width) for c in family.comparisons(null=False)] == [(10, 20), (20, 40)]
     assert len(family) == 4
 
 
@@ -87,10 +87,11 @@ def test_members_are_read_when_asked_for_and_let_go():
     assert members[1].reads == 2
 
 
-def test_pairs_read_each_width_once_and_hold_three_at_most():
+def test_comparisons_read_each_width_once_and_hold_three_at_most():
     members = [Unread(member(width, 0)) for width in (10, 20, 40, 80, 160)]
     alive, most = weakref.WeakSet(), []
-    for small, large in Family(members).pairs():
+    for pair in Family(members).comparisons(null=False):
+        small, large = pair.small, pair.large
         alive.update((small, large))
         most.append(len(alive))
         assert small.width * 2 == large.width
