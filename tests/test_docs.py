@@ -80,6 +80,7 @@ def workplace(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.slow
 def test_every_block_runs(page, workplace):
     namespace = {"__name__": "__main__"}
     blocks = blocks_of(page.read_text(encoding="utf-8"))

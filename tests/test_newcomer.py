@@ -81,6 +81,7 @@ def text_folder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::saekit.agreement.UnrecordedWarning")
+@pytest.mark.slow
 def test_a_newcomer_gets_there(model_folder, text_folder, tmp_path):
     generator = torch.Generator().manual_seed(0)
     decoder = torch.randn(16, 32, generator=generator)  # [d_in, d_sae], rows of any norm
