@@ -421,7 +421,7 @@ def side_by_side(
     parts = own["meta_latent"].tolist()
     lists = {
         "same": (labels, *nearest(source, source, n, latents=[latent])),
-        "small": (small_labels, *nearest(source, small, n, latents=[latent])),
+        "small": (small_labels, *nearest(source, small, n, latents=[latent], allow_mismatch=allow_mismatch)),
     }
     columns = {
         "meta_latent": pd.array(parts, dtype="Int64"),
@@ -577,7 +577,7 @@ def cosine_distributions(
     for panel, of, to in tqdm(comparisons, disable=not progress, unit="comparison", desc="cosines"):
         random = null_dictionary(of, "random directions", seed=seed)
         for null, looked_up, place in ((False, of, to), (True, random, random if of is to else to)):
-            cosines, _ = nearest(looked_up, place, k=1)
+            cosines, _ = nearest(looked_up, place, k=1, allow_mismatch=allow_mismatch)
             frames.append(
                 pd.DataFrame(
                     {
