@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ def percent(value: float) -> str:
     """A share in whole per cent, such as "43%"; a small one is "<1%" and never "0%"."""
     if value != value:
         return MISSING
-    return "<1%" if 0 < value <= 0.005 else f"{100 * value:.0f}%"
+    return "<1%" if 0 < value <= 0.005 else f"{100 * value:.0f}%".replace("-", "−")
 
 
 def share(value: float) -> str:
@@ -22,7 +23,8 @@ def share(value: float) -> str:
     if value != value:
         return MISSING
     scaled = 100 * value
-    return f"{scaled:.1f}%" if scaled >= 1 or scaled == 0 else f"{scaled:.2g}%"
+    text = f"{scaled:.1f}%" if abs(scaled) >= 1 or scaled == 0 else f"{scaled:.2g}%"
+    return text.replace("-", "−")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -47,6 +49,16 @@ def fixed(value: float, decimals: int = 2) -> str:
 def signed(value: float, digits: int = 3) -> str:
     """A change: a number with its sign, plus included."""
     return ("+" if value > 0 else "") + number(value, digits)
+
+
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """A number of things, such as "1 latent" or "1,200 dictionaries"; the plural is with an s if left out."""
+    return f"{n:,} {one if n == 1 else many or f'{one}s'}"
+
+
+def grouped(text: str) -> str:
+    """A sentence whose whole numbers of five or more digits have thousands separators."""
+    return re.sub(r"(?<![\d.,])\d{5,}(?![\d.,]*\d)", lambda found: f"{int(found[0]):,}", text)
 
 
 def listed(values: Iterable[Any]) -> str:

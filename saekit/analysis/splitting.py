@@ -362,8 +362,9 @@ class SplittingTree(Result):
             Only latents of this width.
         """
         n = settings.whole("n", n)
-        frame = self.nodes
-        frame = frame[frame["status"] == "split"].assign(descendants=self._descendants())
+        # Before rows are selected: assigning a column to a frame without rows would add rows of NaN.
+        frame = self.nodes.assign(descendants=self._descendants())
+        frame = frame[frame["status"] == "split"]
         if width is not None:
             width, _ = self._check(width, 0)
             frame = frame[frame["width"] == width]

@@ -42,7 +42,7 @@ from saekit.metrics import CEDegradation, ce_degradation, evaluate
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
 from saekit.settings import choice, cosine, whole
-from saekit.wording import listed, number, share, span
+from saekit.wording import grouped, listed, number, share, span
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -174,7 +174,7 @@ def _measured(
         question="Which dictionaries, on which tokens?",
         says=f"{len(family)} {kind_style(family.kind).label} dictionaries of widths {widths} at "
         f"{family.hook_point or 'an unknown hook point'} of {model_name}, on {n_tokens:,} held-out tokens; "
-        f"{n_excluded:,} positions are excluded ({store.manifest['exclusion']['rule']}).",
+        f"{n_excluded:,} positions are excluded ({grouped(store.manifest['exclusion']['rule'])}).",
         parts=[Table("dictionaries", caption, frame, shown)],
         numbers={"dictionaries": frame.to_dict("records"), "n_tokens": n_tokens, "n_excluded": n_excluded},
     )
@@ -201,12 +201,14 @@ def _unique(family: Family, store: ActivationStore, theta: float, **options: Any
         unit="no width has a second seed"
         if seeds.empty
         else f"of the latents of width {seeds['n_a'].iloc[-1]} are found again by another seed "
-        f"(without structure: {share(_greatest_null(result))})",
+        f"(without structure: {share(_greatest_null(result, seeds[-1:]))})",
     )
 
 
-def _greatest_null(result: FamilyUniqueness) -> float:
-    return float(result.table.loc[result.table["null"] != "", "share_shared"].max())
+def _greatest_null(result: FamilyUniqueness, measured: pd.DataFrame) -> float:
+    """The greatest share that these comparisons reach without structure."""
+    nulls = result.table[result.table["null"] != ""]
+    return float(nulls.loc[nulls["comparison"].isin(measured["comparison"]), "share_shared"].max())
 
 
 def _unique_table(result: FamilyUniqueness) -> Table:
@@ -233,20 +235,20 @@ def _unique_table(result: FamilyUniqueness) -> Table:
 
 
 def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.DataFrame) -> str:
-    nulls = share(_greatest_null(result))
-    kept = span(widths["share_shared"])
+    kept, null_kept = span(widths["share_shared"]), share(_greatest_null(result, widths))
     if seeds.empty:
         return (
             "No width has a second seed, so this family cannot show whether another run finds the same "
             f"latents. The next width finds {kept} of them again (decoder cosine of a one-to-one match at "
-            f"least {result.theta:g}; nulls at most {nulls})."
+            f"least {result.theta:g}; without structure at most {null_kept})."
         )
     found = listed(
         [f"{share(row.share_shared)} of the latents of width {row.n_a}" for row in seeds.itertuples()]
     )
     return (
-        f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}); "
-        f"the next width finds {kept}. For directions without structure it is at most {nulls}."
+        f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}; "
+        f"without structure at most {share(_greatest_null(result, seeds))}); the next width finds {kept} "
+        f"(without structure at most {null_kept})."
     )
 
 

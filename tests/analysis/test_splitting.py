@@ -56,6 +56,14 @@ def test_each_status_on_directions_in_the_plane() -> None:
     assert result.frame["cosine"].tolist() == pytest.approx(cosines, abs=1e-6)
 
 
+def test_where_nothing_splits_no_latent_is_most_split() -> None:
+    tree = splitting_tree(Family([directions(0, 90), directions(1, 91, 45)]), theta=0.9)
+    assert set(tree.nodes["status"]) == {"identical", "leaf"}
+    found = tree.most_split(3)
+    assert found.empty
+    assert list(found) == ["width", "latent", "children", "descendants"]
+
+
 def test_only_child_under_the_identity_cosine_is_refined() -> None:
     result = measure_splitting(directions(0), directions(30))
     assert result.frame_small["status"].tolist() == ["refined"]

@@ -140,10 +140,19 @@ def test_it_says_what_the_analyses_say(folder, family, store):
     assert record["numbers"]["Unique"]["share_shared"] == shares
     share = f"{100 * shares['24, other seed']['measured']:.1f}%"
     assert f"Another seed finds {share} of the latents of width 24 again" in record["says"]["Unique"]
+    nulls = {
+        name: max(share for null, share in found.items() if null != "measured")
+        for name, found in shares.items()
+    }
+    said = record["says"]["Unique"]
+    for name in ("24, other seed", "12 → 24"):
+        assert f"(without structure at most {100 * nulls[name]:.1f}%)" in said.replace(f"{THETA:g}; ", "(")
+    assert "median of the first 100,000 tokens" in record["says"]["Measurements"]
     table = pd.read_csv(folder / "unique.csv")
     assert table["note"].dropna().tolist() == ["no second seed"]
     page = Page((folder / "index.html").read_text())
     said = "".join(page.text)
+    assert f"(without structure: {100 * nulls['24, other seed']:.1f}%)" in said
     assert all(sentence in said for sentence in record["says"].values())
     for measured in record["numbers"]["Measurements"]["dictionaries"]:
         assert measured["dictionary"] in page.text

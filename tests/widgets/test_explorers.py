@@ -19,7 +19,7 @@ from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
 from saekit.agreement import MismatchError
-from saekit.analysis import collect
+from saekit.analysis import collect, splitting_tree
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.widgets import Evidence, LatentExplorer, NoveltyExplorer, SplittingExplorer, collect_evidence
@@ -89,6 +89,13 @@ def test_splitting_shows_parent_and_children(world, splitting_explorer):
     for child in children:
         assert re.search(rf"\b{child['latent']}\b", text)
         assert f"{child['cosine']:.2f}" in text
+
+
+def test_a_tree_without_splits_starts_at_the_narrowest_width(world):
+    tree = splitting_tree(Family([world.family[8], world.family[24]]), theta=1)
+    explorer = SplittingExplorer(tree, {width: world.evidence[width] for width in (8, 24)})
+    assert (explorer.state.width, explorer.state.latent) == (8, 0)
+    assert "Lost" in shown(explorer)
 
 
 def test_theta_moves_the_partition(world, novelty_explorer):

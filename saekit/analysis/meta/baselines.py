@@ -33,6 +33,7 @@ from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
 from saekit.training.variants.base import SAE
+from saekit.wording import counted
 
 CHUNK_ELEMENTS = 1 << 24  # inner products held at once: 64 MB
 
@@ -210,7 +211,8 @@ def _fill(
 
     small = torch.cat([dictionary.W_dec for dictionary in smaller])
     places = (meta.dictionary.W_dec @ small.T).argmax(dim=1)
-    note = f"{len(places.unique())} different latents of {len(smaller)} dictionaries"
+    different = counted(len(places.unique()), "different latent")
+    note = f"{different} of {counted(len(smaller), 'dictionary', 'dictionaries')}"
     table.replaced("nearest small latents", small[places], mean, note)
     random = random_directions(meta.width, meta.dictionary.d_in, seed=seed)
     table.replaced("random directions", random, mean)
