@@ -16,7 +16,8 @@ Uniqueness       measure_uniqueness, family_uniqueness
 Latents          collect, logit_table, label_latents, label_meta_latents
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
-Figures          plots, figures, figures_folder, provenance_of, provenance_table, neuronpedia
+Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
+                 neuronpedia
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table
 
@@ -98,6 +99,7 @@ _EXPORTS = {
         "stitch_chain",
     ),
     "saekit.figures": ("figures_folder",),
+    "saekit.report.report": ("write_report",),
     "saekit.provenance": ("provenance_of", "provenance_table"),
     "saekit.widgets": (
         "collect_evidence",

@@ -62,6 +62,7 @@ from saekit.models import (
     special_token_ids,
 )
 from saekit.settings import whole
+from saekit.warn import warn
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -301,11 +302,10 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         if name == "model" and found and expected:
             compared = [("dtype", found["dtype"], expected["dtype"]), *compare_models(found, expected)]
             if expected["weights"] and not found.get("weights"):
-                warnings.warn(
+                warn(
                     f"{path} does not record the weights of its model, so only its name and revision were "
                     "compared.",
                     UnrecordedWarning,
-                    stacklevel=4,
                 )
         else:
             compared = [(name, found, expected)]

@@ -6,18 +6,20 @@ analysis takes, turns errors into warnings.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn import Module
 
 from saekit.activations import Activations, ActivationStore, as_activations
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import UnrecordedWarning
 from saekit.models import EMBEDDED_MODEL, compare_models, describe_model, require_evaluation
+from saekit.warn import warn
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -61,6 +63,8 @@ def check_agreement(
 
     Raises
     ------
+    TypeError
+        If one of them is not what its place asks for, as when two arguments are swapped.
     MismatchError
         If two of them contradict each other; the sentence names both and the two values.
     ValueError
@@ -73,6 +77,12 @@ def check_agreement(
     MismatchWarning
         Instead of a `MismatchError`, with `allow_mismatch`.
     """
+    if model is not None and not isinstance(model, Module):
+        raise TypeError(f"model must be a model of saekit.load_model, found {type(model).__name__}.")
+    require_dictionaries(**{f"dictionaries[{i}]": one for i, one in enumerate(dictionaries)})
+    if isinstance(activations, Module | Dictionary | str | Path):
+        found = type(activations).__name__
+        raise TypeError(f"Activations must be an ActivationStore, a tensor or a NumPy array, found {found}.")
     records = [_of_dictionary(dictionary) for dictionary in dictionaries]
     if activations is not None:
         records.append(_of_activations(activations))
@@ -98,13 +108,12 @@ def check_agreement(
                 raise MismatchError(message if what == "d_in" else f"{message} {WAY_ROUND}")
             mismatched.setdefault(what, message)
     for message in mismatched.values():
-        warnings.warn(message, MismatchWarning, stacklevel=3)
+        warn(message, MismatchWarning)
     for pair in dict.fromkeys(unrecorded.values()):
         lacking = " and ".join(what for what, where in unrecorded.items() if where == pair)
-        warnings.warn(
+        warn(
             f"{pair[0]} does not record its {lacking}, which could not be compared with that of {pair[1]}.",
             UnrecordedWarning,
-            stacklevel=3,
         )
 
 

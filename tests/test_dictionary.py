@@ -324,7 +324,7 @@ def test_orientation_is_inferred_only_where_it_is_clear():
         Dictionary.from_weights(W_enc, W_dec, b_enc=p["b_enc"], d_in=40)
     with pytest.raises(ValueError, match="b_dec gives a size of 13"):
         Dictionary.from_weights(W_enc, W_dec, b_dec=torch.zeros(13))
-    with pytest.raises(ValueError, match="W_dec must have d_in=12 and d_sae=40 as its sizes"):
+    with pytest.raises(ValueError, match=r"W_dec \[30, 12\]: the shapes have no d_sae in common"):
         Dictionary.from_weights(W_enc, W_dec[:30], d_in=12)
 
 
@@ -340,6 +340,48 @@ def test_square_matrices_need_their_layout():
     x = torch.randn(7, 12)
     expected = (x @ W.T).relu() @ W.T
     torch.testing.assert_close(found.reconstruct(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("info", "given", "message"),
+    [
+        ({"kind": "topk"}, {}, "give k="),
+        ({"kind": "topk"}, {"threshold": 0.5}, "give k="),
+        ({"kind": "jumprelu"}, {}, "give threshold="),
+        ({"kind": "batchtopk"}, {}, "give threshold="),
+        *(
+            ({key: "blocks.0.hook_resid_post"}, {}, f"{key!r} that saekit reads: call it 'hook_point'")
+            for key in ("hook", "hookpoint", "hook_name", "hook-point", "hook_pont", "HookPoint")
+        ),
+    ],
+)
+def test_a_record_that_contradicts_the_weights_is_refused(info, given, message):
+    W_enc, W_dec, _ = raw()
+    with pytest.raises(ValueError, match=message):
+        Dictionary.from_weights(W_enc, W_dec, d_in=12, info=info, **given)
+
+
+def test_records_of_all_kinds_and_of_other_things_are_kept():
+    W_enc, W_dec, _ = raw()
+    for info, given in (
+        ({"kind": "topk"}, {"k": 4}),
+        ({"kind": "batchtopk"}, {"threshold": 0.5}),
+        ({"kind": "gated", "hook_point": "blocks.0.hook_resid_post", "hook": 3, "point": 1}, {}),
+    ):
+        assert Dictionary.from_weights(W_enc, W_dec, d_in=12, info=info, **given).info == info
+
+
+@pytest.mark.parametrize(
+    ("W_dec", "missing"), [((16, 40), "d_sae"), ((40, 16), "d_sae"), ((5, 6), "d_in and d_sae")]
+)
+def test_matrices_that_do_not_fit_each_other_are_named(W_dec, missing):
+    shapes = re.escape(f"W_enc has shape [48, 16] and W_dec {list(W_dec)}")
+    message = f"{shapes}: the shapes have no {missing} in common"
+    for options in ({}, {"d_in": 16}):
+        with pytest.raises(ValueError, match=message):
+            Dictionary.from_weights(torch.ones(48, 16), torch.ones(W_dec), **options)
+    with pytest.raises(ValueError, match="no d_in in common"):
+        Dictionary.from_weights(torch.ones(16, 48), torch.ones(48, 12), b_enc=torch.ones(48))
 
 
 def test_raw_topk_tensors_and_a_common_threshold():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -18,12 +17,13 @@ from tqdm.auto import tqdm
 from saekit import settings
 from saekit.activations import Activations, ActivationStore
 from saekit.analysis.similarity import largest
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity, UnrecordedWarning
 from saekit.models import token_strings
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
 from saekit.selection import Latents, select_latent, select_latents
+from saekit.warn import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -283,6 +283,7 @@ def collect(
     0       0        30
     1       1        45
     """
+    require_dictionaries(dictionary=dictionary)
     entries = Entries(dictionary)
     tokens = one_pass(
         activations,
@@ -584,8 +585,17 @@ def require_vocabulary(vocabulary: Sequence[str] | PreTrainedTokenizerBase, n_to
     ------
     ValueError
         If it holds fewer than `n_tokens` strings; a tokenizer may, since models pad their vocabulary.
+    TypeError
+        If it is neither.
     """
-    if not hasattr(vocabulary, "convert_ids_to_tokens") and len(vocabulary) < n_tokens:
+    if hasattr(vocabulary, "convert_ids_to_tokens"):
+        return
+    if isinstance(vocabulary, str) or not hasattr(vocabulary, "__len__"):
+        raise TypeError(
+            "vocabulary must be a tokenizer, such as model.tokenizer, or a list of display strings, found "
+            f"{type(vocabulary).__name__}."
+        )
+    if len(vocabulary) < n_tokens:
         raise ValueError(f"The vocabulary needs {n_tokens} display strings, found {len(vocabulary)}.")
 
 
@@ -623,6 +633,7 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
     UnrecordedWarning
         If the hook point is not recorded, or is not one of TransformerLens.
     """
+    require_dictionaries(dictionary=dictionary)
     place = dictionary.hook_point
     if place is not None and IN_STREAM.fullmatch(place):
         return
@@ -636,14 +647,13 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
                 f"{message}: use a dictionary on hook_resid_pre, hook_resid_post, hook_attn_out or "
                 "hook_mlp_out, or pass allow_mismatch=True if this is what you want."
             )
-        warnings.warn(f"{message}.", stacklevel=3)
+        warn(f"{message}.")
         return
     found = "does not record its hook point" if place is None else f"is on {place!r}, which is not known here"
-    warnings.warn(
+    warn(
         f"{dictionary.identity.described} {found}: its logit effects mean something only if it is on the "
         "residual stream.",
         UnrecordedWarning,
-        stacklevel=3,
     )
 
 
@@ -749,6 +759,11 @@ def logit_table(
     1     2     river         moon
     """
     require_residual_stream(dictionary, allow_mismatch=allow_mismatch)
+    if not isinstance(unembedding, Tensor):
+        raise TypeError(
+            f"unembedding must be a tensor [{dictionary.d_in}, vocab], such as "
+            f"saekit.models.unembedding(model), found {type(unembedding).__name__}."
+        )
     if unembedding.ndim != 2 or unembedding.shape[0] != dictionary.d_in:
         raise ValueError(
             f"The unembedding must be [{dictionary.d_in}, vocab] for {dictionary.name}, "

@@ -31,7 +31,7 @@ from saekit.analysis.stitching.mixtures import (
     Path,
     SquaredError,
 )
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import logits_with_replacement
 from saekit.moments import fvu
@@ -290,6 +290,7 @@ def insertion(
     0       0          1.0         5.0       False
     1       1          0.0        -2.5        True
     """
+    require_dictionaries(small=small, large=large)
     theta = settings.cosine("theta", theta)
     for dictionary in (small, large):
         dictionary.require_independent("Inserting latents")
@@ -504,6 +505,7 @@ def group_insertion(
     reconstruction, inserting the reconstruction latents harms it. The decoder bias is the small
     dictionary's (Eq. 5).
     """
+    require_dictionaries(small=small, large=large)
     _check_same(small, large, insertion)
     alive = ~insertion.dead
     novel_cos, novel_gain = alive & insertion.novel_cos, alive & insertion.novel_gain
@@ -683,6 +685,7 @@ def ce_insertion(
     Leask et al. (ICLR 2025), section on SAE stitching, in cross-entropy. A row here is one
     context window of the store.
     """
+    require_dictionaries(small=small, large=large)
     n_latents = settings.whole("n_latents", n_latents)
     rows_per_latent = settings.whole("rows_per_latent", rows_per_latent)
     batch_rows = settings.whole("batch_rows", batch_rows)

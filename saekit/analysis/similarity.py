@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saekit import settings
 from saekit.agreement import check_agreement
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.results import Result
@@ -119,6 +119,7 @@ def best_matches(
     1       1           1        1.000
     2       2           0        0.707
     """
+    require_dictionaries(small=small, large=large)
     check_order(small, large)
     cosine, index = nearest(large, small, k=1, chunk=chunk, allow_mismatch=allow_mismatch)
     index = index[:, 0]
@@ -199,6 +200,9 @@ def nearest(
     >>> indices.tolist(), [round(cosine, 3) for cosine in cosines[0].tolist()]
     ([[2, 0]], [0.949, 0.894])
     """
+    require_dictionaries(other=other)
+    if not isinstance(dictionary, Tensor):
+        require_dictionaries(dictionary=dictionary)
     exclude_self = dictionary is other
     k = settings.whole("k", k, at_most=other.width - exclude_self)
     chunk = max(1, CHUNK_ELEMENTS // other.width) if chunk is None else settings.whole("chunk", chunk)

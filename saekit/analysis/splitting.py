@@ -13,7 +13,7 @@ import torch
 
 from saekit import settings
 from saekit.analysis.similarity import check_order, nearest
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.results import Result
@@ -137,6 +137,7 @@ def measure_splitting(
     >>> result.frame["parent"].tolist()
     [0, 0, 1, -1]
     """
+    require_dictionaries(small=small, large=large)
     theta = settings.cosine("theta", theta)
     check_order(small, large)
     up, parents = (part[:, 0] for part in nearest(large, small, k=1, allow_mismatch=allow_mismatch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -24,11 +23,12 @@ from saekit.agreement import check_agreement
 from saekit.analysis.latents import Entries, LatentActivations, collect
 from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import largest
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.passes import one_pass
 from saekit.results import Result
+from saekit.warn import warn
 
 EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
@@ -241,6 +241,7 @@ def measure_uniqueness(
     >>> result.summary["share_shared"], round(result.summary["mean_correlation"], 2)
     (1.0, 0.99)
     """
+    require_dictionaries(a=a, b=b)
     theta = settings.cosine("theta", theta)
     candidates = settings.whole("candidates", candidates)
     exact_cosines = settings.whole("exact_cosines", exact_cosines, at_least=0)
@@ -419,7 +420,7 @@ def _check_activations(
         )
         if not allow_mismatch:
             raise ValueError(f"{message} Pass allow_mismatch=True if this is what you want.")
-        warnings.warn(message, stacklevel=3)
+        warn(message)
 
 
 def _with_activations(

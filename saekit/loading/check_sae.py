@@ -13,6 +13,7 @@ from saekit.agreement import compare_records, shown
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
 from saekit.settings import real
+from saekit.warn import warn
 
 L0_TOLERANCE = 0.3  # relative: texts differ, and so do the positions that are left out
 EXPLAINED_VARIANCE_TOLERANCE = 0.05
@@ -109,10 +110,9 @@ def check_sae(
         )
     for what, recorded, found, agrees in rows:
         if not agrees:
-            warnings.warn(
+            warn(
                 f"{dictionary.name}: {what} is recorded as {_rounded(recorded)}, but here it is "
                 f"{_rounded(found)}.",
-                stacklevel=2,
             )
     frame = pd.DataFrame(rows, columns=["what", "recorded", "found", "agrees"]).set_index("what")
     return Check(frame=frame, n_tokens=measured.n_tokens, n_excluded=measured.n_excluded)

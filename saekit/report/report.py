@@ -100,6 +100,8 @@ def write_report(
     ValueError
         If the family has fewer than two widths, or latents that depend on each other (TopK: see
         `saekit.as_jumprelu`), or a setting is out of range.
+    TypeError
+        If `family` is no `Family`.
     OSError
         If nothing can be written to the folder.
 
@@ -108,6 +110,8 @@ def write_report(
     Leask et al. (ICLR 2025): a canonical set of units is unique, complete and atomic. Each section
     gives its numbers beside their nulls. Everything that can be refused is refused before any work.
     """
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be a Family, found {type(family).__name__}: use saekit.load_family.")
     if len(family.widths) < 2:
         raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
     theta = cosine("theta", theta)

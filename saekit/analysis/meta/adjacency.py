@@ -23,7 +23,7 @@ from saekit.analysis.meta.latents import decomposition_matrix
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import CHUNK_ELEMENTS
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.results import Result
 
@@ -118,6 +118,7 @@ def adjacency_overlap(
     >>> summary["n_edges"], round(summary["overlap"], 2), round(summary["chance"], 2)
     (18, 0.89, 0.27)
     """
+    require_dictionaries(small=small)
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     source = meta.sources[place]
     check_agreement(dictionaries=[source, small], allow_mismatch=allow_mismatch)

@@ -24,7 +24,7 @@ from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import nearest
 from saekit.analysis.splitting import SplittingTree
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity, distinct_names
 from saekit.results import Result
 from saekit.selection import select_latent
@@ -410,6 +410,7 @@ def side_by_side(
     0            0             6          1.00
     1            1             0          0.91
     """
+    require_dictionaries(small=small)
     n = settings.whole("n", n)
     source = meta.sources[meta.place(base)]
     latent = select_latent(latent, source.width)

@@ -14,7 +14,7 @@ from torch import Tensor
 from saekit import settings
 from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.analysis.stitching.path import Stitching, curves, shuffled
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.metrics import ce_degradation
 from saekit.moments import fvu
 from saekit.passes import Batch, one_pass
@@ -166,6 +166,7 @@ def matched_l0(
     >>> matched_l0(identity, x, 0.5).threshold  # of four active values, one may be left
     3.0
     """
+    require_dictionaries(dictionary=dictionary)
     l0 = settings.real("l0", l0, at_least=0)
     dictionary.require_independent("Raising thresholds")
     selection = _Selection()

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from saekit.activations import ActivationStore
-from saekit.dictionary import ORIGIN, Dictionary
+from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
 from saekit.moments import ratio_of_totals
 from saekit.results import Result
@@ -156,6 +156,7 @@ def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
     ValueError
         If latents of either depend on each other, or `d_in` differs.
     """
+    require_dictionaries(dictionary=dictionary, more=more)
     for part in (dictionary, more):
         part.require_independent("Inserting latents")
     if dictionary.d_in != more.d_in:

@@ -29,7 +29,7 @@ from torch import Tensor
 from saekit.activations import Activations, as_activations
 from saekit.agreement import check_agreement
 from saekit.analysis.similarity import check_order
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.sparse import SparseLatents, affine
 
@@ -712,6 +712,7 @@ def pair_statistics(
         If a dictionary is TopK, `small` is wider than `large`, the inputs contradict each other, or
         there are no tokens.
     """
+    require_dictionaries(small=small, large=large)
     streamed = Streamed(small, large, activations, allow_mismatch=allow_mismatch)
     totals, parts = _Totals(small, large), list[SparseLatents]()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from saekit.activations import Activations
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.moments import fvu
 from saekit.passes import Batch, one_pass
@@ -98,6 +98,7 @@ def measure_overshoot(
     >>> found.scale, found.fvu_scaled
     (0.5, 0.0)
     """
+    require_dictionaries(before=before, after=after)
     sse, along, size = 0.0, 0.0, 0.0
 
     def add(batch: Batch) -> None:

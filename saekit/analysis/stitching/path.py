@@ -38,7 +38,7 @@ from saekit.analysis.stitching.mixtures import (
     Streamed,
     pair_statistics,
 )
-from saekit.dictionary import ORIGIN, Dictionary
+from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.results import Result
 from saekit.selection import select_latents
@@ -474,6 +474,7 @@ def stitch(
     >>> result.dictionary(result.n_steps).width
     12
     """
+    require_dictionaries(small=small, large=large)
     order = settings.choice("order", order, ORDERS)
     lost = settings.choice("lost", lost, LOST)
     bias = settings.choice("bias", bias, BIASES)
