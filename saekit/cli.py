@@ -31,6 +31,7 @@ TEXT_OPTIONS = (
     *("dataset_split", "documents", "part", "tokens", "context_length", "bos", "dtype"),
 )
 
+ABBREVIATIONS = ("et al.", "i.e.", "e.g.", "cf.", "vs.")
 Parser = argparse.ArgumentParser
 
 
@@ -69,10 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(_with_file(parser, chosen.arguments))
         options.progress = not chosen.quiet
-        command.run(options)
+        from saekit.files import without_empty_folders
+
+        with without_empty_folders():
+            command.run(options)
     except (ValueError, OSError, ImportError, KeyError) as error:
         # A KeyError's text is its message in quotes.
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = str(error.args[0] if isinstance(error, KeyError) else error)
+        offered = "--allow-mismatch" in parser._option_string_actions
+        there = " Add --allow-mismatch if this is what you want." if offered else ""
+        message = message.replace(" Pass allow_mismatch=True if this is what you want.", there)
         print(f"saekit {chosen.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -91,6 +98,8 @@ def _default(function: Callable[..., Any], name: str) -> Any:
 
 def _option(parser: Any, name: str, help: str, *, default: Any = None, **how: Any) -> None:
     """An option `--name`; `help` gets the default, which argparse itself does not fill in."""
+    if how.get("type") in METAVARS:
+        how["metavar"] = METAVARS[how["type"]]
     shown = "" if default is None else f" (default: {str(default).removeprefix('torch.')})"
     parser.add_argument(f"--{name.replace('_', '-')}", help=(help + shown).replace("%", "%%"), **how)
 
@@ -189,11 +198,11 @@ def _text_options(parser: Parser) -> None:
     _option(text, "dataset", "Hugging Face data set, streamed")
     default = _default(huggingface_dataset, "split")
     _option(parser, "dataset_split", "split of --dataset", default=default)
-    _option(parser, "documents", "documents to read from --dataset", default=DOCUMENTS, type=int)
+    _option(parser, "documents", "documents to read from --dataset", default=DOCUMENTS, type=_whole)
     _option(parser, "part", "side of the split by documents", default="train", choices=("train", "held-out"))
-    _option(parser, "tokens", "positions to harvest", default=TOKENS, type=int)
+    _option(parser, "tokens", "positions to harvest", default=TOKENS, type=_whole)
     default = _default(pack, "context_length")
-    _option(parser, "context_length", "tokens per row", default=default, type=int)
+    _option(parser, "context_length", "tokens per row", default=default, type=_whole)
     parser.add_argument(
         "--bos", action="store_true", help="begin each row with the beginning-of-text token (default: no)"
     )
@@ -293,7 +302,7 @@ def _train_options(parser: Parser) -> None:
     _setting_options(general, {"": TrainingConfig})
     _setting_options(own, VARIANTS)
     default = _default(train, "checkpoint_every")
-    _option(general, "checkpoint_every", "steps between checkpoints", default=default, type=int)
+    _option(general, "checkpoint_every", "steps between checkpoints", default=default, type=_whole)
     _option(general, "held_out", "store to measure the log on", default="a sample of the other", type=Path)
     _option(general, "device", "where to train, such as cuda", default=_default(train, "device"))
     _option(general, "tensorboard", "folder for the log in TensorBoard's format", metavar="FOLDER")
@@ -325,10 +334,31 @@ def _how(hint: Any) -> dict[str, Any]:
     """What argparse needs for a setting of this type."""
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    plain = float if "float" in str(hint) else int
+    plain = _number if "float" in str(hint) else _whole
     if "None" in str(hint):
-        return {"type": lambda text: None if text in ("none", "null") else plain(text), "metavar": "X"}
-    return {"type": plain, "metavar": "X"} | ({"nargs": "+"} if "tuple" in str(hint) else {})
+        return {"type": _or_none(plain), "metavar": f"{METAVARS[plain]}|none"}
+    return {"type": plain} | ({"nargs": "+"} if "tuple" in str(hint) else {})
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, found {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, found {text!r}") from None
+
+
+def _or_none(plain: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() in ("none", "null") else plain(text)
+
+
+METAVARS = {_whole: "INT", _number: "FLOAT"}
 
 
 def _documented(made: type) -> dict[str, str]:
@@ -337,8 +367,13 @@ def _documented(made: type) -> dict[str, str]:
     for one in reversed(made.__mro__):
         text = inspect.cleandoc(one.__doc__ or "") + "\n"
         for names, description in re.findall(r"^(\w+(?:, \w+)*) : .*\n((?:    .*\n)+)", text, re.MULTILINE):
-            found |= dict.fromkeys(names.split(", "), " ".join(description.split()).split(". ")[0])
+            found |= dict.fromkeys(names.split(", "), _first_sentence(description))
     return found
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence, which that of an abbreviation does not."""
+    return re.split(rf"(?<!{')(?<!'.join(map(re.escape, ABBREVIATIONS))})(?<=\.) ", " ".join(text.split()))[0]
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -421,11 +456,16 @@ def _report_options(parser: Parser) -> None:
     _option(parser, "store", "held-out activations", default="the embedded ones", type=Path)
     _option(parser, "out", "folder to write", default="report-FAMILY", type=Path)
     for name, kind, help in (
-        ("theta", float, "cosine from which latents are the same"),
-        ("k", int, "meta-latents per latent"),
+        ("theta", _number, "cosine from which latents are the same"),
+        ("k", _whole, "meta-latents per latent"),
         ("recipe", str, "how meta-SAEs are trained"),
     ):
         _option(parser, name, help, default=_default(write_report, name), type=kind)
+    parser.add_argument(
+        "--allow-mismatch",
+        action="store_true",
+        help="warn where model, store and family contradict each other, instead of ending (default: no)",
+    )
     _model_options(parser)
 
 
@@ -439,17 +479,35 @@ def _report(options: argparse.Namespace) -> None:
     folder = writable_folder(getattr(options, "out", f"report-{Path(options.family).name}"))
     family = load_family(options.family)
     own_store, own_model = hasattr(options, "store"), bool(_given(options, "model", "revision", "processing"))
+    allow_mismatch = hasattr(options, "allow_mismatch")
+    if not (own_store or own_model or allow_mismatch):
+        _require_embedded(family)
     model = _load_model(options) if own_model or not own_store else None
     if own_store:
         store = ActivationStore.open(options.store)
     else:
         store = embedded_store("held-out", model=model, progress=options.progress)
-    family = _independent(family, store, progress=options.progress)
-    further = _given(options, "theta", "k", "recipe")
+    family = _independent(family, store, allow_mismatch=allow_mismatch, progress=options.progress)
+    further = _given(options, "theta", "k", "recipe", "allow_mismatch")
     print(write_report(family, store, folder=folder, model=model, progress=options.progress, **further))
 
 
-def _independent(family: Family, store: ActivationStore, *, progress: bool) -> Family:
+def _require_embedded(family: Family) -> None:
+    """Refuse, before anything is loaded, a family that the embedded activations do not belong to."""
+    from saekit.models import EMBEDDED_MODEL
+    from saekit.series.embedded import HOOK_POINT
+
+    model = family[family.widths[0]].info.get("model")
+    if model in (None, EMBEDDED_MODEL) and family.hook_point in (None, HOOK_POINT):
+        return
+    place = f"at {family.hook_point}" if model in (None, EMBEDDED_MODEL) else f"of {model}"
+    raise ValueError(
+        f"The family is {place}, but without --store the report is on activations of {EMBEDDED_MODEL} at "
+        f"{HOOK_POINT}: give --store, a folder that saekit harvest wrote from the model of the family."
+    )
+
+
+def _independent(family: Family, store: ActivationStore, *, allow_mismatch: bool, progress: bool) -> Family:
     """The family with thresholds in place of competition between latents, which analyses cannot take."""
     from saekit.convert import as_jumprelu
     from saekit.family import Family
@@ -457,7 +515,7 @@ def _independent(family: Family, store: ActivationStore, *, progress: bool) -> F
     members = []
     for dictionary in family:
         if dictionary.k is not None or dictionary.normalization is not None:
-            found = as_jumprelu(dictionary, store, progress=progress)
+            found = as_jumprelu(dictionary, store, allow_mismatch=allow_mismatch, progress=progress)
             print(
                 f"{dictionary.name} is converted to thresholds, measured on the same store: L0 "
                 f"{found.summary['l0_before']:.1f} to {found.summary['l0_after']:.1f}, FVU "

@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize_tensors
+
+_made: ContextVar[list[Path] | None] = ContextVar("made", default=None)  # for `without_empty_folders`
 
 # ------------------------------------------------------------------------------ writing
 
@@ -79,6 +82,8 @@ def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:
     True
     """
     folder = Path(folder)
+    if (made := _made.get()) is not None:
+        made += [place for place in (folder, *folder.parents) if not place.exists()]
     probe = folder / f".{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,20 @@ def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:
             "choose another one."
         )
     return folder
+
+
+@contextmanager
+def without_empty_folders() -> Iterator[None]:
+    """Remove the folders that `writable_folder` makes in the block and that are empty when it ends."""
+    made: list[Path] = []  # inner ones first
+    token = _made.set(made)
+    try:
+        yield
+    finally:
+        _made.reset(token)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

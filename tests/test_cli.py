@@ -1,14 +1,15 @@
 import inspect
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from dictionaries import make
 
 from saekit.activations import ActivationStore, harvest
-from saekit.cli import COMMANDS, main
+from saekit.agreement import MismatchWarning
+from saekit.cli import COMMANDS, _first_sentence, main
 from saekit.corpora import pack
 from saekit.dictionary import Dictionary
 from saekit.family import Family
@@ -209,6 +210,42 @@ def test_defaults_are_those_of_the_functions(command, option, function, paramete
     assert re.search(rf" --{option} [^(]*\(default: {re.escape(default)}\)", help_of(command, capsys))
 
 
+def test_a_sentence_of_the_help_does_not_end_at_an_abbreviation(capsys):
+    assert _first_sentence("Conerly\n  et al. use i.e. 5, e.g. 6, cf. 7. Another one.") == (
+        "Conerly et al. use i.e. 5, e.g. 6, cf. 7."
+    )
+    assert _first_sentence("One. Two.") == "One."
+    assert _first_sentence("No stop") == "No stop"
+    training = help_of("train", capsys)
+    assert not re.search(r"et al(?!\.)|\bet al\.? \(relu|<lambda>| X\b", training)
+    assert training.count("(") == training.count(")")
+
+
+def test_numbers_of_options_are_named_and_checked(capsys):
+    training = help_of("train", capsys)
+    for text in ("--width INT", "--lr FLOAT", "--target-l0 FLOAT|none", "--warmup INT|none", "--tokens INT"):
+        assert text in training
+    for option, value, message in (
+        ("--width", "8.5", "must be a whole number, found '8.5'"),
+        ("--lr", "fast", "must be a number, found 'fast'"),
+        ("--target-l0", "nothing", "must be a number, found 'nothing'"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", "a", "b", option, value])
+        assert message in capsys.readouterr().err
+
+
+def test_none_is_a_value_where_the_setting_takes_it(store, tmp_path):
+    for text in ("none", "None"):
+        arguments = ["--width", "48", "--steps", "2", "--batch-size", "64", "--l1", "0.01"]
+        places = [str(store.path), str(tmp_path / text)]
+        assert main(["--quiet", "train", *places, *arguments, "--target-l0", text]) == 0
+        expected = TrainingConfig(ReLU(None, l1=0.01), 48, steps=2, batch_size=64).describe()
+        training = Dictionary.load(tmp_path / text).info["training"]
+        assert {name: training[name] for name in expected} == expected
+        assert "target_l0" not in training
+
+
 def test_the_kind_by_default_trains_with_the_defaults_of_its_class(store, tmp_path):
     assert main(["--quiet", "train", str(store.path), str(tmp_path / "sae"), "--width", "48", "--steps", "2",
                  "--batch-size", "64"]) == 0  # fmt: skip
@@ -291,6 +328,36 @@ def test_a_place_that_cannot_be_written_is_refused_first(arguments, tmp_path, mo
     for name in ("loading.names.load_family", "loading.publishing.convert_sae", "models.load_model"):
         monkeypatch.setattr(f"saekit.{name}", work)
     assert f"Nothing can be written to the folder {place}" in fails(*(a.format(place) for a in arguments))
+
+
+def test_a_report_asks_for_a_store_before_it_loads_a_model(tmp_path, monkeypatch, fails):
+    def work(*_, **__):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("saekit.models.load_model", work)
+    for name, info in (("model", {"model": "gpt2"}), ("place", {"hook_point": "blocks.1.hook_resid_post"})):
+        members = [make(d_in=16, width=width) for width in (8, 16)]
+        Family([replace(one, info={**one.info, **info}) for one in members]).save(tmp_path / name)
+        error = fails("report", tmp_path / name, "--out", tmp_path / "out" / "page")
+        assert next(iter(info.values())) in error
+        assert "give --store" in error
+        assert not (tmp_path / "out").exists(), "the folders that it made are gone"
+    (tmp_path / "out").mkdir()
+    fails("report", tmp_path / "model", "--out", tmp_path / "out")
+    assert (tmp_path / "out").exists(), "a folder that was there stays"
+
+
+def test_a_mismatch_is_worded_for_the_shell(store, tmp_path, monkeypatch, fails):
+    members = [make(d_in=16, width=width) for width in (8, 16)]
+    elsewhere = {"hook_point": "blocks.0.hook_resid_post"}
+    Family([replace(one, info={**one.info, **elsewhere}) for one in members]).save(tmp_path / "family")
+    arguments = ("report", tmp_path / "family", "--store", store.path, "--out", tmp_path / "out")
+    error = fails(*arguments)
+    assert error.endswith("Add --allow-mismatch if this is what you want.\n")
+    assert "allow_mismatch" not in error
+    monkeypatch.setattr("saekit.report.report._measured", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError), pytest.warns(MismatchWarning):
+        main(["--quiet", *map(str, arguments), "--allow-mismatch"])
 
 
 def test_an_interrupt_is_one_sentence_that_is_true(tmp_path, monkeypatch, capsys):
