@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from saekit.analysis.meta.sae import Recipe
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.report.page import Section, Table, write_page
-from saekit.report.report import write_report
+from saekit.report.report import _greatest_null, write_report
 
 THETA = 0.6
 QUICK = Recipe("quick", lr=3e-3, steps=30, batch=16, width=0.25)
@@ -156,6 +157,15 @@ def test_it_says_what_the_analyses_say(folder, family, store):
     assert all(sentence in said for sentence in record["says"].values())
     for measured in record["numbers"]["Measurements"]["dictionaries"]:
         assert measured["dictionary"] in page.text
+
+
+def test_a_null_is_that_of_the_comparison_itself():
+    rows = [("8, other seed", "", 0.9), ("8, other seed", "a", 0.1), ("8, other seed", "b", 0.2)]
+    rows += [("8 → 16", "", 0.8), ("8 → 16", "a", 0.7), ("8 → 16", "b", 0.3)]
+    table = pd.DataFrame(rows, columns=["comparison", "null", "share_shared"])
+    result = SimpleNamespace(table=table)
+    assert _greatest_null(result, table[:1]) == 0.2
+    assert _greatest_null(result, table[3:4]) == 0.7
 
 
 def test_the_same_inputs_give_the_same_bytes(folder, family, store, model, tmp_path):
