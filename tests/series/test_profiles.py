@@ -200,7 +200,7 @@ def test_parameters_are_injected_after_those_of_the_notebook(tmp_path, monkeypat
     profile = Profile.load(written(tmp_path, notebooks={"04_stitching": {"MIDDLE": 8}}))
     with pytest.raises(ValueError, match=r"04_stitching has no parameter MIDDLE; it has SMALL, LARGE, THETA"):
         prepared_notebook("04_stitching", profile)
-    with pytest.raises(FileNotFoundError, match=r"there is no notebook 99_nothing; there are 01_"):
+    with pytest.raises(FileNotFoundError, match=r"there is no notebook 99_nothing; there are 00_"):
         prepared_notebook("99_nothing", Profile.load(written(tmp_path, notebooks={"99_nothing": {}})))
 
 
@@ -218,7 +218,7 @@ def test_cells_about_the_embedded_default_are_left_out(tmp_path, monkeypatch):
     assert "Run with the profile `own`." in own
     embedded = prepared_notebook("01_activations_and_training", Profile.load(DEFAULT)).cells
     assert "kinds_table" in "".join(cell.source for cell in embedded)
-    assert len(embedded) == len(nbformat.read(notebooks()[0], as_version=4).cells)
+    assert len(embedded) == len(nbformat.read(notebooks()[1], as_version=4).cells)
 
 
 # ------------------------------------------------------------------------------ the whole series
