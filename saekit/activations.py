@@ -52,6 +52,7 @@ from saekit.files import (
     write_tensors,
 )
 from saekit.identity import UnrecordedWarning
+from saekit.interrupts import Interrupts
 from saekit.models import (
     capture,
     compare_models,
@@ -61,6 +62,7 @@ from saekit.models import (
     resolve_hook_point,
     special_token_ids,
 )
+from saekit.selection import Latents, select_latents
 from saekit.settings import whole
 from saekit.warn import warn
 
@@ -358,7 +360,7 @@ def _write_shards(
         disable=not (progress and is_main()),
     )
     parts: list[tuple[Tensor, Tensor]] = []  # finished batches of the shard that is being computed
-    with bar, ThreadPoolExecutor(1) as writer:
+    with Interrupts(), bar, ThreadPoolExecutor(1) as writer:
         try:
             writing = [writer.submit(digest, number) for number in present]
             for number in missing:
@@ -698,21 +700,24 @@ class ActivationStore:
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, positions: Tensor) -> Tensor:
+    def read(self, positions: Latents) -> Tensor:
         """Activations at positions `[n]`, in their order, as float32 `[n, d_in]`.
+
+        Parameters
+        ----------
+        positions : tensor, array, Series, list or slice
+            Whole numbers or a Boolean mask `[n_tokens]`, see `saekit.selection.select_latents`.
 
         Raises
         ------
-        IndexError
-            If a position is out of range.
+        TypeError, IndexError, ValueError
+            As `select_latents`.
         """
         return self._gather(positions).float()
 
-    def _gather(self, positions: Tensor) -> Tensor:
+    def _gather(self, positions: Latents) -> Tensor:
         """Activations at positions, in the dtype that they are stored in."""
-        positions = torch.as_tensor(positions, dtype=torch.long)
-        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < self.n_tokens:
-            raise IndexError(f"Positions must be between 0 and {self.n_tokens - 1}.")
+        positions = select_latents(positions, self.n_tokens, what="positions")
         out = torch.empty(len(positions), self.d_in, dtype=DTYPES[self.manifest["dtype"]])
         size = self.manifest["shard_rows"] * self.context_length
         shard_of = positions // size
@@ -723,14 +728,28 @@ class ActivationStore:
         return out
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Activations of all positions of rows `start` to `stop`, float32 `[rows, ctx, d_in]`."""
+        """Activations of all positions of rows `start` to `stop - 1`, float32 `[rows, ctx, d_in]`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not whole numbers with `0 <= start <= stop <= n_rows`.
+        """
+        start = whole("start", start, at_least=0, at_most=self.n_rows)
+        stop = whole("stop", stop, at_least=start, at_most=self.n_rows)
         positions = torch.arange(start * self.context_length, stop * self.context_length)
         return self.read(positions).view(-1, self.context_length, self.d_in)
 
     def batches(self, batch_size: int, *, include_excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Positions `[n]` and their activations, float32 `[n, d_in]`, in order; the last may be smaller."""
+        """Positions `[n]` and their activations, float32 `[n, d_in]`, in order; the last may be smaller.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` is not a whole number above 0.
+        """
         positions = torch.arange(self.n_tokens) if include_excluded else self.positions
-        for batch in positions.split(batch_size):
+        for batch in positions.split(whole("batch_size", batch_size)):
             yield batch, self.read(batch)
 
     def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
@@ -744,8 +763,12 @@ class ActivationStore:
         Raises
         ------
         ValueError
-            If every position is excluded.
+            If every position is excluded, or a number is out of range.
+        TypeError
+            If `batch_size`, `seed` or `start_step` is not a whole number.
         """
+        batch_size = whole("batch_size", batch_size)
+        start_step = whole("start_step", start_step, at_least=0)
         used = self.excluded.logical_not()
         counts = used.sum(dim=1)
         if not counts.any():

@@ -503,7 +503,8 @@ class Dictionary(Described):
 
         The JSON, which names the weights' file and makes the folder a dictionary, comes last, and
         each file replaces an old one in one step. A dictionary that is in the folder already is whole
-        until then: whenever the writing stops, the folder holds the old one or the new one.
+        until then: whenever the writing stops, the folder holds the old one or the new one. Only the
+        weights that the old JSON names are removed; all other files stay.
 
         Parameters
         ----------
@@ -522,8 +523,8 @@ class Dictionary(Described):
         if half:
             tensors |= {name: tensors[name].half() for name in ("W_enc", "W_dec")}
         content = replace(self, **_from_half(tensors)).content_hash
-        weights = folder / WEIGHTS
-        if (folder / HEADER).exists():  # the old one keeps its weights until the new one is whole
+        weights, old = folder / WEIGHTS, _weights_in(folder)
+        if weights.exists() or old:  # the old dictionary stays whole until the new one is
             weights = folder / f"weights-{content[:8]}.safetensors"
         write_tensors(weights, tensors)
         header = {
@@ -537,10 +538,12 @@ class Dictionary(Described):
         }
         if weights.name != WEIGHTS:
             header["weights"] = weights.name
+        old -= {weights.name}
+        if old:  # recorded until they are gone, for a later `save` if this one is stopped
+            write_json(folder / HEADER, header | {"replaces": sorted(old)})
+            for name in old:
+                (folder / name).unlink(missing_ok=True)
         write_json(folder / HEADER, header)
-        for other in folder.glob("weights*.safetensors"):
-            if other != weights:
-                other.unlink()
         return folder
 
     @classmethod
@@ -610,12 +613,21 @@ def read_header(folder: Path) -> dict[str, Any]:
     header = read_json(file)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{file} must give format {FORMAT!r}: it is of another version, or no dictionary.")
-    header = {"weights": WEIGHTS, "normalization": None, "k": None, **header}
-    kinds = {"d_in": int, "width": int, "info": dict, "hash": str, "weights": str}
+    header = {"weights": WEIGHTS, "replaces": [], "normalization": None, "k": None, **header}
+    kinds = {"d_in": int, "width": int, "info": dict, "hash": str, "weights": str, "replaces": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
-    if wrong or Path(header["weights"]).name != header["weights"]:
+    if wrong or any(Path(str(name)).name != name for name in (header["weights"], *header["replaces"])):
         raise ValueError(f"{file} does not describe a dictionary: {', '.join(wrong) or 'weights'} is wrong.")
     return header
+
+
+def _weights_in(folder: Path) -> set[str]:
+    """Names of the files with the weights of the dictionary in a folder and of what it was to replace."""
+    try:
+        header = read_header(folder)
+    except (FileNotFoundError, ValueError):
+        return set()
+    return {header["weights"], *header["replaces"]}
 
 
 def _tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:

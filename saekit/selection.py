@@ -37,13 +37,13 @@ def select_latents(latents: Latents, width: int, *, what: str = "latents") -> Te
     """
     if isinstance(latents, slice):
         return torch.arange(width)[latents]
-    values = _values(latents)
+    values = _values(latents, what)
     if values.ndim != 1:
         raise ValueError(f"{what} must be in one dimension, found shape {list(values.shape)}.")
     if values.dtype == torch.bool:
         if len(values) != width:
             raise ValueError(
-                f"A Boolean mask of {what} needs one entry for each of the {width} latents, "
+                f"A Boolean mask of {what} needs one entry for each of the {width} {what}, "
                 f"found {len(values)}."
             )
         return values.nonzero()[:, 0]
@@ -68,13 +68,13 @@ def select_latent(latent: Any, width: int, *, what: str = "latent") -> int:
     TypeError, IndexError
         If it is not one whole number, or is out of range.
     """
-    values = _values([latent])
+    values = _values([latent], what)
     if values.ndim != 1 or values.dtype == torch.bool or values.dtype.is_floating_point:
         raise TypeError(f"{what} must be one whole number, found {latent!r}.")
     return int(select_latents(values, width, what=what)[0])
 
 
-def _values(latents: Any) -> Tensor:
+def _values(latents: Any, what: str) -> Tensor:
     """What was given as a tensor of whole numbers, Booleans or (to be refused) floats."""
     if isinstance(latents, Tensor):
         return latents.detach().cpu()
@@ -85,16 +85,16 @@ def _values(latents: Any) -> Tensor:
         # Python would take True among numbers for 1, and a pandas column of Booleans may hold a gap.
         kinds = {_kind(value) for value in (array.flat if latents is array else items)}
         if len(kinds) > 1 or kinds & {"other"}:
-            raise TypeError(_REFUSED.format("values of several or other types"))
+            raise TypeError(_REFUSED.format(what, "values of several or other types"))
         if array.dtype == object:
             array = array.astype(bool if kinds == {"Boolean"} else np.int64)
     if array.dtype.kind not in "biuf":
-        raise TypeError(_REFUSED.format(f"{array.dtype} values"))
+        raise TypeError(_REFUSED.format(what, f"{array.dtype} values"))
     signed = array.astype(np.int64) if array.dtype.kind == "u" else array
     return torch.from_numpy(np.array(signed))
 
 
-_REFUSED = "Latents are selected by whole numbers or a Boolean mask, found {}."
+_REFUSED = "{} must be whole numbers or a Boolean mask, found {}."
 
 
 def _kind(value: Any) -> str:

@@ -24,6 +24,7 @@ from saekit.corpora import TokenRows
 from saekit.distributed import all_gather, local_slice
 from saekit.files import hash_json
 from saekit.models import device_of
+from saekit.selection import Latents, select_latents
 from saekit.settings import whole
 
 if TYPE_CHECKING:
@@ -148,21 +149,18 @@ class StreamedActivations:
 
     # ------------------------------------------------------------------ reading
 
-    def read(self, positions: Tensor) -> Tensor:
+    def read(self, positions: Latents) -> Tensor:
         """Activations at any positions `[n]`, in their order, as float32 `[n, d_in]` on the CPU.
 
         Their rows are harvested for it, once per call.
 
         Raises
         ------
-        IndexError
-            If a position is out of range.
+        TypeError, IndexError, ValueError
+            As `saekit.selection.select_latents`.
         """
         ctx = self.rows.context_length
-        positions = torch.as_tensor(positions, dtype=torch.long)
-        n = self.rows.n_rows * ctx
-        if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < n:
-            raise IndexError(f"Positions must be between 0 and {n - 1}.")
+        positions = select_latents(positions, self.rows.n_rows * ctx, what="positions")
         out = torch.empty(len(positions), self.d_in)
         row = positions // ctx
         for batch, x, _ in self._harvest(row.unique()):
@@ -180,8 +178,12 @@ class StreamedActivations:
         Raises
         ------
         ValueError
-            If no buffer fills a batch.
+            If no buffer fills a batch, or a number is out of range.
+        TypeError
+            If `batch_size`, `seed` or `start_step` is not a whole number.
         """
+        batch_size = whole("batch_size", batch_size)
+        start_step = whole("start_step", start_step, at_least=0)
         candidates = self._used(torch.arange(self.rows.n_rows), torch.zeros(1, 1)).sum(dim=1)
         skip, epoch = start_step, 0
         while True:

@@ -2,6 +2,7 @@ import errno
 import itertools
 import json
 import shutil
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -781,6 +782,78 @@ def test_seeds_give_other_orders_and_excluded_positions_never_come(sized):
     orders = [identify(store, x, itertools.islice(store.shuffled(n, seed=seed), 1)) for seed in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert not store.excluded.flatten()[torch.tensor(orders[0])].any()
+
+
+@pytest.mark.parametrize("source", ["store", "stream"])
+def test_positions_are_whole_numbers_or_a_mask(source, store, model, token_rows):
+    source = {"store": store, "stream": StreamedActivations(model, token_rows, HOOK_POINT)}[source]
+    mask = np.arange(store.n_tokens) % 7 == 3
+    expected = source.read(torch.arange(3, store.n_tokens, 7))
+    assert torch.equal(source.read(mask), expected)
+    assert torch.equal(source.read(torch.from_numpy(mask)), expected)
+    assert torch.equal(source.read(range(3, store.n_tokens, 7)), expected)
+    for wrong, error in (
+        ([0.7], TypeError),
+        ([True, 2], TypeError),
+        (mask[:-1], ValueError),
+        (3.0, TypeError),
+    ):
+        with pytest.raises(error):
+            source.read(wrong)
+    with pytest.raises(IndexError, match="positions must be between 0 and 351, found -1"):
+        source.read([-1])
+    for batch_size, error in ((0, ValueError), (True, TypeError), (2.0, TypeError)):
+        with pytest.raises(error, match="batch_size"):
+            next(source.shuffled(batch_size, seed=0))
+    with pytest.raises(ValueError, match="start_step"):
+        next(source.shuffled(8, seed=0, start_step=-1))
+
+
+def test_rows_and_batches_of_a_store_take_whole_numbers(store, dense):
+    assert torch.equal(store.rows(np.int64(3), 5), dense[3:5])
+    for start, stop, error in (
+        (-1, 2, ValueError),
+        (0, 23, ValueError),
+        (2, 1, ValueError),
+        (0, 2.0, TypeError),
+    ):
+        with pytest.raises(error):
+            store.rows(start, stop)
+    for batch_size, error in ((0, ValueError), (-1, ValueError), (True, TypeError)):
+        with pytest.raises(error, match="batch_size"):
+            next(store.batches(batch_size))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_finished_rows_of_a_shard(signum, model, token_rows, store, tmp_path, monkeypatch):
+    """In the sixth batch, which is the second of the third shard."""
+    received, ran, plain = [], [], activations.harvest_rows
+
+    def interrupted(*arguments):
+        ran.append(len(arguments[1]))
+        if len(ran) == 6:
+            signal.raise_signal(signum)
+        return plain(*arguments)
+
+    class Terminated(BaseException):
+        pass
+
+    def terminate(*_):
+        received.append(signum)
+        raise Terminated
+
+    before = signal.signal(signum, terminate)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(activations, "harvest_rows", interrupted)
+            with pytest.raises(Terminated):
+                harvest(model, token_rows, HOOK_POINT, path=tmp_path, **SETTINGS)
+    finally:
+        signal.signal(signum, before)
+    assert received == [signum]
+    assert len(load_file(tmp_path / "partial-00002.safetensors")["norms"]) == 2
+    harvest(model, token_rows, HOOK_POINT, path=tmp_path, **SETTINGS)
+    assert contents(tmp_path) == contents(store.path)
 
 
 def test_batches_larger_than_the_store_go_around(sized):

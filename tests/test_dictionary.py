@@ -71,6 +71,24 @@ def test_save_and_load_keep_every_bit(tmp_path):
     assert (loaded.content_hash, loaded.info, loaded.k) == (dictionary.content_hash, dictionary.info, None)
 
 
+@pytest.mark.parametrize("over_an_old_one", [False, True])
+def test_saving_leaves_the_files_of_others(tmp_path, over_an_old_one):
+    first, second = make(), make(seed=1)
+    others = {name: name.encode() for name in ("weights_of_my_model.safetensors", "weights.safetensors.bak")}
+    if over_an_old_one:
+        first.save(tmp_path)
+    else:
+        others["weights.safetensors"] = b"somebody else's"
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    for dictionary in (first, second, second, first):
+        assert Dictionary.load(dictionary.save(tmp_path)).content_hash == dictionary.content_hash
+        own = {file.name for file in tmp_path.iterdir()} - others.keys()
+        assert "dictionary.json" in own
+        assert len(own) == 2  # the old weights are gone
+        assert {name: (tmp_path / name).read_bytes() for name in others} == others
+
+
 def test_load_refuses_damage(tmp_path):
     folder = make().save(tmp_path / "d")
     weights = folder / "weights.safetensors"
