@@ -120,7 +120,7 @@ def adjacency_overlap(
     """
     require_dictionaries(small=small)
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
-    source = meta.sources[place]
+    source = meta.source(place)
     check_agreement(dictionaries=[source, small], allow_mismatch=allow_mismatch)
     shared = decomposition_matrix(meta, place).astype(bool)
     n_pairs, n_edges = source.width * (source.width - 1) // 2, _n_edges(shared)

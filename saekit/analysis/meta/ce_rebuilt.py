@@ -105,7 +105,7 @@ def measure_rebuilt_ce(
     """
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     max_rows = settings.whole("max_rows", max_rows)
-    source = meta.sources[place]
+    source = meta.source(place)
     check_agreement(model=model, activations=store, dictionaries=[source], allow_mismatch=allow_mismatch)
     dictionaries = {
         "own": source,

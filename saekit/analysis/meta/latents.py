@@ -104,7 +104,7 @@ def decomposition(
     own = meta.of(latent, base)
     latent = int(latent)
     place, found = meta.place(base), own["meta_latent"].tolist()
-    direction, parts = meta.sources[place].W_dec[latent], meta.dictionary.W_dec[found]
+    direction, parts = meta.source(place).W_dec[latent], meta.dictionary.W_dec[found]
     rebuilt = (torch.tensor(own["activation"].tolist(), dtype=parts.dtype)[:, None] * parts).cumsum(0)
     frame = own.assign(
         label=_texts(labels, found),
@@ -412,7 +412,7 @@ def side_by_side(
     """
     require_dictionaries(small=small)
     n = settings.whole("n", n)
-    source = meta.sources[meta.place(base)]
+    source = meta.source(base)
     latent = select_latent(latent, source.width)
     check_agreement(dictionaries=[source, small], allow_mismatch=allow_mismatch)
     _require(labels, source.identity, "latents")
@@ -563,7 +563,7 @@ def cosine_distributions(
     6                   relu 8 (seed 0)                1.0
     """
     theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
-    own, source = meta.dictionary, meta.sources[meta.place(base)]
+    own, source = meta.dictionary, meta.source(base)
     others = [smaller] if isinstance(smaller, Dictionary) else list(smaller)
     check_agreement(dictionaries=[source, *others], allow_mismatch=allow_mismatch)
     identities = [meta.identity, *(member.identity for member in (source, *others))]

@@ -157,13 +157,35 @@ class MetaSAE(Result):
 
     @cached_property
     def bases(self) -> tuple[Identity, ...]:
-        """The base dictionaries' identities."""
+        """The base dictionaries' identities, as they were when this was made."""
         return tuple(source.identity for source in self.sources)
 
-    @property
+    @cached_property
     def identity(self) -> Identity:
-        """The meta-dictionary's identity, under this meta-SAE's name."""
+        """The meta-dictionary's identity when this was made, under this meta-SAE's name."""
         return replace(self.dictionary.identity, name=self.name)
+
+    def __post_init__(self) -> None:
+        _ = self.bases, self.identity  # kept from now on, so that a later change of tensors shows
+
+    def _require_unchanged(self) -> None:
+        self.identity.require(self.dictionary.identity, "The meta-dictionary")
+        for identity, source in zip(self.bases, self.sources, strict=True):
+            identity.require(source.identity, "A base of the meta-SAE")
+
+    def source(self, base: int = -1) -> Dictionary:
+        """The base dictionary at a place in `bases`; the last by default.
+
+        Raises
+        ------
+        TypeError, IndexError
+            If there is no such base.
+        ValueError
+            If the tensors of a base, or of the meta-dictionary, have changed since this was made.
+        """
+        place = self.place(base)
+        self._require_unchanged()
+        return self.sources[place]
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -205,6 +227,7 @@ class MetaSAE(Result):
     @cached_property
     def rows(self) -> Tensor:
         """Decoder directions of the bases, one after the other, unit norm, `[n_rows, d_in]`."""
+        self._require_unchanged()
         return _rows(self.sources)
 
     @cached_property
@@ -220,10 +243,12 @@ class MetaSAE(Result):
     @cached_property
     def decomposition(self) -> SparseLatents:
         """Active meta-latents of every row, at the saved threshold: `[n_rows]` rows."""
+        self._require_unchanged()
         return self.dictionary.encode_sparse(self.rows)
 
     def reconstruct(self) -> Tensor:
         """Every row rebuilt from its meta-latents, `[n_rows, d_in]`."""
+        self._require_unchanged()
         return self.dictionary.decode(self.decomposition)
 
     def rebuilt(self, base: int = -1) -> Dictionary:
@@ -238,7 +263,7 @@ class MetaSAE(Result):
             If there is no such base.
         """
         place = self.place(base)
-        source = self.sources[place]
+        source = self.source(place)
         rows = self.reconstruct()[self.base == place]
         return with_directions(source, rows, kind=f"rebuilt {source.kind}")
 

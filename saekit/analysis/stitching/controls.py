@@ -297,8 +297,10 @@ def matched_curve(
     Raises
     ------
     ValueError
-        If the inputs do not belong together, or these are not as many tokens.
+        If the inputs do not belong together, these are not as many tokens, or the tensors of a dictionary
+        have changed since it was stitched.
     """
+    stitching.mixtures.require_unchanged()
     n_points = settings.whole("n_points", n_points)
     activations = as_activations(activations)
     found = len(activations if isinstance(activations, Tensor) else activations.positions)

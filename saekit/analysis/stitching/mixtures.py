@@ -30,6 +30,7 @@ from saekit.activations import Activations, as_activations
 from saekit.agreement import check_agreement
 from saekit.analysis.similarity import check_order
 from saekit.dictionary import Dictionary, require_dictionaries
+from saekit.identity import Identity
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.sparse import SparseLatents, affine
 
@@ -378,10 +379,31 @@ class Mixtures(ABC):
     ----------
     small, large : Dictionary
         The pair.
+    identities : tuple of Identity
+        What the two were when the mixtures were made.
     """
 
-    small: Dictionary
-    large: Dictionary
+    def __init__(self, small: Dictionary, large: Dictionary) -> None:
+        self.small, self.large = small, large
+        self.identities: tuple[Identity, Identity] = (small.identity, large.identity)
+
+    def require(self, small: Dictionary, large: Dictionary) -> None:
+        """Refuse other dictionaries in place of the pair, and the pair itself if its tensors have changed.
+
+        Raises
+        ------
+        ValueError
+            If either differs in content from what it was when the mixtures were made.
+        """
+        for identity, role, *found in zip(
+            self.identities, ("small", "large"), (small, large), (self.small, self.large), strict=True
+        ):
+            for dictionary in found:
+                identity.require(dictionary.identity, f"The mixtures' {role} dictionary")
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on if the tensors of the pair have changed since the mixtures were made."""
+        self.require(self.small, self.large)
 
     @property
     @abstractmethod
@@ -527,7 +549,8 @@ class Streamed(Mixtures):
             dictionary.require_independent("Stitching")
         check_order(small, large)
         check_agreement(activations=activations, dictionaries=(small, large), allow_mismatch=allow_mismatch)
-        self.small, self.large, self.activations = small, large, as_activations(activations)
+        super().__init__(small, large)
+        self.activations = as_activations(activations)
         self._options: dict[str, Any] = {
             "dictionaries": (small, large),
             "purpose": "stitching",
@@ -565,6 +588,8 @@ class Streamed(Mixtures):
         return sums.gain.numpy()
 
     def _pass(self, *sums: PathSums | GroupGains) -> None:
+        self.require_unchanged()
+
         def add(batch: Batch) -> None:
             if sums:
                 latents = self.side_by_side(batch)
@@ -605,7 +630,8 @@ class PairStatistics(Mixtures):
         columns: Tensor,
         values: Tensor,
     ) -> None:
-        self.small, self.large, self._totals = small, large, totals
+        super().__init__(small, large)
+        self._totals = totals
         self.rows, self.columns, self.values = rows, columns, values
 
     @property

@@ -311,8 +311,7 @@ class Stitching(Result):
         changes = frame["mse_change"].iloc[1:]
         counts = frame["phase"].value_counts()
         return {
-            "small": str(self.small.identity),
-            "large": str(self.large.identity),
+            **dict(zip(("small", "large"), map(str, self.mixtures.identities), strict=True)),
             **self.options,
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
@@ -375,9 +374,10 @@ class Stitching(Result):
         Raises
         ------
         ValueError
-            If there is no such step.
+            If there is no such step, or the tensors of the two have changed since they were stitched.
         """
         step = self._check(step)
+        self.mixtures.require_unchanged()
         moved, width = self._path.step <= step, self.small.width
         kept, come = self.small.gather(~moved[:width]), self.large.gather(moved[width:])
         b_dec = self.bias_at(step)
@@ -523,6 +523,7 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
 
 def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
     """The same along several paths, in one pass over the tokens where they are streamed."""
+    mixtures.require_unchanged()
     paths = [_path(mixtures, moves, bias) for moves in orders]
     return [
         Stitching(
@@ -547,8 +548,7 @@ def _mixtures(
     **options: Any,
 ) -> Mixtures:
     if isinstance(activations, PairStatistics):
-        activations.small.identity.require(small.identity, "The statistics' small dictionary")
-        activations.large.identity.require(large.identity, "The statistics' large dictionary")
+        activations.require(small, large)
         return activations
     if order == "greedy_gain":  # every step depends on how it interacts with those before it
         return pair_statistics(small, large, activations, **options)

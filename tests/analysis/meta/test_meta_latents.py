@@ -564,3 +564,18 @@ def test_labels_of_another_dictionary_are_refused(topical):
         multiple_choice_test(meta, replace(labels_of(meta, tokens), dictionary=other.identity))
     with pytest.raises(ValueError, match="7 options need as many meta-latents, found 6"):
         multiple_choice_test(meta, labels_of(meta, tokens), n_options=7)
+
+
+@pytest.mark.parametrize("changed", ["base", "meta-dictionary"])
+def test_a_meta_sae_whose_dictionaries_have_changed_is_refused(changed):
+    base = make(D_IN, 20, seed=3)
+    meta = meta_of((base,))
+    expected, kept = decomposition(meta, 0).frame, meta.bases
+    tensor = (base if changed == "base" else meta.dictionary).W_dec
+    tensor.mul_(-1)
+    for use in (lambda: decomposition(meta, 0), lambda: meta.rebuilt(), lambda: meta.reconstruct()):
+        with pytest.raises(ValueError, match="was given in its place"):
+            use()
+    assert meta.bases == kept
+    tensor.mul_(-1)
+    assert decomposition(meta, 0).frame.equals(expected)

@@ -305,7 +305,7 @@ def test_what_cannot_be_stitched_is_refused(small, large, statistics):
         stitch(small, make(D_IN + 1, 30), activations())
     with pytest.raises(ValueError, match="no activations"):
         stitch(small, large, activations()[:0])
-    with pytest.raises(ValueError, match="statistics' small dictionary was"):
+    with pytest.raises(ValueError, match="mixtures' small dictionary was"):
         stitch(make(D_IN, 20, seed=7), large, statistics)
     for activations_or_statistics in (activations(), pair_statistics(large, large, activations())):
         with pytest.raises(ValueError, match=r"swap them|large dictionary was"):
@@ -493,3 +493,34 @@ def test_a_chain_goes_on_where_the_last_pair_ended():
     assert frame["mse"].iloc[-1] == pytest.approx(evaluated(family[40], activations())[0], rel=1e-6)
     with pytest.raises(ValueError, match="at least two widths"):
         stitch_chain(Family([family[10]]), activations())
+
+
+@pytest.mark.parametrize("which", ["small", "large"])
+def test_dictionaries_whose_tensors_have_changed_are_refused(small, large, which, model, store):
+    x = activations()
+    pair = {
+        "small": replace(small, W_dec=small.W_dec.clone()),
+        "large": replace(large, W_dec=large.W_dec.clone()),
+    }
+    statistics, streamed = pair_statistics(**pair, activations=x), Streamed(**pair, activations=x)
+    stitched = stitch(**pair, activations=x)
+    again = {
+        "stitch": lambda: stitch(**pair, activations=statistics),
+        "curve": lambda: curve(statistics, stitched.moves_made),
+        "streamed": lambda: streamed.totals,
+        "dictionary": lambda: stitched.dictionary(1),
+        "random_orders": lambda: random_orders(stitched, n=1),
+        "matched_curve": lambda: matched_curve(stitched, x, n_points=2),
+        "ce_curve": lambda: ce_curve(model, stitched, store, max_rows=1),
+    }
+    before, summary = stitched.dictionary(1), stitched.summary
+    pair[which].W_dec.mul_(-1)
+    for use in again.values():
+        with pytest.raises(
+            ValueError, match=f"The mixtures' {which} dictionary was .* was given in its place"
+        ):
+            use()
+    assert stitched.summary == summary
+    pair[which].W_dec.mul_(-1)  # the same content again
+    assert stitched.dictionary(1).identity == before.identity
+    assert stitch(**pair, activations=statistics).summary["fvu_small"] == pytest.approx(summary["fvu_small"])
