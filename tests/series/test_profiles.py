@@ -256,8 +256,14 @@ TINY = {
             "STEPS": 100,
             "CE_ROWS": 4,
         },
-        "02_feature_splitting": {},
-        "03_novel_and_reconstruction_latents": {"SMALL": 96, "LARGE": 144, "CE_LATENTS": 4, "CE_ROWS": 2},
+        "02_feature_splitting": {"DRAWS": 2},
+        "03_novel_and_reconstruction_latents": {
+            "SMALL": 96,
+            "LARGE": 144,
+            "GROUP_SIZE": 4,
+            "N_GROUPS": 1,
+            "CE_ROWS": 2,
+        },
         "04_stitching": {
             "SMALL": 96,
             "LARGE": 144,
@@ -265,6 +271,8 @@ TINY = {
             "DRAWS": 2,
             "POINTS": 3,
             "CE_ROWS": 2,
+            "GROUP_ROWS": 2,
+            "GROUP_DRAWS": 2,
             "EVERY": 4,
         },
         "05_meta_sae": {
