@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary
 from saekit.moments import Moments
 from saekit.sparse import SparseLatents
+from saekit.warn import warn
 
 
 @dataclass(eq=False)
@@ -74,6 +76,42 @@ class Tokens:
     def total_variance(self) -> float:
         """Sum of squared deviations from the mean: the denominator of FVU."""
         return self.moments.total_variance
+
+    def require(self, found: Tokens, role: str, *, allow_mismatch: bool = False) -> None:
+        """Refuse other tokens in place of these, told apart by number, mean and total variance.
+
+        Parameters
+        ----------
+        found : Tokens
+            Those that were given.
+        role : str
+            What was measured on these, such as `"The insertion"`.
+        allow_mismatch : bool
+            Warn instead of raising.
+
+        Raises
+        ------
+        ValueError
+            If the two differ.
+        """
+        # Sums over the same tokens differ by rounding where batches or devices do.
+        same = self.n_tokens == found.n_tokens and math.isclose(
+            self.total_variance, found.total_variance, rel_tol=1e-6
+        )
+        spread = math.sqrt(self.total_variance / self.n_tokens)
+        if same and torch.allclose(self.moments.mean, found.moments.mean, rtol=1e-6, atol=1e-5 * spread):
+            return
+        message = (
+            f"{role} was measured on {self._described}, but {found._described} were given in their place."
+        )
+        if not allow_mismatch:
+            raise ValueError(f"{message} Pass allow_mismatch=True if this is what you want.")
+        warn(message)
+
+    @property
+    def _described(self) -> str:
+        mean = float(self.moments.mean.mean())
+        return f"{self.n_tokens} tokens (mean {mean:.6g}, total variance {self.total_variance:.6g})"
 
 
 @torch.no_grad()

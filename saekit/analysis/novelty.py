@@ -35,7 +35,7 @@ from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import logits_with_replacement
 from saekit.moments import fvu
-from saekit.passes import Batch, one_pass
+from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Insertion(Result):
         float64 `[2, width]`.
     half_tokens : tuple of int
         Tokens of each half.
-    n_excluded : int
-        Positions left out.
+    tokens : Tokens
+        What was passed over: it tells the tokens from others.
     mse_small, mse_large, fvu_small, fvu_large, l0_small, l0_large : float
         The two dictionaries on these tokens. MSE: squared error summed over dimensions,
         averaged over tokens.
@@ -85,7 +85,7 @@ class Insertion(Result):
     power: Tensor
     overlap: Tensor
     half_tokens: tuple[int, int]
-    n_excluded: int
+    tokens: Tokens
     mse_small: float
     mse_large: float
     fvu_small: float
@@ -96,7 +96,12 @@ class Insertion(Result):
     @property
     def n_tokens(self) -> int:
         """Tokens used."""
-        return sum(self.half_tokens)
+        return self.tokens.n_tokens
+
+    @property
+    def n_excluded(self) -> int:
+        """Positions left out."""
+        return self.tokens.n_excluded
 
     @property
     def mse_change(self) -> Tensor:
@@ -317,7 +322,7 @@ def insertion(
         power=sums.power,
         overlap=sums.overlap,
         half_tokens=(int(sums.tokens[0]), int(sums.tokens[1])),
-        n_excluded=tokens.n_excluded,
+        tokens=tokens,
         mse_small=errors[0].value / n,
         mse_large=errors[1].value / n,
         fvu_small=fvu(errors[0].value, tokens.total_variance),
@@ -379,14 +384,19 @@ def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
     Raises
     ------
     ValueError
-        If a null is not between two seeds of one of the two widths.
+        If a null is not between two seeds of one of the two widths, compares a dictionary with itself, or
+        has another theta or other tokens.
     """
     for null in nulls:
-        if null.small.width != null.large.width or null.small not in (result.small, result.large):
+        same_width = null.small.width == null.large.width and null.small != null.large
+        if not same_width or null.small not in (result.small, result.large):
             raise ValueError(
                 f"A null is between {result.small.described} or {result.large.described} and another seed of "
                 f"its width, found {null.small.described} and {null.large.described}."
             )
+        if null.theta != result.theta:
+            raise ValueError(f"A null needs the insertion's theta {result.theta:g}, found {null.theta:g}.")
+        result.tokens.require(null.tokens, "The insertion")
     return InsertionComparison(result, nulls)
 
 
@@ -485,7 +495,8 @@ def group_insertion(
     insertion : Insertion
         Decides which latents are novel, and what each does alone.
     activations : ActivationStore, Tensor or array
-        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
+        The tokens that `insertion` was measured on: a store (its excluded positions are left out and
+        counted) or raw activations `[n, d_in]`.
     batch_size : int
         Tokens at a time.
     progress : bool
@@ -496,8 +507,9 @@ def group_insertion(
     Raises
     ------
     ValueError
-        If a dictionary is TopK or is not the one that `insertion` compared, the inputs do not belong
-        together, an activation is not finite, or there are no tokens.
+        If a dictionary is TopK or is not the one that `insertion` compared, the tokens are not those that
+        it was measured on, the inputs do not belong together, an activation is not finite, or there are
+        no tokens.
 
     Notes
     -----
@@ -542,6 +554,7 @@ def group_insertion(
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
+    insertion.tokens.require(tokens, "The insertion", allow_mismatch=allow_mismatch)
     gains = {"small": 0.0}
     for names, part in zip(partitions, sums, strict=True):
         gains |= dict(zip(names, part.gain[1:].tolist(), strict=True))

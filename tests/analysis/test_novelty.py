@@ -271,6 +271,34 @@ def test_an_insertion_of_other_dictionaries_is_refused(small, large, result) -> 
     assert group_insertion(again, wide, of_first, activations()).small == of_first.small
 
 
+@pytest.mark.parametrize(
+    "other",
+    [activations(seed=1), activations()[:-1], activations() + 0.1, activations() * 1.001],
+    ids=["other tokens", "fewer", "another mean", "another scale"],
+)
+def test_an_insertion_on_other_tokens_is_refused(small, large, result, other) -> None:
+    with pytest.raises(ValueError, match=r"The insertion was measured on 1500 tokens .* in their place"):
+        group_insertion(small, large, result, other)
+    with pytest.warns(UserWarning, match="was measured on 1500 tokens"):
+        group_insertion(small, large, result, other, allow_mismatch=True)
+    with pytest.raises(ValueError, match="The insertion was measured on 1500 tokens"):
+        compare(result, insertion(small, make(D_IN, 30, seed=3), other))
+
+
+def test_the_same_tokens_in_another_order_belong_to_an_insertion(small, large, result) -> None:
+    x = activations()[torch.randperm(N, generator=torch.Generator().manual_seed(0))]
+    found, expected = (group_insertion(small, large, result, y, batch_size=64) for y in (x, activations()))
+    torch.testing.assert_close(found.frame["mse"].tolist(), expected.frame["mse"].tolist())
+
+
+def test_a_null_has_the_theta_of_the_insertion_and_two_dictionaries(small, result) -> None:
+    with pytest.raises(ValueError, match=r"theta 0\.7, found 0\.6"):
+        compare(result, insertion(small, make(D_IN, 30, seed=3), activations(), theta=0.6))
+    copy = replace(small, W_dec=small.W_dec.clone())
+    with pytest.raises(ValueError, match="another seed of its width"):
+        compare(result, insertion(small, copy, activations()))
+
+
 # ---------------------------------------------------------------------- cross-entropy
 
 ROWS, LENGTH, VOCAB = 12, 6, 20

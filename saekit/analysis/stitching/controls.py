@@ -297,8 +297,8 @@ def matched_curve(
     Raises
     ------
     ValueError
-        If the inputs do not belong together, these are not as many tokens, or the tensors of a dictionary
-        have changed since it was stitched.
+        If the inputs do not belong together, these are not the tokens of the curve, or the
+        tensors of a dictionary have changed since it was stitched.
     """
     stitching.mixtures.require_unchanged()
     n_points = settings.whole("n_points", n_points)
@@ -318,6 +318,7 @@ def matched_curve(
         "progress": progress,
         "allow_mismatch": allow_mismatch,
     }
+    measured_on = mixtures.totals.tokens
 
     def count(batch: Batch) -> None:
         latents = mixtures.side_by_side(batch)
@@ -333,7 +334,8 @@ def matched_curve(
             errors[place] += float((batch.x - x_hat).double().square().sum())
 
     while not all(selection.decided for selection in selections):
-        one_pass(activations, count, **options)
+        tokens = one_pass(activations, count, **options)
+        measured_on.require(tokens, "The curve", allow_mismatch=allow_mismatch)
         for selection in selections:
             if not selection.decided:
                 selection.decide(n_active)

@@ -524,3 +524,9 @@ def test_dictionaries_whose_tensors_have_changed_are_refused(small, large, which
     pair[which].W_dec.mul_(-1)  # the same content again
     assert stitched.dictionary(1).identity == before.identity
     assert stitch(**pair, activations=statistics).summary["fvu_small"] == pytest.approx(summary["fvu_small"])
+
+
+def test_matching_along_a_path_needs_its_tokens(small, large):
+    stitched = stitch(small, large, activations())
+    with pytest.raises(ValueError, match=f"The curve was measured on {N} tokens .* in their place"):
+        matched_curve(stitched, activations(seed=1), n_points=2)
