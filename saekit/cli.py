@@ -74,9 +74,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with without_empty_folders():
             command.run(options)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (
+        *(ValueError, OSError, ImportError, KeyError, TypeError, IndexError),
+        *(FloatingPointError, OverflowError, MemoryError, RuntimeError),
+    ) as error:
+        too_large = _too_large(error)
+        if isinstance(error, RuntimeError) and not too_large:
+            raise
         # A KeyError's text is its message in quotes.
         message = str(error.args[0] if isinstance(error, KeyError) else error)
+        if too_large:
+            message = "this takes more memory than there is: choose smaller widths or batches."
         offered = "--allow-mismatch" in parser._option_string_actions
         there = " Add --allow-mismatch if this is what you want." if offered else ""
         message = message.replace(" Pass allow_mismatch=True if this is what you want.", there)
@@ -87,6 +95,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"saekit {chosen.command}: stopped{further}.", file=sys.stderr)
         return 130
     return 0
+
+
+def _too_large(error: Exception) -> bool:
+    """Whether there could not be a tensor of the size that was asked for."""
+    if not isinstance(error, RuntimeError | TypeError):
+        return isinstance(error, MemoryError)
+    text = str(error).lower()
+    return any(sign in text for sign in ("out of memory", "can't allocate memory", "overflow"))
+
+
+def _output(place: str | Path) -> Path:
+    """The folder to write to, which must not be an activation store."""
+    from saekit.files import writable_folder
+
+    if (Path(place) / "manifest.json").exists():
+        raise ValueError(f"{place} holds an activation store (manifest.json): write to another folder.")
+    return writable_folder(place)
 
 
 # ---------------------------------------------------------------------- options
@@ -145,12 +170,21 @@ def _settings_in(file: Path) -> dict[str, str | list[str]]:
     """Options by name, each a text or a list of texts: what they mean is for the option to decide."""
     import yaml
 
-    text = file.read_text(encoding="utf-8")
-    try:
-        # Texts alone, for in YAML `1e-3` is no number and `012` is ten.
-        found = json.loads(text) if file.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+    from saekit.files import read_json
+
+    if file.suffix == ".json":
+        found = read_json(file)
+    else:
+        try:
+            text = file.read_text(encoding="utf-8")
+            # Texts alone, for in YAML `1e-3` is no number and `012` is ten.
+            found, node = yaml.load(text, yaml.BaseLoader), yaml.compose(text, yaml.BaseLoader)
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
+            raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
+        if isinstance(found, Mapping) and len(found) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = ", ".join(name for name in found if names.count(name) > 1)
+            raise ValueError(f"{file} gives {twice} twice.")
     if not isinstance(found, Mapping):
         raise ValueError(f"{file} must hold options by name, found {type(found).__name__}.")
     return {name: _texts(value, f"{file}: {name}") for name, value in found.items()}
@@ -379,7 +413,6 @@ def _first_sentence(text: str) -> str:
 def _train(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
     from saekit.distributed import distributed, is_main
-    from saekit.files import writable_folder
     from saekit.streaming import StreamedActivations
     from saekit.training.config import TrainingConfig, configure
     from saekit.training.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -395,7 +428,7 @@ def _train(options: argparse.Namespace) -> None:
     if len(options.places) != 2 - stream:
         expected = "the dictionary's folder alone" if stream else "a store and the dictionary's folder"
         raise ValueError(f"Expected {expected}, found {' '.join(map(str, options.places))}.")
-    folder = writable_folder(options.places[-1])
+    folder = _output(options.places[-1])
     loggers: list[Logger] = (
         [TensorBoardLogger(options.tensorboard)] if hasattr(options, "tensorboard") else []
     )
@@ -437,10 +470,9 @@ def _convert_options(parser: Parser) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from saekit.files import writable_folder
     from saekit.loading.publishing import convert_sae
 
-    out = writable_folder(options.out)
+    out = _output(options.out)
     print(convert_sae(options.source, out, **_given(options, "format", "revision")))
 
 
@@ -471,12 +503,12 @@ def _report_options(parser: Parser) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from saekit.activations import ActivationStore
-    from saekit.files import writable_folder
     from saekit.loading.names import load_family
     from saekit.report.report import write_report
     from saekit.series.embedded import embedded_store
 
-    folder = writable_folder(getattr(options, "out", f"report-{Path(options.family).name}"))
+    # Of `..` or `.`, the name of the folder that it is.
+    folder = _output(getattr(options, "out", f"report-{Path(options.family).resolve().name}"))
     family = load_family(options.family)
     own_store, own_model = hasattr(options, "store"), bool(_given(options, "model", "revision", "processing"))
     allow_mismatch = hasattr(options, "allow_mismatch")

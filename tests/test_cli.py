@@ -157,10 +157,13 @@ def test_lists_and_flags_may_be_in_a_file_too(model_folder, text_file, tmp_path)
         ("width: [", "cannot be read: while parsing a flow node"),
         ("stream: perhaps", "stream must be true or false, found 'perhaps'"),
         ("lr: {a: 3}", "lr must be a value or a list of values"),
+        ("lr: 3\nwidth: 8\nlr: 4", "lr twice"),
+        ("lr: " + "[" * 5000, "cannot be read"),
+        (b"lr: \xff", "cannot be read: 'utf-8' codec can't decode"),
     ],
 )
 def test_a_file_with_a_slip_is_refused(text, message, store, tmp_path, fails):
-    (tmp_path / "run.yaml").write_text(text)
+    (tmp_path / "run.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     found = fails("train", store.path, tmp_path / "sae", "--config", tmp_path / "run.yaml")
     assert f"{tmp_path / 'run.yaml'}" in found
     assert message in found
@@ -383,6 +386,45 @@ def test_errors_are_one_sentence_and_status_one(model_folder, text_file, tmp_pat
         "--tokens", "256", "--hook-point", "blocks.1.hook_resid_pst",
     )  # fmt: skip
     assert "blocks.1.hook_resid_post" in error, "the nearest hook points are named"
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, b'{"lr": "\xff"}', "{"])
+def test_a_json_file_that_cannot_be_read_is_named(content, store, tmp_path, fails):
+    file = tmp_path / "run.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert f"{file} is not a JSON file" in fails("train", store.path, tmp_path / "sae", "--config", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--width", "8", "--lr", "1e30"], "diverged"),
+        (["--width", f"{10**11}"], "more memory than there is"),
+        (["--width", f"{10**20}"], "more memory than there is"),
+    ],
+)
+def test_training_that_cannot_be_done_ends_with_a_sentence(options, message, store, tmp_path, fails):
+    further = ["--target-l0", "3", "--steps", "5", "--batch-size", "16"]
+    assert message in fails("train", store.path, tmp_path / "sae", *options, *further)
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback(tmp_path, monkeypatch):
+    def fault(*_, **__):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("saekit.cli._default", lambda function, name: None)  # of the stand-in
+    monkeypatch.setattr("saekit.loading.publishing.convert_sae", fault)
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["convert", "a", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "{}", "{}", "--width", "48"], ["convert", "relu/576-seed0", "{}"]]
+)
+def test_nothing_else_is_written_into_a_store(arguments, store, fails):
+    before = {file.name for file in store.path.iterdir()}
+    assert "holds an activation store" in fails(*(part.format(store.path) for part in arguments))
+    assert {file.name for file in store.path.iterdir()} == before
 
 
 def test_unknown_commands_and_kinds_are_refused(capsys):
