@@ -82,7 +82,7 @@ def best_matches(
 ) -> BestMatches:
     """The latent of `small` with the most similar decoder direction, for each latent of `large`.
 
-    The seed null is the same call with two seeds of one width. If both are the same object, a
+    The seed null is the same call with two seeds of one width. If both have the same content, a
     latent is not matched with itself.
 
     Parameters
@@ -130,7 +130,13 @@ def best_matches(
         cosine=cosine[:, 0],
         index=index,
         same_index_share=float(same.double().mean()),
-        chance=0.0 if large is small else 1 / small.width,
+        chance=0.0 if _same(large, small) else 1 / small.width,
+    )
+
+
+def _same(dictionary: Dictionary | Tensor, other: Dictionary) -> bool:
+    return isinstance(dictionary, Dictionary) and (
+        dictionary is other or (dictionary.width == other.width and dictionary.identity == other.identity)
     )
 
 
@@ -165,7 +171,7 @@ def nearest(
     dictionary : Dictionary or Tensor
         What to look up: the latents of a dictionary, or directions `[n, d_in]` of any norm.
     other : Dictionary
-        Where to look. If it is the same object as `dictionary`, a latent is not its own
+        Where to look. If its content is that of `dictionary`, a latent is not its own
         neighbour.
     k : int
         Neighbours of each.
@@ -203,7 +209,7 @@ def nearest(
     require_dictionaries(other=other)
     if not isinstance(dictionary, Tensor):
         require_dictionaries(dictionary=dictionary)
-    exclude_self = dictionary is other
+    exclude_self = _same(dictionary, other)
     k = settings.whole("k", k, at_most=other.width - exclude_self)
     chunk = max(1, CHUNK_ELEMENTS // other.width) if chunk is None else settings.whole("chunk", chunk)
     if isinstance(dictionary, Dictionary):

@@ -76,6 +76,7 @@ def measure_specificity(
     *,
     theta: float = 0.7,
     progress: bool = False,
+    allow_mismatch: bool = False,
 ) -> Specificity:
     """Compare when each large latent fires with when its parent in the small dictionary does.
 
@@ -89,13 +90,15 @@ def measure_specificity(
         Cosine from which a small latent is a parent, see `measure_splitting`.
     progress : bool
         Show a progress bar in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the inputs do not agree, or there are no tokens.
+        If the inputs do not belong together, or there are no tokens.
     """
-    edges = measure_splitting(small, large, theta=theta).frame
+    edges = measure_splitting(small, large, theta=theta, allow_mismatch=allow_mismatch).frame
     parent = torch.from_numpy(edges["parent"].to_numpy().copy())
     n_small, n_large, n_both = (
         torch.zeros(n, dtype=torch.long) for n in (small.width, large.width, large.width)
@@ -112,7 +115,14 @@ def measure_specificity(
         both = torch.isin(key, there) & (wanted >= 0)
         n_both.add_(torch.bincount(of_large.indices.cpu()[both], minlength=large.width))
 
-    tokens = one_pass(activations, add, dictionaries=[small, large], purpose="specificity", progress=progress)
+    tokens = one_pass(
+        activations,
+        add,
+        dictionaries=[small, large],
+        purpose="specificity",
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
     frame = edges[["latent", "parent", "status", "cosine"]].assign(density=n_large.numpy() / tokens.n_tokens)
     frame["parent_density"] = n_small.numpy()[parent] / tokens.n_tokens
     with np.errstate(divide="ignore", invalid="ignore"):

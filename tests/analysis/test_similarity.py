@@ -45,16 +45,18 @@ def test_best_matches_are_the_greatest_cosines(chunk: int | None) -> None:
     assert matches.frame["best_match"].tolist() == index.tolist()
 
 
-def test_a_dictionary_is_not_its_own_neighbour_but_an_equal_one_is() -> None:
+def test_a_dictionary_is_not_its_own_neighbour_nor_is_a_copy() -> None:
     one = random_dictionary(20)
     cosines = reference_cosines(one, one).fill_diagonal_(-2)
     matches = best_matches(one, one, chunk=6)
     assert torch.equal(matches.index, cosines.argmax(1))
     assert (matches.same_index_share, matches.chance) == (0, 0)
-    equal = best_matches(dictionary(one.W_dec.clone()), one)
-    assert torch.equal(equal.index, torch.arange(20))
-    assert equal.same_index_share == 1
-    assert equal.chance == 1 / 20
+    copy = best_matches(dictionary(one.W_dec.clone()), one)
+    assert torch.equal(copy.index, matches.index)
+    assert (copy.same_index_share, copy.chance) == (0, 0)
+    twin = best_matches(dictionary(one.W_dec.clone(), seed=9), one)  # equal directions, another dictionary
+    assert torch.equal(twin.index, torch.arange(20))
+    assert (twin.same_index_share, twin.chance) == (1, 1 / 20)
 
 
 def test_same_index_share_counts_only_indices_that_both_have() -> None:
@@ -192,3 +194,9 @@ def test_every_seed_is_a_null() -> None:
     result = family_similarity(Family([*seeds, random_dictionary(16)]))
     assert result.table["comparison"].tolist() == ["8 → 16", "8, seed 1", "8, seed 2", "16, other seed"]
     assert result.table["median_cosine"].isna().tolist() == [False, False, False, True]
+
+
+def test_a_copy_leaves_one_candidate_fewer() -> None:
+    one = random_dictionary(20)
+    with pytest.raises(ValueError, match="k must be between 1 and 19, found 20"):
+        nearest(one, dictionary(one.W_dec.clone()), k=20)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from dictionaries import make
 
+from saekit.agreement import MismatchError, MismatchWarning
 from saekit.analysis.specificity import measure_specificity
 from saekit.analysis.splitting import measure_splitting
 
@@ -69,3 +70,16 @@ def test_a_copy_with_half_the_tokens_is_rarer_and_inside(pair, x):
     alive = frame[frame["density"] > 0]
     assert (alive["inside"] == 1).all()
     assert (alive["density_ratio"] < 0.6).all()
+
+
+def test_another_hook_point_is_refused_and_let_through():
+    a, b = (
+        replace(make(12, 20, seed=seed), info={"hook_point": hook}) for seed, hook in ((0, "a"), (1, "b"))
+    )
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(MismatchError, match="hook point"):
+        measure_specificity(a, b, x)
+    with pytest.warns(MismatchWarning, match="hook point"):
+        found = measure_specificity(a, b, x, theta=0.0, allow_mismatch=True)
+    same = replace(b, info={"hook_point": "a"})
+    assert found.frame.equals(measure_specificity(a, same, x, theta=0.0).frame)

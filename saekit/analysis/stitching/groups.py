@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from saekit import settings
 from saekit.activations import ActivationStore
+from saekit.agreement import check_agreement
 from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
 from saekit.moments import ratio_of_totals
@@ -141,7 +143,7 @@ def compare_dictionaries(
     return DictionaryComparison(tuple(dictionaries), evaluations, ce)
 
 
-def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
+def insert_latents(dictionary: Dictionary, more: Dictionary, *, allow_mismatch: bool = False) -> Dictionary:
     """The dictionary with the latents of another one added, and its own decoder bias.
 
     Parameters
@@ -150,25 +152,27 @@ def insert_latents(dictionary: Dictionary, more: Dictionary) -> Dictionary:
         What the latents are inserted into.
     more : Dictionary
         Its latents come last; `large.gather(latents)` picks some of a dictionary.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If latents of either depend on each other, or `d_in` differs.
+        If latents of either depend on each other, or the two do not belong together.
     """
     require_dictionaries(dictionary=dictionary, more=more)
     for part in (dictionary, more):
         part.require_independent("Inserting latents")
-    if dictionary.d_in != more.d_in:
-        raise ValueError(
-            f"Latents can be inserted into a dictionary of their own d_in: {dictionary.name} has "
-            f"{dictionary.d_in}, {more.name} has {more.d_in}."
-        )
+    check_agreement(dictionaries=(dictionary, more), allow_mismatch=allow_mismatch)
     joined: dict[str, Any] = {
         name: torch.cat([getattr(dictionary, name), getattr(more, name)])
         for name in ("b_enc", "W_dec", "threshold")
     }
-    origin = {name: value for name, value in dictionary.info.items() if name in ORIGIN}
+    origin = {
+        name: value
+        for name, value in dictionary.info.items()
+        if name in ORIGIN and more.info.get(name) == value
+    }
     return replace(
         dictionary,
         **joined,
@@ -188,9 +192,9 @@ def match_by_density(
         Share of tokens on which each latent of the dictionary is active, `[width]`. Latents that are
         never active are left out.
     first, second : index array, list, Boolean mask or Series
-        The two groups.
+        The two groups; no latent may be in both.
     tolerance : float
-        Greatest difference of the log densities of a pair.
+        At least 0. Greatest difference of the log densities of a pair.
 
     Returns
     -------
@@ -201,10 +205,18 @@ def match_by_density(
     Raises
     ------
     ValueError
-        If no two latents are within the tolerance.
+        If no two latents are within the tolerance, one is given twice, or `tolerance` is negative or not
+        finite.
     """
+    tolerance = settings.real("tolerance", tolerance, at_least=0)
     density = np.asarray(density, dtype=float)
     a, b = (select_latents(group, len(density)).numpy() for group in (first, second))
+    given, times = np.unique(np.concatenate([a, b]), return_counts=True)
+    if (times > 1).any():
+        raise ValueError(
+            f"Each latent can be in one group, and once: latent {given[times > 1][0]} is given "
+            f"{times[times > 1][0]} times."
+        )
     a, b = (group[density[group] > 0] for group in (a, b))
     a, b = (group[np.argsort(density[group], kind="stable")] for group in (a, b))
     pairs, i, j = [], 0, 0

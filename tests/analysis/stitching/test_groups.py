@@ -1,5 +1,7 @@
 """Groups of inserted latents, and comparisons with error bars over rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from dictionaries import make
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from saekit.agreement import MismatchError, MismatchWarning
 from saekit.analysis.stitching.groups import compare_dictionaries, insert_latents, match_by_density
 from saekit.metrics import ce_degradation, evaluate
 
@@ -88,3 +91,32 @@ def test_pairs_fire_equally_often_and_no_more_could_be_made():
 def test_groups_that_never_fit_are_refused():
     with pytest.raises(ValueError, match="within 5%"):
         match_by_density(np.array([0.1, 0.5]), [0], [1])
+
+
+def test_latents_of_another_place_or_model_are_not_inserted():
+    def at(seed, **origin):
+        made = make(12, 20, seed=seed)
+        return replace(made, info=made.info | {"hook_point": "a", "model": "m"} | origin)
+
+    small = at(0)
+    for other, what in ((at(1, hook_point="b"), "hook point"), (at(1, model="n"), "model")):
+        with pytest.raises(MismatchError, match=f"do not belong together: the first has {what}"):
+            insert_latents(small, other)
+        with pytest.warns(MismatchWarning, match=what):
+            joined = insert_latents(small, other, allow_mismatch=True)
+        origin = {name: joined.info.get(name) for name in ("hook_point", "model")}
+        shared = {name: small.info[name] == other.info[name] for name in origin}
+        assert origin == {name: small.info[name] if shared[name] else None for name in origin}
+    assert insert_latents(small, at(1)).info["hook_point"] == "a"
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1, float("inf"), -1e-9])
+def test_a_tolerance_that_is_no_distance_is_refused(tolerance):
+    with pytest.raises(ValueError, match="tolerance must be"):
+        match_by_density(np.array([0.1, 0.1]), [0], [1], tolerance=tolerance)
+
+
+@pytest.mark.parametrize(("first", "second"), [([0, 1], [1, 2]), ([0, 0], [2]), ([0], [1, 1]), ([2], [2])])
+def test_a_latent_is_never_paired_with_itself_or_twice(first, second):
+    with pytest.raises(ValueError, match=r"latent [012] is given 2 times"):
+        match_by_density(np.full(3, 0.1), first, second)
