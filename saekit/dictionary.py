@@ -22,7 +22,7 @@ from torch import Tensor
 from saekit.files import as_json, hash_json, hash_tensors, read_json, read_tensors, write_json, write_tensors
 from saekit.identity import Identity, fingerprint
 from saekit.selection import Latents, select_latents
-from saekit.settings import choice, whole
+from saekit.settings import choice, flag, real, whole
 from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
@@ -166,6 +166,8 @@ class Dictionary(Described):
             raise ValueError("Thresholds must be at least 0: a latent is never negative.")
         if self.normalization is not None:
             choice("normalization", self.normalization, NORMALIZATIONS)
+        if not isinstance(self.info, Mapping):
+            raise TypeError(f"info must be a mapping, found {type(self.info).__name__}.")
         given: dict[str, Any] = {**tensors, "info": as_json(self.info, "info")}
         if self.k is not None:
             given["k"] = whole("k", self.k, at_most=d_sae)
@@ -241,6 +243,7 @@ class Dictionary(Described):
         tensor([[2., 0., 1.]])
         """
         given: dict[str, Any] = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
+        subtract_b_dec = flag("subtract_b_dec", subtract_b_dec)
         if threshold is not None and np.ndim(threshold):
             given["threshold"] = threshold
         tensors: dict[str, Any] = {**_tensors({name: t for name, t in given.items() if t is not None})}
@@ -251,10 +254,14 @@ class Dictionary(Described):
         tensors.setdefault("b_enc", like.new_zeros(sizes[1]))
         tensors.setdefault("b_dec", like.new_zeros(sizes[0]))
         if threshold is not None and "threshold" not in tensors:
-            tensors["threshold"] = like.new_full((sizes[1],), float(threshold))
-        info = {} if info is None else info
+            tensors["threshold"] = like.new_full((sizes[1],), real("threshold", threshold, at_least=0))
+        info = as_json({} if info is None else info, "info")
+        if not isinstance(info, Mapping):
+            raise TypeError(f"info must be a mapping, found {type(info).__name__}.")
         _check_record(info, k, threshold)
         kind = "topk" if k is not None else "relu" if threshold is None else "jumprelu"
+        if "threshold" in tensors and not (tensors["threshold"] >= 0).all():
+            raise ValueError("Thresholds must be at least 0: a latent is never negative.")
         # What `Unfolded.fold` does block by block, for tensors that are in memory as they are.
         wide = {name: tensor.double() for name, tensor in tensors.items()}
         norm = wide["W_dec"].norm(dim=1)
@@ -265,12 +272,12 @@ class Dictionary(Described):
             "b_enc": bias * norm,
             "W_dec": wide["W_dec"] / norm[:, None],
             "b_dec": wide["b_dec"],
-            "threshold": wide["threshold"].clamp(min=0) * norm if "threshold" in wide else 0 * norm,
+            "threshold": wide["threshold"] * norm if "threshold" in wide else 0 * norm,
         }
         if k is not None and not torch.allclose(norm, norm[:1].expand_as(norm), rtol=1e-6, atol=0):
             folded["rank_scale"] = 1 / norm  # latents compete in the units that they were given in
-        single: dict[str, Any] = {name: tensor.float() for name, tensor in folded.items()}
-        return cls(**single, k=k, normalization=normalization, info={"kind": kind, **info})
+        given = {name: tensor.to(like.dtype) for name, tensor in folded.items()}
+        return cls(**given, k=k, normalization=normalization, info={"kind": kind, **info})
 
     @property
     def d_in(self) -> int:
@@ -635,7 +642,9 @@ def _tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors = {}
     for name, value in given.items():
         try:
-            tensor = torch.as_tensor(value).detach()
+            # An array (or a frame) is copied: its owner may write to it, and strides may be negative.
+            foreign = hasattr(value, "__array__") and not isinstance(value, Tensor)
+            tensor = torch.as_tensor(np.array(value) if foreign else value).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be a tensor or an array, found {type(value).__name__}.") from error
         if tensor.dtype not in COMPUTED + WIDENED or tensor.layout != torch.strided or tensor.is_meta:

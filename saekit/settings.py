@@ -77,6 +77,8 @@ def real(
         if isinstance(value, str):
             raise TypeError
         number = float(_single(value))
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can hold, found a larger one.") from None
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, found {value!r}.") from None
     if not math.isfinite(number):
@@ -142,7 +144,7 @@ def choice(name: str, value: Any, options: Collection[str]) -> str:
     ValueError
         If it is none of them.
     """
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, found {value!r}.")
     return str(value)
 

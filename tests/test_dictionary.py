@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from dictionaries import make, parameters
@@ -202,12 +203,56 @@ def test_arrays_gradients_and_numbers_are_normalised_when_given():
         ({"b_enc": torch.ones(40).to(torch.float8_e4m3fn)}, TypeError, "b_enc must be .*float8"),
         ({"b_enc": "biases"}, TypeError, "b_enc must be a tensor or an array, found str"),
         ({"threshold": torch.full((40,), torch.nan)}, ValueError, "Thresholds must be at least 0"),
+        ({"info": [1]}, TypeError, "info must be a mapping, found list"),
         ({"info": {"made by": object()}}, TypeError, r"info\['made by'\] must be a value that JSON can hold"),
     ],
 )
 def test_what_is_no_tensor_or_setting_is_named(change, error, message):
     with pytest.raises(error, match=message):
         Dictionary(**{**make().tensors(), **change})
+
+
+def test_arrays_are_copied_whatever_their_strides():
+    tensors = make().tensors()
+    arrays = {name: np.flip(np.flip(tensor.numpy()).copy()) for name, tensor in tensors.items()}
+    assert all(min(array.strides) < 0 for array in arrays.values())
+    dictionary = Dictionary(**arrays)
+    found = dictionary.content_hash
+    for array in arrays.values():
+        array[...] = 0
+    assert all(torch.equal(dictionary.tensors()[name], tensor) for name, tensor in tensors.items())
+    assert dictionary.content_hash == found
+    frames = {name: pd.DataFrame(tensor.numpy()) for name, tensor in tensors.items() if tensor.ndim == 2}
+    assert torch.equal(Dictionary(**tensors | frames).W_dec, tensors["W_dec"])
+    assert Dictionary(**tensors | {"b_enc": tensors["b_enc"].tolist()}).W_enc.dtype == torch.float32
+
+
+def test_raw_tensors_keep_their_precision():
+    raw = parameters()  # float64
+    given = {"W_enc": raw["W_enc"], "W_dec": raw["W_dec"], "b_enc": raw["b_enc"], "b_dec": raw["b_dec"]}
+    x = torch.randn(50, 12, dtype=torch.float64)
+    for kind in (torch.float64, torch.float32):
+        dictionary = Dictionary.from_weights(**{name: tensor.to(kind) for name, tensor in given.items()})
+        assert {tensor.dtype for tensor in dictionary.tensors().values()} == {kind}
+        expected = (x @ raw["W_enc"] + raw["b_enc"]).relu() @ raw["W_dec"] + raw["b_dec"]
+        error = (dictionary.reconstruct(x) - expected).abs().max() / expected.abs().max()
+        assert error < (1e-14 if kind == torch.float64 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"subtract_b_dec": "no"}, TypeError, "subtract_b_dec must be True or False, found 'no'"),
+        ({"threshold": -0.5}, ValueError, "threshold must be at least 0"),
+        ({"threshold": np.full(40, -0.5)}, ValueError, "Thresholds must be at least 0"),
+        ({"threshold": "high"}, TypeError, "threshold must be a number"),
+        ({"info": [1]}, TypeError, "info must be a mapping, found list"),
+    ],
+)
+def test_settings_of_raw_tensors_are_checked(change, error, message):
+    weights = {name: tensor for name, tensor in parameters().items() if name != "threshold"}
+    with pytest.raises(error, match=message):
+        Dictionary.from_weights(**weights | change)
 
 
 def test_other_dtypes_are_refused():

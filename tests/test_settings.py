@@ -57,7 +57,10 @@ def test_anything_else_is_no_real_number(value):
         (positive, 0, "x must be above 0, found 0"),
         (share, 1.5, "x must be between 0 and 1, found 1.5"),
         (cosine, -0.1, "x must be between 0 and 1, found -0.1"),
+        (real, 10**400, "x must be a number that a float can hold"),
         (partial(choice, options=("a", "b")), "c", "x must be one of 'a', 'b', found 'c'"),
+        (partial(choice, options=("a", "b")), np.array(["a", "b"]), "x must be one of 'a', 'b', found array"),
+        (partial(choice, options={"a": 1}), ["a"], r"x must be one of 'a', found \['a'\]"),
     ],
 )
 def test_values_out_of_range_are_named(rule, value, message):
