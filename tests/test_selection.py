@@ -111,3 +111,67 @@ def test_one_latent_that_is_none(latent):
         select_latent(latent, WIDTH)
     with pytest.raises(IndexError, match="between 0 and 6, found 7"):
         select_latent(7, WIDTH)
+
+
+def test_a_mask_from_a_sorted_frame_goes_by_its_index():
+    order = [4, 0, 6, 3, 5, 1, 2]
+    for dtype in (bool, "boolean", object):
+        mask = pd.Series(MASK, dtype=dtype)
+        assert select_latents(mask.iloc[order], WIDTH).tolist() == CHOSEN
+    # any other index: by position, and numbers always
+    assert select_latents(pd.Series(MASK, index=[6, 5, 4, 3, 2, 1, 1]), WIDTH).tolist() == CHOSEN
+    assert select_latents(pd.Series(MASK, index=list("gfedcba")), WIDTH).tolist() == CHOSEN
+    assert select_latents(pd.Series(range(WIDTH), index=order), WIDTH).tolist() == list(range(WIDTH))
+
+
+@pytest.mark.parametrize(
+    "latents", [torch.tensor(MASK).byte(), np.array(MASK, dtype=np.uint8), pd.Series(MASK, dtype="uint8")]
+)
+def test_zeros_and_ones_of_8_bits_are_refused(latents):
+    with pytest.raises(ValueError, match="7 zeros and ones of 8 bits could be a mask or numbers"):
+        select_latents(latents, WIDTH)
+    assert select_latents(latents, WIDTH + 1).tolist() == [int(chosen) for chosen in MASK]  # numbers alone
+    assert select_latent(np.uint8(0), 1) == 0
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+def test_unsigned_numbers(dtype):
+    for latents in (torch.tensor(CHOSEN, dtype=getattr(torch, dtype)), np.array(CHOSEN, dtype=dtype)):
+        assert select_latents(latents, WIDTH).tolist() == CHOSEN
+    with pytest.raises(IndexError, match=r"between 0 and 6, found 7|found 65535"):
+        select_latents(torch.tensor([7], dtype=getattr(torch, dtype)), WIDTH)
+
+
+@pytest.mark.parametrize("latents", [[2**70], [-(2**70), 1], np.array([2**63], dtype=np.uint64)])
+def test_numbers_of_more_than_64_bits_are_out_of_range(latents):
+    with pytest.raises(IndexError, match=r"^latents must be numbers of 64 bits, found -?\d{19}"):
+        select_latents(latents, WIDTH)
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        None,
+        5,
+        np.int64(5),
+        2.0,
+        "abc",
+        b"abc",
+        {1: 2},
+        np.ma.array([1, 2], mask=[0, 1]),
+        torch.empty(3, device="meta"),
+        torch.tensor([True, False]).to_sparse(),
+    ],
+    ids=lambda latents: type(latents).__name__,
+)
+def test_what_is_no_selection_is_refused_in_one_sentence(latents):
+    with pytest.raises(TypeError, match=r"^latents must be whole numbers or a Boolean mask, found "):
+        select_latents(latents, WIDTH)
+
+
+def test_slices_are_those_of_python():
+    for chosen in (slice(None, None, -2), slice(5, 99), slice(5, 2), slice(-3, None), slice(99, None)):
+        assert select_latents(chosen, WIDTH).tolist() == list(range(WIDTH))[chosen]
+    for odd in (slice(0.5), slice(0, 3, 0), slice("a")):
+        with pytest.raises(TypeError, match="A slice of latents needs whole numbers"):
+            select_latents(odd, WIDTH)
