@@ -40,6 +40,7 @@ from saekit.analysis.stitching.mixtures import (
 )
 from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.family import Family
+from saekit.moments import fvu
 from saekit.results import Result
 from saekit.selection import select_latents
 
@@ -343,7 +344,7 @@ class Stitching(Result):
         return {
             side: {
                 "mse": sse / self.n_tokens,
-                "fvu": sse / totals.tokens.total_variance,
+                "fvu": fvu(sse, totals.tokens.total_variance),
                 "l0": float(active.sum()),
             }
             for side, sse, active in sides
@@ -458,7 +459,8 @@ def stitch(
     ------
     ValueError
         If a dictionary is TopK, `small` is wider than `large`, the inputs do not belong together,
-        there are no tokens, the statistics are of other dictionaries, or an option does not exist.
+        there are no tokens or they do not vary, the statistics are of other dictionaries, or an option
+        does not exist.
 
     Notes
     -----
@@ -615,7 +617,7 @@ def _frame(
     frame["mse"] = sse / totals.tokens.n_tokens
     frame["mse_change"] = frame["mse"].diff().fillna(0.0)
     frame["sum_of_single_changes"] = frame["mse_change"] - errors.within_steps / totals.tokens.n_tokens
-    frame["fvu"] = sse / totals.tokens.total_variance
+    frame["fvu"] = [fvu(error, totals.tokens.total_variance) for error in sse.tolist()]
     moved = path.step < path.n
     l0 = np.bincount(path.step[moved], (mixtures.sign * mixtures.density)[moved], minlength=path.n)
     l0[0] = mixtures.density[: mixtures.small.width].sum()

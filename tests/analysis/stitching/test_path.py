@@ -530,3 +530,12 @@ def test_matching_along_a_path_needs_its_tokens(small, large):
     stitched = stitch(small, large, activations())
     with pytest.raises(ValueError, match=f"The curve was measured on {N} tokens .* in their place"):
         matched_curve(stitched, activations(seed=1), n_points=2)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.ones(1, D_IN), torch.full((9, D_IN), 2.5)], ids=["one token", "constant"]
+)
+def test_activations_that_do_not_vary_have_no_fvu(small, large, x):
+    for tokens in (x, pair_statistics(small, large, x)):
+        with pytest.raises(ValueError, match="FVU is not defined: the activations do not vary"):
+            stitch(small, large, tokens)
