@@ -882,7 +882,43 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(file)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{file} does not have format {FORMAT!r}, so it is not read.")
+    if wrong := _wrong_in(manifest):
+        raise ValueError(f"{file} does not describe a store: {wrong} is wrong.")
     return manifest
+
+
+def _wrong_in(manifest: Mapping[str, Any]) -> str | None:
+    """The first entry of a manifest that harvesting does not write, if there is one."""
+    complete, shards = manifest.get("complete"), manifest.get("shards")
+    sizes = ["context_length", "rows", "shard_rows"] + (["d_in"] if complete is True else [])
+    fits = {
+        "complete": isinstance(complete, bool),
+        "dtype": manifest.get("dtype") in tuple(DTYPES),
+        **{name: type(manifest.get(name)) is int and manifest[name] > 0 for name in sizes},
+        "hook_point": isinstance(manifest.get("hook_point"), str),
+        "model": isinstance(manifest.get("model"), dict | None),
+        "shards": _are_files(shards),
+    }
+    if complete is True:
+        fits["files"] = _are_files(manifest.get("files"))
+        fits["hash"] = isinstance(manifest.get("hash"), str)
+        fits["exclusion"] = isinstance(manifest.get("exclusion"), dict)
+        if all(fits.values()):
+            starts = range(0, manifest["rows"], manifest["shard_rows"])
+            expected = [[start, min(start + starts.step, manifest["rows"])] for start in starts]
+            fits["shards"] = [shard.get("rows") for shard in manifest["shards"]] == expected
+    return next((name for name, good in fits.items() if not good), None)
+
+
+def _are_files(entries: Any) -> bool:
+    """Whether these are a manifest's entries of files in its own folder."""
+    kinds = {"file": str, "bytes": int, "sha256": str}
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
+        and Path(entry["file"]).name == entry["file"]
+        for entry in entries
+    )
 
 
 def _check_size(path: Path, entry: Mapping[str, Any]) -> None:

@@ -579,6 +579,12 @@ class Dictionary(Described):
             dictionary = cls(**_from_half(tensors), **settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder} is damaged: {error}") from error
+        sizes = {"d_in": dictionary.d_in, "width": dictionary.width}
+        for name, size in sizes.items():
+            if header[name] != size:
+                raise ValueError(
+                    f"{folder} is damaged: {HEADER} gives {name} {header[name]}, the tensors {size}."
+                )
         if dictionary.content_hash != header["hash"]:
             raise ValueError(f"{folder} is damaged: its content does not match the hash in {HEADER}.")
         return dictionary

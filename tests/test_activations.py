@@ -603,6 +603,35 @@ def test_what_is_no_store_is_refused(tmp_path):
         ActivationStore.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("dtype", "float16"), ("dtype", ["float32"]), ("shard_rows", 0), ("shard_rows", 5), ("rows", True)],
+        *[("rows", 21), ("d_in", "16"), ("context_length", None), ("complete", "no"), ("complete", 1)],
+        *[
+            ("shards", None),
+            ("shards", []),
+            ("shards", [3]),
+            ("files", {}),
+            ("hash", None),
+            ("model", "gpt2"),
+        ],
+        *[("exclusion", []), ("hook_point", None)],
+        ("files", [{"file": "../documents.json", "bytes": 3, "sha256": "0"}]),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused_by_name(copy, model, token_rows, name, value):
+    manifest = files.read_json(copy / "manifest.json")
+    files.write_json(copy / "manifest.json", manifest | {name: value})
+    wrong = "shards" if (name, value) in (("shard_rows", 5), ("rows", 21)) else name
+    for call in (
+        lambda: ActivationStore.open(copy),
+        lambda: harvest(model, token_rows, HOOK_POINT, path=copy, **SETTINGS),
+    ):
+        with pytest.raises(ValueError, match=rf"manifest\.json does not describe a store: {wrong} is wrong"):
+            call()
+
+
 @pytest.mark.parametrize("name", ["shard-00002.safetensors", "positions.safetensors", "documents.json"])
 def test_damage_is_named(copy, model, token_rows, name):
     whole = (copy / name).read_bytes()

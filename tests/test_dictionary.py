@@ -343,6 +343,14 @@ def test_an_interrupt_at_any_moment_leaves_the_old_or_the_new_dictionary(tmp_pat
     ]
 
 
+@pytest.mark.parametrize(("name", "found"), [("d_in", 12), ("width", 40)])
+def test_a_header_of_other_sizes_than_the_tensors_is_refused(tmp_path, name, found):
+    header = json.loads((make().save(tmp_path) / "dictionary.json").read_text())
+    (tmp_path / "dictionary.json").write_text(json.dumps(header | {name: 7}))
+    with pytest.raises(ValueError, match=f"gives {name} 7, the tensors {found}"):
+        Dictionary.load(tmp_path)
+
+
 # ------------------------------------------------------------------------------ raw tensors
 
 
