@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from saekit.dictionary import Dictionary
+import torch
+
+from saekit.dictionary import HEADER, Dictionary, read_header
 from saekit.selection import Latents
 from saekit.settings import whole
 from saekit.warn import warn
@@ -118,6 +121,7 @@ class Family:
     -----
     UserWarning
         If some members record one of these and others do not: what is not recorded contradicts nothing.
+        If two members that have been read have the same weights.
 
     Examples
     --------
@@ -144,6 +148,7 @@ class Family:
                 seed = "no known seed" if member.seed is None else f"seed {member.seed}"
                 raise ValueError(f"The family holds two dictionaries of width {member.width} and {seed}.")
             self._members[key] = member
+        _warn_of_copies([member for member in ordered if isinstance(member, Dictionary)])
 
     @property
     def kind(self) -> str:
@@ -228,16 +233,50 @@ class Family:
         return self.get(width, seeds[1]) if len(seeds) > 1 else None
 
     def save(self, folder: str | Path) -> Path:
-        """Write each member to `folder/<width>-seed<seed>`."""
+        """Write each member to `folder/<width>-seed<seed>`.
+
+        Members of this family that the folder holds already are replaced.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds dictionaries that are not of this family: of another width or seed, or
+            of another kind, hook point or model. Nothing is written then.
+        OSError
+            If the folder cannot be written.
+        """
         folder = Path(folder)
-        for member in self:
-            member.save(folder / f"{member.width}-seed{member.seed or 0}")
+        names = {key: f"{key[0]}-seed{key[1]}" for key in self._members}
+        records = {name: _record(self._members[key]) for key, name in names.items()}
+        foreign = []
+        for header in sorted(folder.glob(f"*/{HEADER}")):
+            expected = records.get(header.parent.name)
+            if expected is None or not _agrees(expected, read_header(header.parent)):
+                foreign.append(header.parent.name)
+        if foreign:
+            raise ValueError(
+                f"{folder} holds {', '.join(foreign)}, not of this family: save it in a folder of its own."
+            )
+        for key, name in names.items():
+            self.get(*key).save(folder / name)
         return folder
 
 
 def _key(member: Dictionary | Member) -> tuple[int, int]:
     """Width and seed; a seed that is not known counts as 0."""
     return member.width, 0 if member.seed is None else whole("seed", member.seed, at_least=None)
+
+
+def _warn_of_copies(members: list[Dictionary]) -> None:
+    """Warn of members with the same weights: comparing them as two seeds would find that all is shared."""
+    for first, second in combinations(members, 2):
+        a, b = first.tensors(), second.tensors()
+        if (
+            first.width == second.width
+            and a.keys() == b.keys()
+            and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
+        ):
+            warn(f"{first.name} and {second.name} have the same weights, so they are no two seeds.")
 
 
 def _require_one_place(members: list[Dictionary | Member]) -> None:
@@ -264,6 +303,12 @@ def _require_one_place(members: list[Dictionary | Member]) -> None:
                 f"The member of width {silent.width} does not record its {what}, so it was not compared with "
                 f"that of the others ({known[0][1]!r}).",
             )
+
+
+def _agrees(expected: Mapping[str, Any], header: dict[str, Any]) -> bool:
+    """Whether a saved dictionary contradicts nothing that a member records."""
+    found = _record(SimpleNamespace(kind=header["info"].get("kind", "unknown"), **header))
+    return all(value is None or found[what] in (value, None) for what, value in expected.items())
 
 
 def _record(member: Dictionary | Member) -> dict[str, Any]:

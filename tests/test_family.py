@@ -2,6 +2,7 @@ import gc
 import json
 import subprocess
 import sys
+import warnings
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,32 @@ def test_round_trip(tmp_path):
     assert [m.content_hash for m in loaded] == [m.content_hash for m in family]
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         load_family(tmp_path / "nothing")
+
+
+def test_families_are_not_mixed_in_one_folder(tmp_path):
+    Family([member(10, 0), member(20, 0)]).save(tmp_path)
+    (tmp_path / "notes").mkdir()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for other, named in (
+        (Family([member(10, 1), member(40, 0)]), "holds 10-seed0, 20-seed0, not of this family"),
+        (Family([member(10, 0)]), "holds 20-seed0, not"),
+        (Family([member(width, 0, kind="topk") for width in (10, 20)]), "holds 10-seed0, 20-seed0, not"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            other.save(tmp_path)
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    more = Family([member(10, 0), member(20, 0), member(40, 0)])
+    assert load_family(more.save(tmp_path)).widths == [10, 20, 40]
+
+
+def test_two_seeds_with_equal_weights_are_named():
+    first = member(10, 0)
+    copy = replace(first, info={**first.info, "seed": 1})
+    with pytest.warns(UserWarning, match=r"relu 10 \(seed 0\) and relu 10 \(seed 1\) have the same weights"):
+        Family([first, copy])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Family([first, member(10, 1)])
 
 
 class Unread:
