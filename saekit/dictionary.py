@@ -409,7 +409,7 @@ class Dictionary(Described):
         ValueError
             As `encode`.
         """
-        rows = max(1, CHUNK_ELEMENTS // self.width)
+        rows = max(1, CHUNK_ELEMENTS // max(1, self.width))
         x = x if isinstance(x, Tensor) else self._rows(x)
         parts = []
         for chunk in x.split(rows):

@@ -13,6 +13,7 @@ import torch
 from dictionaries import make, parameters
 from safetensors.torch import load_file, save_file
 
+from saekit.analysis.similarity import best_matches
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
 
@@ -63,6 +64,22 @@ def test_gather_moves_latents_with_thresholds():
     competing = Dictionary(**dictionary.tensors(), k=4)
     with pytest.raises(ValueError, match=r"saekit\.as_jumprelu"):
         competing.gather(index)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_dictionary_without_latents_reconstructs_its_bias(tmp_path, half):
+    dictionary = make()
+    empty = dictionary.gather(torch.zeros(40, dtype=torch.bool))
+    x = torch.randn(200, 12)
+    assert empty.encode(x).shape == empty.encode_sparse(x).dense().shape == (200, 0)
+    assert torch.equal(empty.reconstruct(x), dictionary.b_dec.expand(200, 12))
+    found = evaluate(empty, x)
+    expected = (x.double() - dictionary.b_dec.double()).square().sum(dim=1).mean()
+    assert found.mse == pytest.approx(float(expected), rel=1e-5)
+    assert found.l0 == 0
+    assert Dictionary.load(empty.save(tmp_path, half=half)).content_hash == empty.content_hash
+    with pytest.raises(ValueError, match=r"relu 0 .*holds no latents to compare"):
+        best_matches(empty, dictionary)
 
 
 def test_save_and_load_keep_every_bit(tmp_path):

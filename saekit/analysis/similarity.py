@@ -209,6 +209,8 @@ def nearest(
     require_dictionaries(other=other)
     if not isinstance(dictionary, Tensor):
         require_dictionaries(dictionary=dictionary)
+    if not other.width:
+        raise ValueError(f"{other.name} holds no latents to compare directions with.")
     exclude_self = _same(dictionary, other)
     k = settings.whole("k", k, at_most=other.width - exclude_self)
     chunk = max(1, CHUNK_ELEMENTS // other.width) if chunk is None else settings.whole("chunk", chunk)
