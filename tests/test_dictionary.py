@@ -13,7 +13,7 @@ import torch
 from dictionaries import make, parameters
 from safetensors.torch import load_file, save_file
 
-from saekit.analysis.similarity import best_matches
+from saekit.analysis import best_matches, collect, measure_uniqueness, stitch
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
 
@@ -78,8 +78,10 @@ def test_a_dictionary_without_latents_reconstructs_its_bias(tmp_path, half):
     assert found.mse == pytest.approx(float(expected), rel=1e-5)
     assert found.l0 == 0
     assert Dictionary.load(empty.save(tmp_path, half=half)).content_hash == empty.content_hash
-    with pytest.raises(ValueError, match=r"relu 0 .*holds no latents to compare"):
-        best_matches(empty, dictionary)
+    assert collect(empty, x).summary["median_density"] is None
+    for compare in (best_matches, lambda small, large: stitch(small, large, x), measure_uniqueness):
+        with pytest.raises(ValueError, match="holds no latents"):
+            compare(empty, dictionary)
 
 
 def test_save_and_load_keep_every_bit(tmp_path):

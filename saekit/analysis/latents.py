@@ -125,7 +125,7 @@ class LatentActivations(Result):
             "n_excluded": self.n_excluded,
             "l0": len(self.values) / self.n_tokens,
             "n_dead": int((self.counts == 0).sum()),
-            "median_density": float(self.density.quantile(0.5)),
+            "median_density": float(self.density.quantile(0.5)) if self.width else None,
         }
 
     def entries(self, latent: int) -> tuple[Tensor, Tensor]:

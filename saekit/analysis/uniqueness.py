@@ -376,6 +376,8 @@ def _candidate_graph(a: Tensor, b: Tensor, k: int) -> tuple[csr_array, np.ndarra
 
 def _nearest(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The `k` greatest cosines of each row of `a` with rows of `b`, and which, `[n, k]` each."""
+    if not (len(a) and len(b)):
+        raise ValueError("A dictionary holds no latents, so there are none to match.")
     parts = [largest(rows @ b.T, k) for rows in a.split(max(1, CHUNK_ELEMENTS // len(b)))]
     cosines, indices = (torch.cat(part) for part in zip(*parts, strict=True))
     return cosines, indices

@@ -151,6 +151,8 @@ def _similar_pairs(
     small: Dictionary, large: Dictionary, theta: float
 ) -> tuple[Any, npt.NDArray[Any], npt.NDArray[Any]]:
     """Cosines from theta on, sparse `[large.width, small.width]`; the best of each large and small latent."""
+    if not small.width:
+        raise ValueError(f"{small.name} holds no latents to compare directions with.")
     directions = F.normalize(small.W_dec, dim=1).T
     rows, columns, cosines, best = [], [], [], []
     best_small = torch.full((small.width,), -torch.inf, device=small.W_dec.device)
