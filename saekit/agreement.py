@@ -7,7 +7,7 @@ analysis takes, turns errors into warnings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,13 @@ def check_agreement(
     if isinstance(activations, Module | Dictionary | str | Path):
         found = type(activations).__name__
         raise TypeError(f"Activations must be an ActivationStore, a tensor or a NumPy array, found {found}.")
+    for first, second in pairwise(dictionaries):
+        if first.W_dec.dtype != second.W_dec.dtype:
+            kinds = [str(d.W_dec.dtype).removeprefix("torch.") for d in (first, second)]
+            raise MismatchError(
+                f"{first.identity.described} is {kinds[0]}, but {second.identity.described} is {kinds[1]}: "
+                "convert one of them with .to(dtype=torch.float32)."
+            )
     records = [_of_dictionary(dictionary) for dictionary in dictionaries]
     if activations is not None:
         records.append(_of_activations(activations))

@@ -11,6 +11,7 @@ from dictionaries import make
 
 from saekit.activations import ActivationStore
 from saekit.agreement import MismatchError, MismatchWarning, UnrecordedWarning, check_agreement
+from saekit.analysis import insertion, stitch
 from saekit.metrics import ce_degradation
 from saekit.models import describe_model, load_model
 from saekit.passes import one_pass
@@ -172,3 +173,12 @@ def test_analyses_go_through_the_door(model, gpt2_folder, store, dictionary):
 def test_a_model_in_training_mode_is_refused_before_the_work(model_folder, store):
     with pytest.raises(ValueError, match="is in training mode"):
         check_agreement(model=load_model(model_folder).train(), activations=store)
+
+
+def test_dictionaries_of_two_precisions_are_refused_with_the_remedy():
+    small, large = make(6, 8).to(dtype=torch.float64), make(6, 12).to(dtype=torch.float32)
+    x = torch.randn(50, 6)
+    for analysis in (insertion, stitch):
+        with pytest.raises(MismatchError, match=r"is float64, but .* is float32: convert one .*\.to\(dtype="):
+            analysis(small, large, x)
+        analysis(small.to(dtype=torch.float32), large, x)
