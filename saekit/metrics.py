@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import Activations, ActivationStore, as_activations, batches_of
+from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import capture, device_of, logits_given, require_rows
-from saekit.moments import Moments, fvu, ratio_of_totals
+from saekit.moments import fvu, ratio_of_totals
 from saekit.passes import Batch, one_pass
 from saekit.results import Result
 from saekit.settings import whole
@@ -295,11 +295,8 @@ def ce_degradation(
     members = list(dictionaries) if isinstance(dictionaries, Iterable) else [dictionaries]
     check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
     require_rows(model, store.tokens)
-    moments = Moments(store.d_in)
-    for _, x in batches_of(store):
-        moments.update(x)
     device = device_of(model)
-    mean = moments.mean.float().to(device)
+    mean = one_pass(store, purpose="mean ablation").moments.mean.float().to(device)
 
     def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
         return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)

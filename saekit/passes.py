@@ -118,7 +118,7 @@ class Tokens:
 def one_pass(
     activations: Activations,
     *additions: Callable[[Batch], None],
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Sequence[Dictionary] = (),
     purpose: str,
     batch_size: int = 4096,
     progress: bool = False,
@@ -136,7 +136,8 @@ def one_pass(
         Each is called with every `Batch`, in order. A dictionary that several of them ask is
         encoded once.
     dictionaries : sequence of Dictionary
-        Those that will be asked; batches are put on the first one's device.
+        Those that will be asked; batches are put on the first one's device. None if only the
+        moments of the activations are wanted.
     purpose : str
         What the pass is for, as a noun for progress bar and errors, such as `"insertion"`.
     batch_size : int
@@ -153,12 +154,13 @@ def one_pass(
     """
     activations = as_activations(activations)
     check_agreement(activations=activations, dictionaries=dictionaries, allow_mismatch=allow_mismatch)
-    first = dictionaries[0]
-    moments = Moments(first.d_in)
+    device = dictionaries[0].W_enc.device if dictionaries else None
+    d_in = activations.shape[1] if isinstance(activations, Tensor) else activations.d_in
+    moments = Moments(d_in)
     with tqdm(disable=not progress, unit="token", unit_scale=True, desc=purpose) as bar:
         if not isinstance(activations, Tensor):
             bar.total = len(activations.positions)
-        for positions, x in batches_of(activations, batch_size, device=first.W_enc.device):
+        for positions, x in batches_of(activations, batch_size, device=device):
             batch = Batch(positions, x)
             for add in additions:
                 add(batch)

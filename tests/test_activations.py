@@ -531,6 +531,15 @@ def test_a_pass_gives_the_same_on_an_array_and_its_store(array, tmp_path):
         assert (tokens.n_tokens, tokens.n_excluded) == (50, 0)
 
 
+def test_a_pass_without_dictionaries_gives_the_moments_of_what_is_kept(store, array):
+    kept = store.read(store.positions)
+    for source, x, n_excluded in ((array, array, 0), (store, kept, int(store.excluded.sum()))):
+        tokens, x = one_pass(source, purpose="a test", batch_size=7), x.double()
+        assert (tokens.n_tokens, tokens.n_excluded) == (len(x), n_excluded)
+        torch.testing.assert_close(tokens.moments.mean, x.mean(0), rtol=1e-12, atol=1e-12)
+        assert tokens.total_variance == pytest.approx(float((x - x.mean(0)).square().sum()), rel=1e-12)
+
+
 def test_a_store_of_an_array_records_its_model(array, tmp_path, model, store):
     named = from_array(tmp_path / "named", array, model="resnet")
     assert (named.model_name, from_array(tmp_path / "none", array).model_name) == ("resnet", None)

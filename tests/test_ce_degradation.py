@@ -87,6 +87,12 @@ def test_swapped_arguments_are_named(model, store):
         ce_degradation(model, make(d_in=16), make(d_in=16))
 
 
+def test_without_a_token_to_average_mean_ablation_is_refused(model, store, monkeypatch):
+    monkeypatch.setitem(vars(store), "positions", torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="no activations for mean ablation: every position is excluded"):
+        ce_degradation(model, make(d_in=16), store)
+
+
 def test_differences_and_their_errors_are_those_of_single_rows(model, hf_model, store):
     dictionaries = [make(d_in=16, width=width, seed=width) for width in (12, 30)]
     result = ce_degradation(model, dictionaries, store, max_rows=store.n_rows, everywhere=False)
