@@ -1,5 +1,6 @@
 """What every plot must pass: a whole bundle of files, and texts that can be read."""
 
+import re
 from itertools import combinations
 
 import numpy as np
@@ -9,9 +10,13 @@ from matplotlib.text import Text
 
 from saekit.figures import house_style
 
+OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence"}
+
 
 def check_bundle(plot, name, folder):
-    """Saved as six files with embedded fonts, its numbers in the CSV, with a title and an alt text."""
+    """Six files with embedded fonts, numbers in the CSV, a title, an alt text, and what it was made from."""
+    assert bool(plot.made_from) != (name in OF_NO_DICTIONARY)
+    assert all(re.fullmatch("[0-9a-f]{64}", entry["hash"]) for entry in plot.made_from.values())
     plot.save(name, inputs={}, settings={}, folder=folder)
     files = {path.name for path in folder.iterdir()}
     assert files == {f"{name}.{suffix}" for suffix in ("pdf", "svg", "png", "csv", "tex", "json")}

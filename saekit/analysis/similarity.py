@@ -267,6 +267,8 @@ class FamilySimilarity(Result):
         widths without a second seed).
     theta : float
         The threshold of `share_under_theta`.
+    dictionaries : tuple of Identity
+        All that were compared.
     """
 
     _plot: ClassVar[str] = "max_cosine_distribution"
@@ -274,6 +276,7 @@ class FamilySimilarity(Result):
     frame: pd.DataFrame
     table: pd.DataFrame
     theta: float
+    dictionaries: tuple[Identity, ...]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -305,6 +308,7 @@ def family_similarity(
     theta = settings.cosine("theta", theta)
     # One comparison at a time: a family's members may be more than fit into memory.
     frames, rows = [], []
+    compared: dict[Identity, None] = {}
     for comparison in family.comparisons():
         matches = best_matches(comparison.small, comparison.large, allow_mismatch=allow_mismatch)
         row = {
@@ -313,6 +317,7 @@ def family_similarity(
             "small_width": comparison.small_width,
             "large_width": comparison.large_width,
         }
+        compared |= dict.fromkeys((matches.small, matches.large))
         frames.append(matches.frame.assign(**row))
         rows.append(
             row
@@ -341,4 +346,4 @@ def family_similarity(
     ]
     order = [*columns[:4], "latent", "best_match", "best_cosine"]
     frame = pd.concat(frames, ignore_index=True)[order] if frames else pd.DataFrame(columns=order)
-    return FamilySimilarity(frame, pd.DataFrame(rows).reindex(columns=columns), theta)
+    return FamilySimilarity(frame, pd.DataFrame(rows).reindex(columns=columns), theta, tuple(compared))

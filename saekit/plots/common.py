@@ -131,11 +131,9 @@ def as_list(results: T | Sequence[T]) -> list[T]:
 
 def made_from(*results: Any) -> dict[str, Any]:
     """What a plot records of the dictionaries that results, or parts of results, are about."""
-    found = [
-        getattr(result, name, None)
-        for result in results
-        for name in ("small", "large", "a", "b", "dictionary")
-    ]
+    names = ("small", "large", "a", "b", "dictionary")
+    found = [getattr(result, name, None) for result in results for name in names]
+    found += [each for result in results for each in getattr(result, "dictionaries", ())]
     return describe(*(identity_of(value) for value in found if isinstance(value, Identity | Dictionary)))
 
 

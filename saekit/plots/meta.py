@@ -223,6 +223,7 @@ def meta_sweep(result: MetaSweep) -> Plot:
         f"with k = {listed(ks)} meta-latents per row on average: {numbers}. At most "
         f"{share(data['dead_fraction'].max())} of the meta-latents are dead.",
         alt=f"Explained variance against the number of meta-latents for k = {listed(ks)}: {numbers}.",
+        made_from=describe(*result.bases),
     )
 
 
@@ -298,6 +299,8 @@ def related_latents(result: RelatedLatents) -> Plot:
         "each of these is most active (right). Line widths are proportional to activations. "
         f"Meta-latents: {numbers}.",
         alt=f"Graph of latent {centre['latent']} with its meta-latents {numbers}, and the latents of each.",
+        made_from=made_from(result),
+        settings={"latent": int(centre["latent"])},
     )
 
 
@@ -575,6 +578,7 @@ def active_meta_latents(result: MetaSplitting) -> Plot:
         "number of meta-latents that are active on them, for one meta-SAE trained on all dictionaries: on "
         f"average {numbers}.",
         alt=f"Lines of the number of active meta-latents for {len(means)} widths: on average {numbers}.",
+        made_from=made_from(result),
     )
 
 

@@ -195,7 +195,9 @@ def big_tree():
     ]
     root = {"width": 12, "latent": 3, "cosine": float("nan"), "status": "split"}
     root["children"] = [inner[0], lost[0], *inner[1:5], lost[1], *inner[5:], lost[2]]
-    return SimpleNamespace(widths=WIDTHS, theta=THETA, subtree=lambda width, latent: root)
+    return SimpleNamespace(
+        widths=WIDTHS, theta=THETA, pairs=results().tree.pairs, subtree=lambda width, latent: root
+    )
 
 
 LABELS = {(width, latent): LABEL for width in WIDTHS for latent in range(width)}
@@ -235,6 +237,15 @@ def hashes(name, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_bundle(name, tmp_path):
     check_bundle(plot(name), name, tmp_path)
+
+
+def test_plots_of_a_family_record_the_dictionaries_that_they_show():
+    family = results().family
+    seeds = {member.content_hash for member in family}
+    from_24 = {family[width].content_hash for width in (24, 48)}
+    tree = plots.splitting_tree_plot(results().tree, 24, results().tree.most_split(1)["latent"].iat[0])
+    for found, expected in ((plot("max_cosine_distribution"), seeds), (tree, from_24)):
+        assert {entry["hash"] for entry in found.made_from.values()} == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

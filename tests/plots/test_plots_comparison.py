@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from dictionaries import make
 from plot_checks import check_bundle, check_texts
 
 from saekit import plots
@@ -27,7 +28,7 @@ def comparison():
     return SimpleNamespace(
         frame=frame,
         against=lambda name: against,
-        evaluations=[SimpleNamespace(n_tokens=1000, n_excluded=10)],
+        evaluations=[SimpleNamespace(n_tokens=1000, n_excluded=10, dictionary=make().identity)],
         summary={"n_rows": 4, "n_targets": 500},
     )
 

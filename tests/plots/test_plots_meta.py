@@ -82,7 +82,10 @@ def counted():
     counts = pd.concat(parts, ignore_index=True)
     counts["share"] = counts["n_latents"] / counts["width"]
     return MetaSplitting(
-        pd.DataFrame(columns=["status", "kept", "kept_chance", "inherited"]), NO_SPLITS, counts
+        pd.DataFrame(columns=["status", "kept", "kept_chance", "inherited"]),
+        NO_SPLITS,
+        counts,
+        (meta().identity, *meta().bases),
     )
 
 

@@ -221,10 +221,13 @@ class RelatedLatents(Result):
         meta-latents), `latent` (or meta-latent), `label`. A latent related in two ways is one node.
     edges : DataFrame
         One row per edge: `meta_node` and `latent_node` (places in `nodes`), `activation`.
+    dictionaries : tuple of Identity
+        The meta-SAE and its bases.
     """
 
     nodes: pd.DataFrame
     edges: pd.DataFrame
+    dictionaries: tuple[Identity, ...]
     _plot: ClassVar[str] = "related_latents"
 
     @property
@@ -314,7 +317,9 @@ def related_latents(
         for (of, which), number in node.items()
     ]
     return RelatedLatents(
-        pd.DataFrame(nodes), pd.DataFrame(edges, columns=["meta_node", "latent_node", "activation"])
+        pd.DataFrame(nodes),
+        pd.DataFrame(edges, columns=["meta_node", "latent_node", "activation"]),
+        (meta.identity, *meta.bases),
     )
 
 
@@ -616,11 +621,14 @@ class MetaSplitting(Result):
     counts : DataFrame
         How many meta-latents latents have: `width`, `n_active`, `n_latents`, `share` (of the
         width's latents).
+    dictionaries : tuple of Identity
+        The meta-SAE and its bases.
     """
 
     frame: pd.DataFrame
     split: pd.DataFrame
     counts: pd.DataFrame
+    dictionaries: tuple[Identity, ...]
     _plot: ClassVar[str] = "active_meta_latents"
 
     @property
@@ -738,7 +746,12 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
             np.bincount(n_active[first[width] : first[width] + width], minlength=most + 1).tolist()
         )
     ]
-    return MetaSplitting(frame, pd.DataFrame(split, columns=columns), pd.DataFrame(counts))
+    return MetaSplitting(
+        frame,
+        pd.DataFrame(split, columns=columns),
+        pd.DataFrame(counts),
+        (meta.identity, *meta.bases),
+    )
 
 
 # ---------------------------------------------------------------------- helpers
