@@ -141,6 +141,14 @@ def harvest(
     -----
     UnrecordedWarning
         If the folder holds a store that does not record the weights of its model.
+
+    Examples
+    --------
+    >>> store = saekit.harvest(model, rows, "blocks.1.hook_resid_post", path="my-store", progress=False)
+    >>> store.d_in, store.context_length
+    (16, 16)
+    >>> saekit.ActivationStore.open("my-store").content_hash == store.content_hash
+    True
     """
     path = Path(path)
     batch_rows, shard_rows = whole("batch_rows", batch_rows), whole("shard_rows", shard_rows)
@@ -172,6 +180,13 @@ def describe_harvest(
         activations are not kept in this dtype.
     TypeError
         If `rows` are not `TokenRows`.
+
+    Examples
+    --------
+    >>> hook_point = "blocks.1.hook_resid_post"
+    >>> record = describe_harvest(model, rows, hook_point, dtype=torch.float32, batch_rows=2)
+    >>> record["dtype"], record["context_length"], record["rows"]
+    ('float32', 16, 22)
     """
     if not isinstance(rows, TokenRows):
         raise TypeError(
@@ -204,7 +219,15 @@ def _stored_as(dtype: torch.dtype) -> str:
 def harvest_rows(
     model: TransformerBridge, tokens: Tensor, hook_point: str, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Activations `[rows, ctx, d_in]` of token rows in a dtype, and their norms `[rows, ctx]`, float32."""
+    """Activations `[rows, ctx, d_in]` of token rows in a dtype, and their norms `[rows, ctx]`, float32.
+
+    Examples
+    --------
+    >>> hook_point = "blocks.1.hook_resid_post"
+    >>> activations, norms = harvest_rows(model, rows.tokens[:2], hook_point, torch.bfloat16)
+    >>> activations.shape, norms.dtype
+    (torch.Size([2, 16, 16]), torch.float32)
+    """
     activations = capture(model, tokens, hook_point).to(dtype)
     return activations, activations.float().norm(dim=2)
 
@@ -225,6 +248,13 @@ def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -
     ------
     ValueError
         It names the first one that is not finite.
+
+    Examples
+    --------
+    >>> require_finite(torch.tensor([1.0, float("nan")]), [17, 18], "position")
+    Traceback (most recent call last):
+        ...
+    ValueError: The activations of position 18 are not finite: check the ...
     """
     finite = values.isfinite().flatten(1).all(dim=1) if values.ndim > 1 else values.isfinite()
     if not finite.all():
@@ -236,12 +266,26 @@ def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -
 
 
 def norm_limit(norms: Tensor) -> float:
-    """The norm beyond which positions are excluded: 10 times the median of the first 100k tokens."""
+    """The norm beyond which positions are excluded: 10 times the median of the first 100k tokens.
+
+    Examples
+    --------
+    >>> norm_limit(torch.tensor([1.0, 2.0, 3.0]))
+    20.0
+    """
     return NORM_MULTIPLE * norms.flatten()[:NORM_SAMPLE].median().item()
 
 
 def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: float) -> Tensor:
-    """Why positions of token rows `[rows, ctx]` are excluded: bits `SPECIAL`, `FIRST` and `NORM`, uint8."""
+    """Why positions of token rows `[rows, ctx]` are excluded: bits `SPECIAL`, `FIRST` and `NORM`, uint8.
+
+    Examples
+    --------
+    >>> tokens = torch.tensor([[5, 0, 7]])  # 0 is the separator
+    >>> reasons = exclusion(model, tokens, torch.tensor([[1.0, 1.0, 90.0]]), limit=10.0)
+    >>> reasons.tolist() == [[FIRST, SPECIAL, NORM]]
+    True
+    """
     special = torch.isin(tokens, torch.tensor(special_token_ids(model.tokenizer), dtype=tokens.dtype))
     excluded = special.to(torch.uint8) * SPECIAL + (norms > limit).to(torch.uint8) * NORM
     excluded[:, 0] += FIRST
@@ -469,6 +513,16 @@ class ActivationStore:
         Folder of the store.
     manifest : dict
         Its manifest.
+
+    Examples
+    --------
+    >>> store = saekit.ActivationStore.from_array("my-store", x, hook_point="toy", progress=False)
+    >>> store
+    ActivationStore(my-store, toy, d_in=6, 200 of 200 positions used)
+    >>> len(store.positions), store.d_in
+    (200, 6)
+    >>> sum(len(batch) for positions, batch in store.batches(128))
+    200
     """
 
     path: Path
@@ -809,6 +863,11 @@ def as_activations(activations: Activations) -> ActivationStore | Tensor:
         If they are no activations, or not dense real numbers.
     ValueError
         If a tensor or an array is not of shape `[n, d_in]`.
+
+    Examples
+    --------
+    >>> as_activations(np.ones((2, 3), dtype=np.float32)).shape
+    torch.Size([2, 3])
     """
     if isinstance(activations, ActivationStore):
         return activations
@@ -852,6 +911,11 @@ def batches_of(
         If a tensor is not of shape `[n, d_in]`, an activation is not finite, or `batch_size` is below 1.
     TypeError
         As `as_activations`, or if `batch_size` is not a whole number.
+
+    Examples
+    --------
+    >>> [tuple(batch.shape) for positions, batch in batches_of(x, 128)]
+    [(128, 6), (72, 6)]
     """
     for positions, x in _batches(as_activations(activations), whole("batch_size", batch_size)):
         require_finite(x, positions, "position")
@@ -867,7 +931,14 @@ def _batches(activations: ActivationStore | Tensor, batch_size: int) -> Iterator
 
 
 def random_stream(*key: int) -> torch.Generator:
-    """A random stream of its own for every key of whole numbers."""
+    """A random stream of its own for every key of whole numbers.
+
+    Examples
+    --------
+    >>> one, other = (torch.rand(1, generator=random_stream(*key)) for key in [(0, 1), (1, 0)])
+    >>> bool(one == other)
+    False
+    """
     numbers = [whole("seed", number, at_least=None) for number in key]
     return torch.Generator().manual_seed(int(hash_json(numbers)[:15], 16))
 

@@ -76,6 +76,16 @@ def check_agreement(
         If one of them does not record something that another one does.
     MismatchWarning
         Instead of a `MismatchError`, with `allow_mismatch`.
+
+    Examples
+    --------
+    >>> check_agreement(dictionaries=[small, large])
+    >>> info = {"hook_point": "blocks.3.hook_resid_post"}
+    >>> elsewhere = saekit.Dictionary.from_weights(torch.rand(6, 8), torch.rand(8, 6), d_in=6, info=info)
+    >>> check_agreement(dictionaries=[small, elsewhere])
+    Traceback (most recent call last):
+        ...
+    saekit.agreement.MismatchError: relu 8 (seed 0) at blocks.0.hook_resid_post ...
     """
     if model is not None and not isinstance(model, Module):
         raise TypeError(f"model must be a model of saekit.load_model, found {type(model).__name__}.")
@@ -127,7 +137,13 @@ def check_agreement(
 def compare_records(
     dictionary: Dictionary, activations: Activations | StreamedActivations
 ) -> list[tuple[str, Any, Any]]:
-    """Everything that `check_agreement` compares: what, and its value for dictionary and activations."""
+    """Everything that `check_agreement` compares: what, and its value for dictionary and activations.
+
+    Examples
+    --------
+    >>> [(what, mine) for what, mine, theirs in compare_records(small, x)]
+    [('d_in', 6)]
+    """
     return list(_compared(_of_dictionary(dictionary), _of_activations(activations)))
 
 
@@ -175,7 +191,13 @@ def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tup
 
 
 def shown(value: Any) -> str:
-    """A compared value in a sentence or a table."""
+    """A compared value in a sentence or a table.
+
+    Examples
+    --------
+    >>> shown(None), shown("blocks.0.hook_resid_post")
+    ('None', 'blocks.0.hook_resid_post')
+    """
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return str(value)[:12] if len(str(value)) == 64 else str(value)

@@ -213,6 +213,13 @@ def huggingface_dataset(
     ------
     ValueError
         If there is no such column.
+
+    Examples
+    --------
+    >>> Path("notes").mkdir()
+    >>> written = Path("notes/1.jsonl").write_text('{"text": "The river runs under a stone."}')
+    >>> [document.text for document in huggingface_dataset("notes", limit=1)]
+    ['The river runs under a stone.']
     """
     from datasets import load_dataset
 
@@ -239,6 +246,11 @@ def text_files(paths: str | Path | Iterable[str | Path]) -> list[Document]:
     ------
     ValueError
         If one is a folder, or a file is not UTF-8 text or blank.
+
+    Examples
+    --------
+    >>> [(document.title, document.text) for document in text_files("notes.txt")]
+    [('notes.txt', 'The river runs under a stone.')]
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if folder := next((file for file in files if file.is_dir()), None):
@@ -302,6 +314,12 @@ def passages(documents: Iterable[Document], *, characters: int = PASSAGE_CHARACT
 
     Else at the end of a line, of a sentence or of a word. Passages keep source and title, and
     remember the whole document for `split`.
+
+    Examples
+    --------
+    >>> long = Document("One sentence. Another one.", "Text", "two sentences")
+    >>> [passage.text for passage in passages([long], characters=16)]
+    ['One sentence.', 'Another one.']
     """
     pieces = []
     for document in documents:
@@ -334,6 +352,14 @@ def interleave(
     """Merge sources so that every beginning of the result holds them in these shares of characters.
 
     Within a source the order is by a hash of text and seed: fixed, and blind to the order given.
+
+    Examples
+    --------
+    >>> def texts(*texts):
+    ...     return [Document(text, "Text", text) for text in texts]
+    >>> mixed = interleave({"a": texts("a1", "a2"), "b": texts("b1b1", "b2b2")}, {"a": 1 / 3, "b": 2 / 3})
+    >>> [document.text for document in mixed]
+    ['a2', 'b1b1', 'a1', 'b2b2']
     """
     keyed: list[tuple[float, int, Document]] = []
     for name, documents in sources.items():
@@ -356,6 +382,14 @@ def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Do
     ------
     ValueError
         If `held_out` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> train, held_out = saekit.split(documents, held_out=0.25)
+    >>> len(train) + len(held_out) == len(documents)
+    True
+    >>> {one.text for one in train} & {one.text for one in held_out}
+    set()
     """
     held_out = real("held_out", held_out, at_least=0, at_most=1)
     kept = _distinct(documents)
@@ -509,6 +543,11 @@ def pack(
         If the documents hold too few tokens, the tokenizer has no separator, or a number is too small.
     TypeError
         If a number is not whole, or the documents are bare strings.
+
+    Examples
+    --------
+    >>> saekit.pack(documents, model.tokenizer, context_length=16, n_tokens=64)
+    TokenRows(4 rows of 16, 4 documents)
     """
     context_length = whole("context_length", context_length, at_least=2)
     n_tokens = whole("n_tokens", n_tokens)

@@ -598,6 +598,14 @@ def require_dictionaries(**given: Any) -> None:
     TypeError
         If one is not: another object, a name that has not been loaded, or the None that
         `Family.second_seed` gives where there is none.
+
+    Examples
+    --------
+    >>> require_dictionaries(small=small, large=large)
+    >>> require_dictionaries(small="relu")
+    Traceback (most recent call last):
+        ...
+    TypeError: small must be a Dictionary, found str; load it with ...
     """
     for name, value in given.items():
         if isinstance(value, Dictionary):
@@ -619,6 +627,13 @@ def read_header(folder: Path) -> dict[str, Any]:
         If the folder holds no dictionary.
     ValueError
         If the file is not what `Dictionary.save` writes.
+
+    Examples
+    --------
+    >>> folder = small.save("saved")
+    >>> header = read_header(folder)
+    >>> header["info"]["kind"], header["info"]["seed"]
+    ('relu', 0)
     """
     file = folder / HEADER
     if not file.is_file():

@@ -99,7 +99,14 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def width_colours(widths: Sequence[int]) -> dict[int, str]:
-    """One colour per width, from light (narrow) to dark (wide)."""
+    """One colour per width, from light (narrow) to dark (wide).
+
+    Examples
+    --------
+    >>> narrow, wide = width_colours([576, 1152]).values()
+    >>> narrow == wide
+    False
+    """
     return dict(zip(sorted(widths), sns.color_palette("crest", len(widths)).as_hex(), strict=True))
 
 
@@ -141,6 +148,11 @@ def kind_style(kind: str) -> KindStyle:
     A trained kind brings its own (`saekit.training.variants`). One that is registered nowhere keeps
     its name and gets a colour, marker and line by a hash of it: always the same ones, with a colour
     that no other kind has claimed.
+
+    Examples
+    --------
+    >>> kind_style("relu").label
+    'ReLU'
     """
     if kind in VARIANTS:
         variant = VARIANTS[kind]
@@ -158,7 +170,13 @@ def kind_style(kind: str) -> KindStyle:
 
 
 def project_root() -> Path:
-    """The folder with saekit's `pyproject.toml` above the working directory, else that directory."""
+    """The folder with saekit's `pyproject.toml` above the working directory, else that directory.
+
+    Examples
+    --------
+    >>> project_root() == Path.cwd()
+    True
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").exists() and (folder / "saekit").is_dir():
@@ -167,19 +185,40 @@ def project_root() -> Path:
 
 
 def figures_folder() -> Path:
-    """Where figures are saved: the folder that `SAEKIT_FIGURES` names, else the project's `figures/`."""
+    """Where figures are saved: the folder that `SAEKIT_FIGURES` names, else the project's `figures/`.
+
+    Examples
+    --------
+    >>> figures_folder().name
+    'figures'
+    """
     return Path(os.environ.get("SAEKIT_FIGURES") or project_root() / "figures").expanduser()
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the style of every figure here, whatever the user's matplotlib settings are."""
+    """Draw in the style of every figure here, whatever the user's matplotlib settings are.
+
+    Examples
+    --------
+    >>> with house_style():
+    ...     figure = new_figure(3.0, 2.0)
+    ...     axes = figure.add_subplot()
+    """
     with matplotlib.style.context("default"), mpl.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = FULL, height: float = 2.2) -> Figure:
-    """Make an empty figure of this size in inches, outside pyplot; call inside `house_style`."""
+    """Make an empty figure of this size in inches, outside pyplot; call inside `house_style`.
+
+    Examples
+    --------
+    >>> with house_style():
+    ...     figure = new_figure(3.0, 2.0)
+    >>> figure.get_size_inches()
+    array([3., 2.])
+    """
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -257,7 +296,14 @@ class Plot:
 
 
 def describe(*identities: Identity) -> dict[str, dict[str, Any]]:
-    """What a figure records of the dictionaries that its results are about, as JSON values."""
+    """What a figure records of the dictionaries that its results are about, as JSON values.
+
+    Examples
+    --------
+    >>> record = describe(small.identity)
+    >>> list(record), list(record["relu 8 (seed 0)"])
+    (['relu 8 (seed 0)'], ['what', 'hook_point', 'hash'])
+    """
     return {
         name: {"what": str(identity), "hook_point": identity.hook_point, "hash": identity.hash}
         for name, identity in zip(distinct_names(identities), identities, strict=True)
@@ -265,7 +311,16 @@ def describe(*identities: Identity) -> dict[str, dict[str, Any]]:
 
 
 def render(figure: Figure, kind: str, *, dpi: int = 300) -> bytes:
-    """Return the figure as PDF, SVG or PNG: the same bytes on every call."""
+    """Return the figure as PDF, SVG or PNG: the same bytes on every call.
+
+    Examples
+    --------
+    >>> with house_style():
+    ...     figure = new_figure(3.0, 2.0)
+    ...     line = figure.add_subplot().plot([0, 1])
+    >>> render(figure, "png")[1:4]
+    b'PNG'
+    """
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
@@ -314,6 +369,17 @@ def save_figure(
         If the name is not usable, the data are empty or all missing, or caption or alt is blank.
     TypeError
         If inputs or settings hold something that JSON cannot.
+
+    Examples
+    --------
+    >>> with house_style():
+    ...     figure = new_figure(3.0, 2.0)
+    ...     line = figure.add_subplot().plot([0, 1])
+    >>> data = pd.DataFrame({"y": [0, 1]})
+    >>> text = {"caption": "A line. From 0 to 1.", "alt": "A line."}
+    >>> files = save_figure(figure, "line", data=data, **text, inputs={}, settings={}, folder=".")
+    >>> [file.name for file in files]
+    ['line.pdf', 'line.svg', 'line.png', 'line.csv', 'line.tex', 'line.json']
     """
     _check_name(name)
     for what, text in (("caption", caption), ("alt text", alt)):
@@ -351,7 +417,13 @@ def save_figure(
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Versions of Python and of the packages that results depend on.
+
+    Examples
+    --------
+    >>> sorted(package_versions())[:3]
+    ['matplotlib', 'numpy', 'pandas']
+    """
     return {"python": platform.python_version(), **{package: version(package) for package in VERSIONED}}
 
 
@@ -381,6 +453,12 @@ def citation(name: str, *, folder: str | Path | None = None) -> str:
     ------
     FileNotFoundError
         If the folder holds no such figure.
+
+    Examples
+    --------
+    >>> files = saekit.plots.splitting_flow(saekit.splitting_tree(family)).save("flow", folder=".")
+    >>> citation("flow", folder=".").splitlines()[0]
+    '@misc{saekit-flow,'
     """
     _check_name(name)
     manifest = _read_manifest(Path(figures_folder() if folder is None else folder) / f"{name}.json")
@@ -405,6 +483,12 @@ def write_index(folder: str | Path) -> Path:
         If the folder holds no figures, or a figure lacks one of its files.
     ValueError
         If a file is not the one that its figure's JSON describes.
+
+    Examples
+    --------
+    >>> files = saekit.plots.splitting_flow(saekit.splitting_tree(family)).save("flow", folder=".")
+    >>> write_index(".").name
+    'README.md'
     """
     folder = Path(folder)
     manifests = [_read_manifest(path) for path in sorted(folder.glob("*.json"))]

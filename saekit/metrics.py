@@ -123,6 +123,12 @@ def evaluate(
     ------
     ValueError
         If the inputs do not belong together, an activation is not finite, or there are no tokens.
+
+    Examples
+    --------
+    >>> result = saekit.evaluate(small, x)
+    >>> round(result.l0, 3), tuple(result.density.shape)
+    (1.795, (8,))
     """
     require_dictionaries(dictionary=dictionary)
     activations = as_activations(activations)
@@ -290,6 +296,13 @@ def ce_degradation(
         If model, store and dictionaries do not belong together (`saekit.agreement`).
     ValueError
         If the store holds no tokens, the model is in training mode, or a setting is out of range.
+
+    Examples
+    --------
+    >>> result = saekit.ce_degradation(model, [saes[16], saes[32]], harvested, max_rows=4)
+    >>> result.frame.columns.tolist()
+    ['dictionary', 'width', 'ce', 'ce_degradation', 'ce_degradation_error', 'loss_recovered_zero',
+     'loss_recovered_mean', 'ce_degradation_everywhere']
     """
     max_rows, batch_rows = whole("max_rows", max_rows), whole("batch_rows", batch_rows)
     members = list(dictionaries) if isinstance(dictionaries, Iterable) else [dictionaries]

@@ -85,6 +85,12 @@ def load_model(
         If the package that holds the embedded model is not installed.
     FileNotFoundError
         If there is no such folder and no such model in reach.
+
+    Examples
+    --------
+    >>> model = saekit.load_model(model_folder)  # a folder in Hugging Face format, or a name on the hub
+    >>> model.cfg.d_model, model.cfg.n_layers
+    (16, 3)
     """
     flags = _check_processing(processing or {})
     device = settings.device(device)
@@ -137,6 +143,12 @@ def describe_model(model: TransformerBridge) -> dict[str, Any]:
         off). For a bridge that was not processed by `load_model`, `processing` is None, since
         TransformerLens records only that weights were processed and not how, and `weights` is
         the hash of the processed weights.
+
+    Examples
+    --------
+    >>> described = describe_model(model)
+    >>> described["d_model"], described["n_layers"], described["dtype"]
+    (16, 3, 'float32')
     """
     record = _record(model)
     return {
@@ -167,6 +179,11 @@ def compare_models(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tu
     -------
     list of tuple
         What is compared, and the two values; flags of processing are a tuple of those that are on.
+
+    Examples
+    --------
+    >>> compare_models({"name": "organisation/gpt2", "weights": None}, {"name": "gpt2-small"})
+    [('model', 'gpt2', 'gpt2'), ('weight processing', None, None)]
     """
     processing = [_switched_on(model.get("processing")) for model in (here, there)]
     weights = [model.get("weights") for model in (here, there)]
@@ -188,6 +205,10 @@ def require_evaluation(model: TransformerBridge) -> None:
     ------
     ValueError
         If any part of it is in training mode.
+
+    Examples
+    --------
+    >>> require_evaluation(model)
     """
     # The bridge's own modules and the wrapped model's: neither holds all of the other's.
     if any(module.training for module in chain(model.modules(), model.original_model.modules())):
@@ -204,6 +225,14 @@ def require_rows(model: TransformerBridge, tokens: Tensor) -> None:
     ------
     ValueError
         If the rows are longer than the model's context, or hold a token outside its vocabulary.
+
+    Examples
+    --------
+    >>> require_rows(model, rows.tokens)
+    >>> require_rows(model, torch.tensor([[1_000_000]]))
+    Traceback (most recent call last):
+        ...
+    ValueError: The rows hold token 1000000, but the tokens of tiny-llama are 0 ...
     """
     name, n_ctx, d_vocab = _record(model)["name"], int(model.cfg.n_ctx), int(model.cfg.d_vocab)
     if tokens.shape[1] > n_ctx:
@@ -276,7 +305,13 @@ def _own_names(here: str | None, there: str | None) -> tuple[str | None, str | N
 
 
 def device_of(model: TransformerBridge) -> torch.device:
-    """Where a model runs, and where its activations come out."""
+    """Where a model runs, and where its activations come out.
+
+    Examples
+    --------
+    >>> device_of(model)
+    device(type='cpu')
+    """
     return _parameter(model).device
 
 
@@ -390,6 +425,11 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
     ------
     ValueError
         If the model has no such hook point; the message names the nearest three.
+
+    Examples
+    --------
+    >>> resolve_hook_point(model, "blocks.1.hook_resid_post")
+    ('blocks.1.hook_resid_post', 1)
     """
     names = model.hook_dict
     if hook_point not in names:
@@ -443,6 +483,11 @@ def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor
         mode.
     RuntimeError
         If the model is in the middle of another forward pass.
+
+    Examples
+    --------
+    >>> capture(model, rows.tokens[:2], "blocks.1.hook_resid_post").shape
+    torch.Size([2, 16, 16])
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(device_of(model)).long()
@@ -481,6 +526,12 @@ def logits_with_replacement(
         If the hook point is unknown, `replace` changes the shape, or the model is in training mode.
     RuntimeError
         If the model is in the middle of another forward pass.
+
+    Examples
+    --------
+    >>> hook_point = "blocks.1.hook_resid_post"
+    >>> logits_with_replacement(model, rows.tokens[:1], hook_point, torch.zeros_like).shape
+    torch.Size([1, 16, 320])
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
     tokens = tokens.to(device_of(model)).long()
@@ -515,6 +566,13 @@ def logits_given(model: TransformerBridge, tokens: Tensor, hook_point: str, acti
     ------
     ValueError
         If the hook point is unknown, or the activations do not have its shape.
+
+    Examples
+    --------
+    >>> tokens, hook_point = rows.tokens[:1], "blocks.1.hook_resid_post"
+    >>> logits = logits_given(model, tokens, hook_point, capture(model, tokens, hook_point))
+    >>> torch.allclose(logits, model(tokens), atol=1e-5)
+    True
     """
     hook_point, layer = resolve_hook_point(model, hook_point)
     residual = re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|post)", hook_point)
@@ -545,6 +603,14 @@ def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, la
     ------
     ValueError
         If a shape or the layer does not fit.
+
+    Examples
+    --------
+    >>> tokens = rows.tokens[:1]
+    >>> residual = capture(model, tokens, "blocks.1.hook_resid_post")
+    >>> logits = continue_from(model, tokens, residual, layer=2)
+    >>> torch.allclose(logits, model(tokens), atol=1e-5)
+    True
     """
     n_layers, d_model = len(model.blocks), int(model.cfg.d_model)
     if not 0 <= layer <= n_layers:
@@ -582,6 +648,11 @@ def unembedding(model: TransformerBridge) -> Tensor:
 
     Not centred. A direction times this matrix gives the logits that it adds, up to the scale of
     the residual stream.
+
+    Examples
+    --------
+    >>> unembedding(model).shape
+    torch.Size([16, 320])
     """
     # The norm is applied to +1, -1, +1, ... (mean 0, root mean square 1): whatever convention it
     # stores its weight in, half the difference to the negated input is the weight.
@@ -597,7 +668,13 @@ def unembedding(model: TransformerBridge) -> Tensor:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of all special tokens: separators, beginnings and ends, roles, padding."""
+    """Ids of all special tokens: separators, beginnings and ends, roles, padding.
+
+    Examples
+    --------
+    >>> special_token_ids(model.tokenizer)
+    [0, 1]
+    """
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return sorted(added | set(tokenizer.all_special_ids))
 
@@ -607,6 +684,11 @@ def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tenso
 
     A token that is not whole characters (part of a UTF-8 sequence) is shown as the tokenizer
     stores it.
+
+    Examples
+    --------
+    >>> token_strings(model.tokenizer, model.tokenizer("the river")["input_ids"])
+    ['<|begin|>', 'the', ' river']
     """
     if tokenizer not in _vocabularies:
         _vocabularies[tokenizer] = _decode_vocabulary(tokenizer)

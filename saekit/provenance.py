@@ -33,6 +33,12 @@ def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dic
     ------
     TypeError
         If an input is none of the three.
+
+    Examples
+    --------
+    >>> record = saekit.provenance_of(small=small)
+    >>> record["small"]["what"], record["small"]["hook_point"]
+    ('relu 8 (seed 0)', 'blocks.0.hook_resid_post')
     """
     record: dict[str, dict[str, Any]] = {}
     for name, value in inputs.items():
@@ -58,6 +64,14 @@ def provenance_table(inputs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     -------
     DataFrame
         One row per input.
+
+    Examples
+    --------
+    >>> record = saekit.provenance_of(small=small, large=large)
+    >>> saekit.provenance_table(record)[["what", "hook_point"]]
+                       what                hook_point
+    small   relu 8 (seed 0)  blocks.0.hook_resid_post
+    large  relu 12 (seed 0)  blocks.0.hook_resid_post
     """
     table = pd.DataFrame(dict(inputs)).T
     return table.assign(hash=table["hash"].str[:12]).fillna("")

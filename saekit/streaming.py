@@ -73,6 +73,13 @@ class StreamedActivations:
     ValueError
         If the model has no such hook point, a buffer is smaller than one row, or activations are
         not held in this dtype.
+
+    Examples
+    --------
+    >>> source = saekit.StreamedActivations(model, rows, "blocks.1.hook_resid_post", buffer_tokens=128)
+    >>> config = saekit.TrainingConfig(saekit.TopK(k=2), width=16, steps=4, batch_size=32)
+    >>> saekit.train(config, source, progress=False).dictionary
+    Dictionary(topk 16 (seed 0), d_in=16, width=16, k=2)
     """
 
     def __init__(

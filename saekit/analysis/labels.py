@@ -297,6 +297,14 @@ def require_labels(meta: MetaSAE, labels: Sequence[Labels]) -> None:
     ------
     ValueError
         If there is not one for each base, in order.
+
+    Examples
+    --------
+    >>> require_labels(meta, [labels])  # the labels of the one base that meta has
+    >>> require_labels(meta, [])
+    Traceback (most recent call last):
+        ...
+    ValueError: meta 6 (k 2) of relu 12 (seed 0) has 1 bases, found labels of ...
     """
     if len(labels) != len(meta.bases):
         raise ValueError(f"{meta.name} has {len(meta.bases)} bases, found labels of {len(labels)}.")

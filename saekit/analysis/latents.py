@@ -572,7 +572,13 @@ def _contexts(
 
 
 def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Display strings of token ids, from a list of them or from a tokenizer."""
+    """Display strings of token ids, from a list of them or from a tokenizer.
+
+    Examples
+    --------
+    >>> display_strings(vocabulary, [2, 0])
+    [' river', ' king']
+    """
     if hasattr(vocabulary, "convert_ids_to_tokens"):
         return token_strings(vocabulary, list(ids))
     return [vocabulary[i] for i in ids]
@@ -587,6 +593,14 @@ def require_vocabulary(vocabulary: Sequence[str] | PreTrainedTokenizerBase, n_to
         If it holds fewer than `n_tokens` strings; a tokenizer may, since models pad their vocabulary.
     TypeError
         If it is neither.
+
+    Examples
+    --------
+    >>> require_vocabulary(vocabulary, 6)
+    >>> require_vocabulary(vocabulary, 7)
+    Traceback (most recent call last):
+        ...
+    ValueError: The vocabulary needs 7 display strings, found 6.
     """
     if hasattr(vocabulary, "convert_ids_to_tokens"):
         return
@@ -632,6 +646,16 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
     -----
     UnrecordedWarning
         If the hook point is not recorded, or is not one of TransformerLens.
+
+    Examples
+    --------
+    >>> require_residual_stream(small)
+    >>> info = {"hook_point": "blocks.0.attn.hook_z"}
+    >>> inside = saekit.Dictionary.from_weights(torch.rand(6, 8), torch.rand(8, 6), d_in=6, info=info)
+    >>> require_residual_stream(inside)
+    Traceback (most recent call last):
+        ...
+    ValueError: Logit effects need directions in the residual stream, but those ...
     """
     require_dictionaries(dictionary=dictionary)
     place = dictionary.hook_point

@@ -386,6 +386,12 @@ def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
     ValueError
         If a null is not between two seeds of one of the two widths, compares a dictionary with itself, or
         has another theta or other tokens.
+
+    Examples
+    --------
+    >>> result, null = saekit.insertion(small, large, x), saekit.insertion(small, other_seed, x)
+    >>> saekit.compare(result, null).frame.columns.tolist()
+    ['8 → 12', '8, seed 1']
     """
     for null in nulls:
         same_width = null.small.width == null.large.width and null.small != null.large
@@ -516,6 +522,12 @@ def group_insertion(
     Leask et al. (ICLR 2025), section on SAE stitching: inserting the novel latents improves the
     reconstruction, inserting the reconstruction latents harms it. The decoder bias is the small
     dictionary's (Eq. 5).
+
+    Examples
+    --------
+    >>> alone = saekit.insertion(small, large, x)
+    >>> saekit.group_insertion(small, large, alone, x).frame.columns.tolist()
+    ['group', 'n_latents', 'mse', 'fvu', 'l0', 'mse_change', 'sum_of_single_changes', 'additivity']
     """
     require_dictionaries(small=small, large=large)
     _check_same(small, large, insertion)
@@ -697,6 +709,13 @@ def ce_insertion(
     -----
     Leask et al. (ICLR 2025), section on SAE stitching, in cross-entropy. A row here is one
     context window of the store.
+
+    Examples
+    --------
+    >>> alone = saekit.insertion(saes[16], saes[32], harvested)
+    >>> result = saekit.ce_insertion(model, saes[16], saes[32], alone, harvested, n_latents=2)
+    >>> result.frame["sample"].tolist()
+    ['helps', 'hurts']
     """
     require_dictionaries(small=small, large=large)
     n_latents = settings.whole("n_latents", n_latents)

@@ -147,6 +147,14 @@ def check_order(small: Dictionary, large: Dictionary) -> None:
     ------
     ValueError
         If `small` is wider than `large`.
+
+    Examples
+    --------
+    >>> check_order(small, large)
+    >>> check_order(large, small)
+    Traceback (most recent call last):
+        ...
+    ValueError: The order is (small, large), but small is relu 12 (seed 0) at ...
     """
     if small.width > large.width:
         raise ValueError(
@@ -238,7 +246,14 @@ def nearest(
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k, dim=1)` with ties broken by the lowest index."""
+    """`values.topk(k, dim=1)` with ties broken by the lowest index.
+
+    Examples
+    --------
+    >>> values, indices = largest(torch.tensor([[1.0, 3.0, 3.0]]), k=2)
+    >>> indices.tolist()
+    [[1, 2]]
+    """
     top, indices = values.topk(k, dim=1)
     # topk picks arbitrarily among equals; only rows with a tie across the k-th place need a sort.
     tied = (values >= top[:, -1:]).sum(1) > k
@@ -304,6 +319,12 @@ def family_similarity(
     ------
     ValueError
         If theta is no cosine from 0 to 1, or two members do not belong together.
+
+    Examples
+    --------
+    >>> family_similarity(family).table.columns.tolist()
+    ['comparison', 'null', 'small_width', 'large_width', 'median_cosine', 'share_under_theta',
+     'same_index_share', 'chance', 'note']
     """
     theta = settings.cosine("theta", theta)
     # One comparison at a time: a family's members may be more than fit into memory.

@@ -97,6 +97,14 @@ def measure_specificity(
     ------
     ValueError
         If the inputs do not belong together, or there are no tokens.
+
+    Examples
+    --------
+    >>> result = saekit.measure_specificity(small, large, x)
+    >>> result.frame.loc[[0, 6], ["latent", "parent", "status", "density_ratio"]].round(2)
+       latent  parent     status  density_ratio
+    0       0       0  identical            1.0
+    6       6       6  identical            1.0
     """
     edges = measure_splitting(small, large, theta=theta, allow_mismatch=allow_mismatch).frame
     parent = torch.from_numpy(edges["parent"].to_numpy().copy())

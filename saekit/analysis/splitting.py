@@ -435,6 +435,15 @@ def splitting_tree(family: Family, *, theta: float = 0.7, allow_mismatch: bool =
     ValueError
         If the family has fewer than two widths, theta is no cosine from 0 to 1, or two members do
         not belong together.
+
+    Examples
+    --------
+    >>> tree = saekit.splitting_tree(family)
+    >>> tree.table.columns.tolist()
+    ['pair', 'small_width', 'large_width', 'measure', 'share', 'null_small', 'null_large', 'note']
+    >>> tree.most_split(1)
+       width  latent  children  descendants
+    0      8       2         2            2
     """
     theta = settings.cosine("theta", theta)
     widths = family.widths

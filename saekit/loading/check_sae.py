@@ -82,6 +82,15 @@ def check_sae(
     ------
     ValueError
         If nothing that could be compared is recorded.
+
+    Examples
+    --------
+    >>> eye = torch.eye(6)[:4]
+    >>> sae = saekit.Dictionary.from_weights(eye, eye, d_in=6, info={"expected_l0": 0.7})
+    >>> saekit.check_sae(sae, x).frame
+          recorded  found  agrees
+    what
+    l0         0.7  0.685    True
     """
     l0_tolerance = real("l0_tolerance", l0_tolerance, at_least=0)
     explained_variance_tolerance = real(

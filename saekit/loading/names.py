@@ -93,6 +93,12 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
         If the files of an SAE do not follow their format.
     PermissionError, ConnectionError
         If the hub does not give the files, or is away.
+
+    Examples
+    --------
+    >>> folder = small.save("mine")
+    >>> resolve(folder)
+    [Saved(relu, d_in=6, width=8, from mine)]
     """
     name, path = str(source), _typed(source)
     local = [path] if path.exists() else _matches(path)
@@ -115,13 +121,25 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
 
 
 def local_to(folder: Path, source: str) -> str:
-    """A source that a file in `folder` names: made absolute if it is a path or glob there, else as it is."""
+    """A source that a file in `folder` names: made absolute if it is a path or glob there, else as it is.
+
+    Examples
+    --------
+    >>> local_to(Path("/saes"), "org/repo")
+    'org/repo'
+    """
     path = _typed(folder / Path(source).expanduser())
     return str(path) if path.exists() or _matches(path) else source
 
 
 def bundled() -> list[str]:
-    """Names of the bundled families."""
+    """Names of the bundled families.
+
+    Examples
+    --------
+    >>> bundled()
+    ['batchtopk', 'relu']
+    """
     return [folder.name for folder in sorted(BUNDLED.iterdir()) if any(folder.glob("*/dictionary.json"))]
 
 

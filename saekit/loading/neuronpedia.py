@@ -78,6 +78,11 @@ def quick_list_url(source: Dictionary | str, latents: Latents, *, name: str) -> 
     ------
     ValueError, IndexError
         As `latent_url`, and if there are more latents than Neuronpedia lists.
+
+    Examples
+    --------
+    >>> quick_list_url("gpt2-small/8-res-jb", [1, 2], name="two latents").split("?")[0]
+    'https://www.neuronpedia.org/quick-list/'
     """
     index = select_latents(latents, source.width if isinstance(source, Dictionary) else ANY_WIDTH)
     if not 0 < len(index) <= LIST_LIMIT:
@@ -127,6 +132,11 @@ def embed(source: Dictionary | str, latent: int, *, without: Sequence[str] = (),
     ------
     ValueError, IndexError
         As `latent_url`, and if there is no such part.
+
+    Examples
+    --------
+    >>> embed("gpt2-small/8-res-jb", 42, height=300).height
+    300
     """
     if unknown := sorted(set(without) - set(PARTS)):
         raise ValueError(f"A page has the parts {', '.join(PARTS)}, found {', '.join(unknown)}.")
@@ -319,6 +329,14 @@ def explanations(path: str | Path) -> pd.DataFrame:
         If there are no such files.
     ValueError
         If a line is damaged; the message names file and line.
+
+    Examples
+    --------
+    >>> entry = {"index": "3", "description": "rivers", "explanationModelName": "gpt", "typeName": "acts"}
+    >>> written = Path("batch-0.jsonl").write_text(json.dumps(entry))
+    >>> explanations("batch-0.jsonl")
+       latent description model method
+    0       3      rivers   gpt   acts
     """
     rows = [row for file in _batches(Path(path)) for row in _lines(file)]
     frame = pd.DataFrame(rows, columns=["latent", "description", "model", "method"])

@@ -135,6 +135,10 @@ def model_card(places: dict[str, Dictionary], repo: str) -> str:
         The dictionaries by their folders in the repository, `"."` for its root.
     repo : str
         The repository.
+
+    Examples
+    --------
+    >>> print(model_card({"8": small}, "organisation/name").splitlines()[8])
     """
     first = next(iter(places.values()))
     model = first.info.get("model")

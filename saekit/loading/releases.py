@@ -119,7 +119,14 @@ class PublishedSAE:
 
 
 def find(name: str) -> list[PublishedSAE]:
-    """The SAEs of a release, of a part of it such as `"gemma-scope-2b-pt-res/layer_12"`, or one SAE."""
+    """The SAEs of a release, of a part of it such as `"gemma-scope-2b-pt-res/layer_12"`, or one SAE.
+
+    Examples
+    --------
+    >>> first = find("gemma-scope-2b-pt-res/layer_12")[0]
+    >>> first.repo, first.path
+    ('google/gemma-scope-2b-pt-res', 'layer_12/width_16k/average_l0_41')
+    """
     return [sae for sae in RELEASES if f"{sae.name}/".startswith(f"{name}/")]
 
 

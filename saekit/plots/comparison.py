@@ -34,6 +34,15 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
     ------
     ValueError
         If there are no dictionaries to show, or more cases than can be told apart.
+
+    Examples
+    --------
+    >>> compared = {"small": saes[16], "large": saes[32], "seed 1": saes.second_seed(16)}
+    >>> result = saekit.compare_dictionaries(model, compared, harvested, max_rows=4)
+    >>> plot = group_comparison(result, "small", {"large": "wider", "seed 1": "another seed"})
+    >>> plot.data.columns.tolist()
+    ['name', 'width', 'l0', 'fvu', 'ce_degradation', 'ce_degradation_error', 'fvu_difference',
+     'fvu_difference_error', 'ce_difference', 'ce_difference_error', 'group']
     """
     cases = list(dict.fromkeys(groups.values()))
     if not 0 < len(cases) <= len(STYLES):

@@ -64,6 +64,13 @@ def meta_baselines(result: MetaBaselines) -> Plot:
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), replacement of
     meta-latents; most baselines are ours.
+
+    Examples
+    --------
+    >>> baselines = saekit.meta_baselines(meta, [small], refit_steps=2)
+    >>> meta_baselines(baselines).data.columns.tolist()
+    ['variant', 'encoder', 'signed', 'null', 'dictionary_width', 'terms', 'n_terms',
+     'explained_variance', 'explained_variance_uncentred', 'explained_variance_held_out']
     """
     data = result.frame.drop(columns=["note", "difference"])
     rows = list(dict.fromkeys(zip(data["variant"], data["encoder"], data["null"], strict=True)))
@@ -177,6 +184,14 @@ def meta_sweep(result: MetaSweep) -> Plot:
     ------
     ValueError
         If it holds none.
+
+    Examples
+    --------
+    >>> from saekit.analysis import Recipe
+    >>> quick = Recipe("quick", lr=3e-3, steps=10, batch=8)
+    >>> sweep = saekit.meta_sweep(large, widths=[4, 6], ks=[1, 2], recipe=quick)
+    >>> meta_sweep(sweep).data.columns.tolist()
+    ['width', 'k', 'explained_variance', 'explained_variance_held_out', 'l0', 'dead_fraction']
     """
     if result.frame.empty:
         raise ValueError("The sweep plot needs at least one meta-SAE, found none.")
@@ -243,6 +258,11 @@ def related_latents(result: RelatedLatents) -> Plot:
     Notes
     -----
     Leask et al. (ICLR 2025), figure 1, and the related-latents graph of the post before it.
+
+    Examples
+    --------
+    >>> related_latents(saekit.related_latents(meta, 6)).data.columns.tolist()
+    ['meta_activation', 'activation', 'meta_latent', 'meta_label', 'width', 'latent', 'label']
     """
     nodes = result.nodes.set_index("node")
     centre = nodes.loc[0]
@@ -316,6 +336,11 @@ def meta_cosines(result: CosineDistributions) -> Plot:
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), distribution of
     maximum cosine similarities.
+
+    Examples
+    --------
+    >>> meta_cosines(saekit.cosine_distributions(meta, small)).data.columns.tolist()
+    ['panel', 'of', 'nearest_in', 'null', 'cosine_from', 'cosine_to', 'share']
     """
     frame, dictionaries = result.frame, result.dictionaries
     meta, base = (frame.loc[frame["panel"] == panel, "of"].iat[0] for panel in ("meta-latents", "latents"))
@@ -390,6 +415,11 @@ def side_by_side(result: SideBySide) -> Plot:
     Notes
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), heat map.
+
+    Examples
+    --------
+    >>> side_by_side(saekit.side_by_side(meta, 6, small, n=2)).data.columns.tolist()
+    ['meta_latent', 'small_latent', 'cosine']
     """
     cosines, frame = result.cosines, result.frame
     if cosines.empty:
@@ -477,6 +507,12 @@ def meta_splitting(
     Notes
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), feature splitting.
+
+    Examples
+    --------
+    >>> plot = meta_splitting(family_meta, saekit.splitting_tree(family), 8, 2)
+    >>> plot.data.columns.tolist()
+    ['depth', 'width', 'latent', 'cosine', 'row', 'meta_latent', 'activation', 'share']
     """
     nodes = _depth_first(tree.subtree(width, latent))
     if len(nodes) == 1:
@@ -550,6 +586,12 @@ def active_meta_latents(result: MetaSplitting) -> Plot:
     Notes
     -----
     Leask et al., "Showing SAE latents are not atomic using meta-SAEs" (2024), feature splitting.
+
+    Examples
+    --------
+    >>> result = saekit.splitting_through_meta(family_meta, saekit.splitting_tree(family))
+    >>> active_meta_latents(result).data.columns.tolist()
+    ['width', 'n_active', 'n_latents', 'share']
     """
     data = result.counts
     means = result.summary["mean_active"]

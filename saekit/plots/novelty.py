@@ -43,6 +43,12 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching: how well the cosine predicts which latents help.
+
+    Examples
+    --------
+    >>> result, null = saekit.insertion(small, large, x), saekit.insertion(small, other_seed, x)
+    >>> insertion_scatter(result, null).data["comparison"].unique().tolist()
+    ['ReLU 8 → 12', 'ReLU 8, other seed']
     """
     panels_of = [result] if null is None else [result, null]
     names = pair_names(panels_of)
@@ -138,6 +144,11 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
     ------
     ValueError
         If there are no results, or a curve is undefined because all latents help or none does.
+
+    Examples
+    --------
+    >>> roc(saekit.insertion(saes[16], saes[32], harvested)).data.columns.tolist()
+    ['comparison', 'null', 'point', 'theta', 'fpr', 'tpr']
     """
     results, nulls = as_list(results), as_list(nulls)
     if not results:
@@ -212,6 +223,12 @@ def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> 
     -----
     Leask et al. (ICLR 2025), section on SAE stitching. A diamond marks the FVU that a group would
     reach if the changes made by its latents alone added up.
+
+    Examples
+    --------
+    >>> groups = saekit.group_insertion(small, large, saekit.insertion(small, large, x), x)
+    >>> group_insertion_bars(groups).data.columns.tolist()
+    ['comparison', 'group', 'n_latents', 'fvu', 'l0', 'fvu_if_additive']
     """
     results = as_list(results)
     if not results:
@@ -307,6 +324,13 @@ def ce_insertion_scatter(result: CEInsertion) -> Plot:
     ----------
     result : CEInsertion
         `ce_change` is the mean over all targets of the store, estimated from the rows that were run.
+
+    Examples
+    --------
+    >>> alone = saekit.insertion(saes[16], saes[32], harvested)
+    >>> ce = saekit.ce_insertion(model, saes[16], saes[32], alone, harvested, n_latents=2)
+    >>> ce_insertion_scatter(ce).data.columns.tolist()
+    ['latent', 'sample', 'best_cosine', 'mse_change', 'ce_change', 'ce_change_error']
     """
     columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change", "ce_change_error"]
     data = result.frame[columns].reset_index(drop=True)

@@ -48,6 +48,12 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching: similarity of latents across widths.
+
+    Examples
+    --------
+    >>> similarity = saekit.analysis.family_similarity(family)
+    >>> max_cosine_distribution(similarity).data.columns.tolist()
+    ['comparison', 'null', 'small_width', 'large_width', 'cosine_from', 'cosine_to', 'share']
     """
     theta, table = similarity.theta, similarity.table
     lowest = min(0, int(np.floor(similarity.frame["best_cosine"].min() * 40)))
@@ -119,6 +125,12 @@ def splitting_flow(tree: SplittingTree) -> Plot:
     ----------
     tree : SplittingTree
         One row per pair of neighbouring widths, and one per other seed of a width.
+
+    Examples
+    --------
+    >>> plot = splitting_flow(saekit.splitting_tree(family))
+    >>> plot.data.columns.tolist()
+    ['comparison', 'null', 'latents_of', 'n_latents', 'status', 'share']
     """
     comparisons: list[tuple[str, bool, Splitting]] = []
     for width in tree.widths:
@@ -222,6 +234,15 @@ def splitting_tree_plot(
     ------
     ValueError
         If the latent has no children.
+
+    Examples
+    --------
+    >>> plot = splitting_tree_plot(saekit.splitting_tree(family), 8, 2)
+    >>> plot.data[["width", "latent", "parent"]]
+       width  latent  parent
+    0      8       2      -1
+    1     12       2       2
+    2     12       8       2
     """
     root = tree.subtree(width, latent)
     if not root["children"]:

@@ -100,6 +100,13 @@ def stitching_curve(
     -----
     Leask et al. (ICLR 2025), section on SAE stitching: novel latents are inserted and reconstruction
     latents swapped. The order, the groups and the treatment of the bias are ours.
+
+    Examples
+    --------
+    >>> path, null = saekit.stitch(small, large, x), saekit.stitch(small, other_seed, x)
+    >>> plot = stitching_curve(path, null, random=saekit.random_orders(path, n=3))
+    >>> plot.data["comparison"].unique().tolist()
+    ['ReLU 8 → 12', 'ReLU 8, other seed']
     """
     results = [result] if null is None else [result, null]
     phases = [r.phases for r in results]
@@ -180,6 +187,13 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
     ------
     ValueError
         If there are no results.
+
+    Examples
+    --------
+    >>> paths = [saekit.stitch(small, large, x, order=order) for order in ("similarity", "greedy_gain")]
+    >>> plot = stitching_orders(paths)
+    >>> plot.data["order"].unique().tolist()
+    ['similarity', 'greedy gain']
     """
     results = as_list(results)
     if not results:
@@ -249,6 +263,12 @@ def stitching_chain(chains: StitchingChain | Sequence[StitchingChain]) -> Plot:
     ------
     ValueError
         If there are no chains.
+
+    Examples
+    --------
+    >>> plot = stitching_chain(saekit.stitch_chain(family, x))
+    >>> plot.data.columns.tolist()
+    ['kind', 'series', 'pair', 'phase', 'step', 'width', 'fvu', 'l0']
     """
     chains = as_list(chains)
     if not chains:
@@ -347,6 +367,12 @@ def frankenstein(results: Frankenstein | Sequence[Frankenstein]) -> Plot:
     ------
     ValueError
         If there are no results.
+
+    Examples
+    --------
+    >>> plot = frankenstein(saekit.build_frankenstein(family, x))
+    >>> plot.data.columns.tolist()
+    ['kind', 'series', 'up_to', 'width', 'l0', 'fvu', 'l0_matched', 'fvu_matched']
     """
     results = as_list(results)
     if not results:
@@ -425,6 +451,11 @@ def additivity(results: Stitching | Sequence[Stitching]) -> Plot:
     ------
     ValueError
         If there are no results, or one never moves two latents at a time.
+
+    Examples
+    --------
+    >>> additivity(saekit.stitch(small, large, x)).data.columns.tolist()
+    ['comparison', 'step', 'phase', 'n_inserted', 'n_removed', 'sum_of_single_changes', 'mse_change']
     """
     results = as_list(results)
     if not results:

@@ -42,6 +42,11 @@ def activation_norms(store: ActivationStore) -> Plot:
     ----------
     store : ActivationStore
         Complete; excluded positions are drawn separately.
+
+    Examples
+    --------
+    >>> activation_norms(harvested).data.columns.tolist()
+    ['norm_from', 'norm_to', 'used', 'excluded']
     """
     norms, excluded = store.norms.flatten().double().numpy(), store.excluded.flatten().numpy()
     limit, counts = store.manifest["exclusion"]["norm_limit"], store.excluded_counts
@@ -96,6 +101,14 @@ def training_curves(
     ------
     ValueError
         If there are no results.
+
+    Examples
+    --------
+    >>> variant = saekit.ReLU(target_l0=2)
+    >>> config = saekit.TrainingConfig(variant, width=8, steps=40, batch_size=64, log_every=20)
+    >>> result = saekit.train(config, x, progress=False)
+    >>> training_curves(result, target_l0=2).data["step"].tolist()
+    [20, 40]
     """
     results = as_list(results)
     if not results:
@@ -159,6 +172,11 @@ def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation |
     ------
     ValueError
         If there are no evaluations, or `ce` lacks one of the dictionaries or names two alike.
+
+    Examples
+    --------
+    >>> frontier([saekit.evaluate(sae, x) for sae in family]).data.columns.tolist()
+    ['dictionary', 'kind', 'width', 'seed', 'fvu', 'l0']
     """
     evaluations = as_list(evaluations)
     if not evaluations:
@@ -240,6 +258,11 @@ def kinds_frontier(table: pd.DataFrame) -> Plot:
     ------
     ValueError
         If the table is empty.
+
+    Examples
+    --------
+    >>> kinds_frontier(saekit.kinds_table()).data.columns.tolist()
+    ['kind', 'width', 'target_l0', 'l0', 'fvu', 'ce_degradation']
     """
     if table.empty:
         raise ValueError("The frontier over kinds needs at least one dictionary, found none.")
@@ -304,6 +327,11 @@ def active_histogram(table: pd.DataFrame) -> Plot:
     ------
     ValueError
         If the table is empty.
+
+    Examples
+    --------
+    >>> active_histogram(saekit.kinds_l0_table()).data.columns.tolist()
+    ['kind', 'width', 'active', 'tokens']
     """
     if table.empty:
         raise ValueError("The histogram of active latents needs at least one dictionary, found none.")
@@ -365,6 +393,11 @@ def convergence(table: pd.DataFrame) -> Plot:
     ------
     ValueError
         If the table is empty.
+
+    Examples
+    --------
+    >>> convergence(saekit.convergence_table()).data.columns.tolist()
+    ['kind', 'width', 'step', 'tokens', 'median_cosine', 'share_under_0.7', 'fvu']
     """
     if table.empty:
         raise ValueError("The convergence plot needs at least one pair of seeds, found none.")
@@ -431,6 +464,12 @@ def density_histogram(evaluations: Evaluation | Sequence[Evaluation]) -> Plot:
     ------
     ValueError
         If there are no evaluations, or all latents of all dictionaries are dead.
+
+    Examples
+    --------
+    >>> density_histogram([saekit.evaluate(sae, x) for sae in (small, large)]).data.columns.tolist()
+    ['dictionary', 'kind', 'width', 'seed', 'log10_density_from', 'log10_density_to', 'share',
+     'dead_fraction']
     """
     evaluations = as_list(evaluations)
     if not evaluations:

@@ -46,6 +46,11 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
     ----------
     result : FamilyUniqueness
         One column per width that is compared with another dictionary.
+
+    Examples
+    --------
+    >>> uniqueness_distributions(saekit.family_uniqueness(family)).data.columns.tolist()
+    ['measure', 'width', 'other', 'null', 'comparison', 'cosine_from', 'cosine_to', 'share']
     """
     compared = result.compared
     widths = sorted(compared["width"].unique())
@@ -127,6 +132,11 @@ def unmatched_curve(results: FamilyUniqueness | Sequence[FamilyUniqueness]) -> P
     ----------
     results : FamilyUniqueness or sequence of FamilyUniqueness
         One panel per result.
+
+    Examples
+    --------
+    >>> unmatched_curve(saekit.family_uniqueness(family)).data.columns.tolist()
+    ['theta', 'share_matched_under', 'share_best_under', 'kind', 'comparison', 'null', 'width', 'other']
     """
     results = as_list(results)
     thetas = np.round(np.linspace(0, 1, 101), 2)
@@ -199,6 +209,13 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
     ------
     ValueError
         If there are no second seeds, or no activations.
+
+    Examples
+    --------
+    >>> result = saekit.family_uniqueness(family, activations=x)
+    >>> uniqueness_by_density(result).data.columns.tolist()
+    ['dictionary', 'density_from', 'density_to', 'shared', 'crowded', 'alone', 'share_lacking',
+     'low', 'high']
     """
     results = as_list(results)
     found = [

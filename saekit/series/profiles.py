@@ -197,7 +197,13 @@ def build(part: type, value: Any, where: str) -> Any:
 
 
 def load_series() -> Series:
-    """What the notebook series runs on: the profile `SAEKIT_PROFILE`, else the embedded default."""
+    """What the notebook series runs on: the profile `SAEKIT_PROFILE`, else the embedded default.
+
+    Examples
+    --------
+    >>> saekit.load_series()
+    Series(embedded)
+    """
     profile = Profile.load(os.environ.get("SAEKIT_PROFILE") or DEFAULT)
     return Series(profile, progress="TQDM_DISABLE" not in os.environ)  # bars would stay in the notebooks
 

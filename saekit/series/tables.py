@@ -16,12 +16,25 @@ def bundled_table() -> pd.DataFrame:
         `kind`, `width`, `seed`, `tokens` and `steps` of training, on the embedded held-out tokens
         `l0`, `fvu`, `dead_fraction`, `ce_degradation`, `loss_recovered_zero`, and
         `half_precision_fvu_change`, the relative change of FVU by storing them in half precision.
+
+    Examples
+    --------
+    >>> saekit.bundled_table()[["kind", "width", "seed"]].head(2)
+       kind  width  seed
+    0  relu    576     0
+    1  relu   1152     0
     """
     return pd.read_csv(BUNDLED / "members.csv")
 
 
 def convergence_table() -> pd.DataFrame:
-    """How far training had converged: seed overlap and FVU over steps, see `bundling.convergence`."""
+    """How far training had converged: seed overlap and FVU over steps, see `bundling.convergence`.
+
+    Examples
+    --------
+    >>> saekit.convergence_table()["kind"].unique().tolist()
+    ['relu', 'batchtopk']
+    """
     return pd.read_csv(BUNDLED / "convergence.csv")
 
 
@@ -34,6 +47,11 @@ def kinds_table() -> pd.DataFrame:
         `kind`, `width`, `target_l0` (active latents a token asked for, the k of TopK kinds),
         `tokens` and `steps` of training, and on the embedded held-out tokens `l0`, `fvu`,
         `dead_fraction`, `ce_degradation`, `loss_recovered_zero`.
+
+    Examples
+    --------
+    >>> sorted(saekit.kinds_table()["width"].unique().tolist())
+    [1152, 2304]
     """
     return pd.read_csv(BUNDLED / "kinds.csv")
 
@@ -45,5 +63,10 @@ def kinds_l0_table() -> pd.DataFrame:
     -------
     DataFrame
         `kind`, `width`, `active` (latents) and `tokens` that have exactly so many.
+
+    Examples
+    --------
+    >>> saekit.kinds_l0_table().columns.tolist()
+    ['kind', 'width', 'active', 'tokens']
     """
     return pd.read_csv(BUNDLED / "kinds_l0.csv")

@@ -53,6 +53,14 @@ class TrainingConfig:
         If a setting is of the wrong type.
     ValueError
         If a setting is out of range, or the variant does not fit the width.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.BatchTopK(k=4), width=32, steps=100)
+    >>> config.warmup_steps
+    10
+    >>> config.lr_at(99)
+    5e-05
     """
 
     variant: Variant
@@ -149,6 +157,12 @@ def configure(kind: str, settings: Mapping[str, Any]) -> TrainingConfig:
         the width is missing, or as `TrainingConfig`.
     TypeError
         As `TrainingConfig`.
+
+    Examples
+    --------
+    >>> config = configure("batchtopk", {"k": 4, "width": 32, "steps": 100})
+    >>> config.variant.k, config.width, config.steps
+    (4, 32, 100)
     """
     variant = VARIANTS[choice("kind", kind, VARIANTS)]
     general = {f.name for f in fields(TrainingConfig)} - {"variant"}

@@ -39,6 +39,13 @@ class CSVLogger:
     ----------
     path : path
         The file; it is replaced.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.TopK(k=1), width=8, steps=20, batch_size=64, log_every=10)
+    >>> result = saekit.train(config, x, loggers=[CSVLogger("log.csv")], progress=False)
+    >>> pd.read_csv("log.csv")["step"].tolist()
+    [10, 20]
     """
 
     def __init__(self, path: str | Path) -> None:

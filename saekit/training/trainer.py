@@ -131,6 +131,13 @@ def train(
         If nothing can be written where the checkpoint is to be.
     FloatingPointError
         If the loss stops being finite; the last checkpoint stays.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.TopK(k=1), width=8, steps=100, batch_size=64)
+    >>> result = saekit.train(config, x, progress=False)
+    >>> result.dictionary
+    Dictionary(topk 8 (seed 0), d_in=6, width=8, k=1)
     """
     if not isinstance(config, TrainingConfig):
         raise TypeError(f"config must be a TrainingConfig, found {config!r}.")
@@ -229,7 +236,13 @@ def _begun(loggers: Sequence[Logger], run: _Run) -> Iterator[Sequence[Logger]]:
 
 
 def before_decay(checkpoint: Path) -> Path:
-    """Where the state is kept from which a run can be extended."""
+    """Where the state is kept from which a run can be extended.
+
+    Examples
+    --------
+    >>> before_decay(Path("run.safetensors")).name
+    'run.before-decay.safetensors'
+    """
     return checkpoint.with_name(f"{checkpoint.stem}.before-decay{checkpoint.suffix}")
 
 

@@ -317,6 +317,12 @@ def collect_evidence(
     ------
     MismatchError
         If model, store and family do not belong together (`saekit.agreement`).
+
+    Examples
+    --------
+    >>> found = saekit.collect_evidence(saes, harvested, model)
+    >>> sorted(found)
+    [16, 32]
     """
     from saekit.models import unembedding
 

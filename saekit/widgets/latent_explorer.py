@@ -46,6 +46,13 @@ class LatentExplorer(Explorer):
         If there is no evidence.
     ValueError
         If a width of the family has no evidence, or evidence about another dictionary.
+
+    Examples
+    --------
+    >>> explorer = saekit.LatentExplorer(saes, evidence)
+    >>> explorer.state.width, explorer.state.latent = 32, 3
+    >>> explorer.state.latent
+    3
     """
 
     def __init__(

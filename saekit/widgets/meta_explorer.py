@@ -136,6 +136,14 @@ class MetaExplorer(Explorer):
     Notes
     -----
     Leask et al. (ICLR 2025): the dashboard published with the paper, both of its pages in one.
+
+    Examples
+    --------
+    >>> from saekit.widgets import Evidence
+    >>> shown = Evidence(saekit.collect(large, store), store, vocabulary)
+    >>> explorer = saekit.MetaExplorer(meta, {12: shown}, unembedding)
+    >>> explorer.state.latent
+    0
     """
 
     def __init__(

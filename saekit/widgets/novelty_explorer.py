@@ -91,6 +91,13 @@ class NoveltyExplorer(Explorer):
         If there is no evidence.
     ValueError
         If evidence is about another dictionary.
+
+    Examples
+    --------
+    >>> result = saekit.insertion(saes[16], saes[32], harvested)
+    >>> explorer = saekit.NoveltyExplorer(result, evidence[32], small_evidence=evidence[16])
+    >>> explorer.state.theta
+    0.7
     """
 
     def __init__(

@@ -45,6 +45,12 @@ class SplittingExplorer(Explorer):
         If there is no evidence.
     ValueError
         If a width of the tree has no evidence, or evidence about another dictionary.
+
+    Examples
+    --------
+    >>> explorer = saekit.SplittingExplorer(saekit.splitting_tree(saes), evidence)
+    >>> explorer.state.width
+    16
     """
 
     def __init__(

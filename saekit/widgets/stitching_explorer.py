@@ -66,6 +66,14 @@ class StitchingExplorer(Explorer):
         If there is no evidence.
     ValueError
         If evidence is about another dictionary.
+
+    Examples
+    --------
+    >>> path = saekit.stitch(saes[16], saes[32], harvested)
+    >>> explorer = saekit.StitchingExplorer(path, evidence[16], evidence[32])
+    >>> explorer.state.step = 3
+    >>> explorer.state.step
+    3
     """
 
     def __init__(

@@ -411,6 +411,14 @@ def least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Tensor:
     -------
     Tensor
         Coefficients, `[n, t]`.
+
+    Examples
+    --------
+    >>> gram, target = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]), torch.tensor([[1.0, 1.0]])
+    >>> least_squares(gram, target, torch.tensor([[True, False]])).tolist()
+    [[1.0, 0.0]]
+    >>> least_squares(gram, target, torch.tensor([[True, True]])).numpy().round(2)
+    array([[0.67, 0.67]], dtype=float32)
     """
     mask = used.to(gram.dtype)
     gram = gram * mask[:, :, None] * mask[:, None] + torch.diag_embed(1 - mask)
@@ -422,6 +430,12 @@ def non_negative_least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Te
     """Non-negative least squares for many small problems (Lawson and Hanson 1974, chapter 23).
 
     Parameters and result as for `least_squares`.
+
+    Examples
+    --------
+    >>> gram, target = torch.eye(2)[None], torch.tensor([[1.0, -1.0]])
+    >>> non_negative_least_squares(gram, target, torch.tensor([[True, True]])).abs().tolist()
+    [[1.0, 0.0]]
     """
     tolerance = 1e-9 * target.abs().amax(1, keepdim=True)
     found, positive = torch.zeros_like(target), used
@@ -494,6 +508,13 @@ def refit_encoder(rows: Tensor, directions: Tensor, config: TrainingConfig) -> D
         Of unit norm, `[width, d_in]`.
     config : TrainingConfig
         Of a BatchTopK SAE: its settings but for the decoder.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.BatchTopK(k=2), width=6, steps=20, batch_size=12)
+    >>> refitted = refit_encoder(large.W_dec, torch.eye(6), config)
+    >>> torch.equal(refitted.W_dec, torch.eye(6))
+    True
     """
     variant = config.variant
     assert isinstance(variant, BatchTopK)

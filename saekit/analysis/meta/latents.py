@@ -697,9 +697,8 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
 
     Examples
     --------
-    >>> from saekit.analysis import meta_sae, splitting_tree
-    >>> whole = meta_sae(family, width=6, k=2)
-    >>> splitting_through_meta(whole, splitting_tree(family)).table["status"].tolist()
+    >>> tree = saekit.splitting_tree(family)
+    >>> splitting_through_meta(family_meta, tree).table["status"].tolist()
     ['identical', 'split']
     """
     if meta.widths != tree.widths:
@@ -761,6 +760,11 @@ def decomposition_matrix(meta: MetaSAE, place: int | None = None) -> csr_array:
     """Activations of meta-latents on the rows of all bases, or of that at a place in `meta.bases`.
 
     Float64 `[rows, meta.width]`.
+
+    Examples
+    --------
+    >>> decomposition_matrix(meta).shape
+    (12, 6)
     """
     found = meta.decomposition
     entries = (found.values.double().numpy(), found.indices.numpy(), found.offsets.numpy())

@@ -68,6 +68,13 @@ def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> Random
     ------
     TypeError, ValueError
         If a setting makes no sense.
+
+    Examples
+    --------
+    >>> path = saekit.stitch(small, large, x)
+    >>> orders = saekit.random_orders(path, n=3)
+    >>> orders.frame.columns.tolist()
+    ['draw', 'step', 'phase', 'width', 'fvu', 'l0']
     """
     n, seed = settings.whole("n", n), settings.whole("seed", seed, at_least=0)
     random = np.random.default_rng(seed)
@@ -299,6 +306,15 @@ def matched_curve(
     ValueError
         If the inputs do not belong together, these are not the tokens of the curve, or the
         tensors of a dictionary have changed since it was stitched.
+
+    Examples
+    --------
+    >>> path = saekit.stitch(small, large, x)
+    >>> saekit.matched_curve(path, x, n_points=2).frame[["phase", "l0", "l0_matched"]].round(2)
+       phase   l0  l0_matched
+    0  start  1.8         1.8
+    1   swap  3.0         1.8
+    2   bias  3.0         1.8
     """
     stitching.mixtures.require_unchanged()
     n_points = settings.whole("n_points", n_points)
@@ -416,6 +432,13 @@ def ce_curve(
     ------
     ValueError
         If there is no such step, or the inputs do not belong together.
+
+    Examples
+    --------
+    >>> path = saekit.stitch(saes[16], saes[32], harvested)
+    >>> curve = saekit.ce_curve(model, path, harvested, steps=[0, path.n_steps], max_rows=4)
+    >>> curve.frame["phase"].tolist()
+    ['start', 'bias']
     """
     chosen = [
         settings.whole("steps", step, at_least=0, at_most=stitching.n_steps)

@@ -96,6 +96,16 @@ def build_frankenstein(
     "Frankenstein's SAE" of the authors' post on stitching, which reports that it outperforms SAEs of its
     size at a higher L0. The procedure is not published: this one is ours. The decoder bias stays
     the smallest dictionary's.
+
+    Examples
+    --------
+    >>> frankenstein = saekit.build_frankenstein(family, x, theta=0.99)
+    >>> frankenstein.frame[["kind", "up_to", "n_novel"]]
+               kind  up_to  n_novel
+    0       trained      8        8
+    1       trained     12       12
+    2  frankenstein      8        8
+    3  frankenstein     12        5
     """
     theta = settings.cosine("theta", theta)
     if len(family.widths) < 2:

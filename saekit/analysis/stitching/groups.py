@@ -126,6 +126,13 @@ def compare_dictionaries(
     ------
     ValueError
         If the inputs do not belong together.
+
+    Examples
+    --------
+    >>> compared = {"small": saes[16], "large": saes[32]}
+    >>> result = saekit.compare_dictionaries(model, compared, harvested, max_rows=4)
+    >>> result.frame.columns.tolist()
+    ['width', 'l0', 'fvu', 'ce_degradation', 'ce_degradation_error']
     """
     members = list(dictionaries.values())
     ce = ce_degradation(
@@ -159,6 +166,11 @@ def insert_latents(dictionary: Dictionary, more: Dictionary, *, allow_mismatch: 
     ------
     ValueError
         If latents of either depend on each other, or the two do not belong together.
+
+    Examples
+    --------
+    >>> saekit.insert_latents(small, large.gather([6, 7])).width
+    10
     """
     require_dictionaries(dictionary=dictionary, more=more)
     for part in (dictionary, more):
@@ -207,6 +219,12 @@ def match_by_density(
     ValueError
         If no two latents are within the tolerance, one is given twice, or `tolerance` is negative or not
         finite.
+
+    Examples
+    --------
+    >>> first, second = saekit.match_by_density(np.array([0.1, 0.3, 0.31, 0.9]), [0, 1], [2, 3])
+    >>> first.tolist(), second.tolist()
+    ([1], [2])
     """
     tolerance = settings.real("tolerance", tolerance, at_least=0)
     density = np.asarray(density, dtype=float)

@@ -737,6 +737,13 @@ def pair_statistics(
     ValueError
         If a dictionary is TopK, `small` is wider than `large`, the inputs contradict each other, or
         there are no tokens.
+
+    Examples
+    --------
+    >>> pair = saekit.pair_statistics(small, large, x)
+    >>> orders = [saekit.stitch(small, large, pair, order=order) for order in ("similarity", "greedy_gain")]
+    >>> [order.n_steps for order in orders]
+    [7, 7]
     """
     require_dictionaries(small=small, large=large)
     streamed = Streamed(small, large, activations, allow_mismatch=allow_mismatch)

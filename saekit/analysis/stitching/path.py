@@ -104,6 +104,15 @@ def plan(
     ValueError
         If `small` is wider than `large`, theta is no cosine from 0 to 1, or there is no such
         grouping.
+
+    Examples
+    --------
+    >>> first = plan(small, large)[0]
+    >>> first.phase, first.insert, first.remove
+    ('swap', array([2, 8]), array([2]))
+    >>> phases = [move.phase for move in plan(small, large, theta=0.99)]
+    >>> [phases.count(phase) for phase in ("insert", "swap", "remove")]
+    [5, 7, 1]
     """
     theta = settings.cosine("theta", theta)
     grouping = settings.choice("grouping", grouping, GROUPINGS)
@@ -515,6 +524,19 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
     IndexError, TypeError, ValueError
         If a move inserts a latent that is in already, removes one that is not there, or names one
         that does not exist.
+
+    Examples
+    --------
+    >>> pair = saekit.pair_statistics(small, large, x)
+    >>> insert_two = [Move("insert", insert=[latent], remove=[]) for latent in (6, 7)]
+    >>> curve(pair, insert_two).frame
+       step   phase  group  ...  sum_of_single_changes       fvu     l0
+    0     0   start     -1  ...               0.000000  0.594922  1.795
+    1     1  insert     -1  ...               1.412270  1.308469  2.170
+    2     2  insert     -1  ...               1.914425  2.275729  2.590
+    3     3    bias     -1  ...               0.000000  2.275729  2.590
+    <BLANKLINE>
+    [4 rows x 14 columns]
     """
     bias = settings.choice("bias", bias, BIASES)
     selected = []
@@ -526,7 +548,15 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
 
 
 def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
-    """The same along several paths, in one pass over the tokens where they are streamed."""
+    """The same along several paths, in one pass over the tokens where they are streamed.
+
+    Examples
+    --------
+    >>> moves = plan(small, large)
+    >>> first, second = curves(saekit.pair_statistics(small, large, x), [moves, moves[::-1]], "small")
+    >>> first.n_steps == second.n_steps
+    True
+    """
     mixtures.require_unchanged()
     paths = [_path(mixtures, moves, bias) for moves in orders]
     return [
@@ -645,7 +675,14 @@ def _by_phase(moves: Sequence[Move]) -> Iterator[list[Move]]:
 
 
 def shuffled(moves: Sequence[Move], random: np.random.Generator) -> list[Move]:
-    """The moves in a random order within their phases."""
+    """The moves in a random order within their phases.
+
+    Examples
+    --------
+    >>> moves = plan(small, large)
+    >>> len(shuffled(moves, np.random.default_rng(0))) == len(moves)
+    True
+    """
     return [part[place] for part in _by_phase(moves) for place in random.permutation(len(part))]
 
 
@@ -759,6 +796,14 @@ def stitch_chain(
     ------
     ValueError
         If the family has fewer than two widths, or as `stitch`.
+
+    Examples
+    --------
+    >>> chain = saekit.stitch_chain(family, x)
+    >>> chain.frame[["pair", "step", "phase", "l0"]].head(2)
+         pair  step  phase     l0
+    0  8 → 12     0  start  1.795
+    1  8 → 12     1   swap  2.105
     """
     if len(family.widths) < 2:
         raise ValueError(f"A chain needs at least two widths, found {family.widths}.")

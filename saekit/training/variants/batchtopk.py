@@ -23,6 +23,12 @@ class BatchTopK(TopKVariant):
     At inference a latent is active above a threshold that does not depend on the batch: the
     running average of the smallest activation that a training batch kept. See `TopKVariant`
     for the settings.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.BatchTopK(k=32), width=512)
+    >>> config.variant.label
+    'BatchTopK'
     """
 
     kind: ClassVar[str] = "batchtopk"
@@ -68,7 +74,13 @@ class BatchTopK(TopKVariant):
 
 
 def nth_largest(values: Tensor, n: int) -> Tensor:
-    """The `n`-th largest value over all processes, minus infinity if there are fewer; a scalar."""
+    """The `n`-th largest value over all processes, minus infinity if there are fewer; a scalar.
+
+    Examples
+    --------
+    >>> nth_largest(torch.tensor([3.0, 1.0, 2.0]), 2)
+    tensor(2.)
+    """
     values = torch.cat(all_gather(values))
     excess = len(values) - n
     return kth_smallest(values, excess) if excess >= 0 else values.new_tensor(-torch.inf)

@@ -26,6 +26,12 @@ class Gated(SteeredVariant):
     l1 : float
         L1 coefficient to start from, for inputs of norm `sqrt(d_in)` and a squared error summed
         over dimensions.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.Gated(target_l0=32), width=512)
+    >>> config.variant.label
+    'Gated'
     """
 
     l1: float = 1.0

@@ -45,6 +45,12 @@ class JumpReLU(Variant):
         many latents are active.
     dead_after : int
         A latent counts as dead in the log once it has been silent for this many tokens.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.JumpReLU(target_l0=32), width=512)
+    >>> config.variant.label
+    'JumpReLU'
     """
 
     target_l0: float | None = 36.0

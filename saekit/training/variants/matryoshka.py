@@ -25,6 +25,12 @@ class Matryoshka(BatchTopK):
     ----------
     prefixes : tuple of float
         Ends of the nested dictionaries as shares of the width, ascending to 1.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.Matryoshka(k=32), width=512)
+    >>> config.variant.label
+    'Matryoshka'
     """
 
     prefixes: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)

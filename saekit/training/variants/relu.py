@@ -29,6 +29,12 @@ class ReLU(SteeredVariant):
     weighted : bool
         Leave the norms of decoder rows free and weigh each latent's penalty with its own (Conerly
         et al. 2024), rather than keep them at 1.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.ReLU(target_l0=36), width=512)
+    >>> config.variant.label
+    'ReLU'
     """
 
     l1: float = 1.0

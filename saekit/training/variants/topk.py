@@ -16,6 +16,12 @@ class TopK(TopKVariant):
     """The `k` largest positive pre-activations of each token are its active latents.
 
     See `TopKVariant` for the settings.
+
+    Examples
+    --------
+    >>> config = saekit.TrainingConfig(saekit.TopK(k=32), width=512)
+    >>> config.variant.label
+    'TopK'
     """
 
     kind: ClassVar[str] = "topk"
