@@ -6,7 +6,7 @@ Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, 
                  TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
 Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
-Novelty          insertion, group_insertion, ce_insertion, compare, insert_latents
+Novelty          insertion, group_insertion, compare, insert_latents
 Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0, ce_curve,
                  pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
@@ -64,7 +64,6 @@ _EXPORTS = {
         "best_matches",
         "build_frankenstein",
         "ce_curve",
-        "ce_insertion",
         "collect",
         "compare",
         "compare_dictionaries",

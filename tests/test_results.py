@@ -1,12 +1,14 @@
 """All results: a short repr, and one obvious picture that exists."""
 
+import importlib
+import pkgutil
 from dataclasses import dataclass
 
 import pytest
 import torch
 from dictionaries import make
 
-import saekit.analysis  # noqa: F401 - defines the results
+import saekit
 from saekit import plots
 from saekit.metrics import evaluate
 from saekit.results import SHOWN, Result
@@ -18,6 +20,14 @@ def results() -> list[type[Result]]:
         new = [sub for cls in new for sub in cls.__subclasses__() if sub.__module__.startswith("saekit.")]
         found += new
     return found
+
+
+def test_whatever_has_a_summary_is_a_result() -> None:
+    names = [module.name for module in pkgutil.walk_packages(saekit.__path__, "saekit.")]
+    names.remove("saekit.__main__")  # runs the command line
+    values = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    found = {value for value in values if isinstance(value, type) and hasattr(value, "summary")}
+    assert found == {Result, *results()}
 
 
 @pytest.mark.parametrize("cls", results(), ids=lambda cls: cls.__name__)

@@ -42,11 +42,9 @@ from saekit.analysis.meta.sae import (
     meta_sweep,
 )
 from saekit.analysis.novelty import (
-    CEInsertion,
     GroupInsertion,
     Insertion,
     InsertionComparison,
-    ce_insertion,
     compare,
     group_insertion,
     insertion,
@@ -94,7 +92,6 @@ __all__ = [
     "AdjacencyOverlap",
     "BestMatches",
     "CECurve",
-    "CEInsertion",
     "CERebuilt",
     "Context",
     "Contexts",
@@ -139,7 +136,6 @@ __all__ = [
     "best_matches",
     "build_frankenstein",
     "ce_curve",
-    "ce_insertion",
     "collect",
     "compare",
     "compare_dictionaries",

@@ -7,21 +7,16 @@ and `novel_gain`, inserting the latent into the small dictionary lowers its erro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saekit import settings
-from saekit.activations import Activations, ActivationStore
-from saekit.agreement import check_agreement
+from saekit.activations import Activations
 from saekit.analysis.similarity import BestMatches, best_matches, check_order
 from saekit.analysis.stitching.mixtures import (
     NEVER,
@@ -33,16 +28,9 @@ from saekit.analysis.stitching.mixtures import (
 )
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
-from saekit.models import logits_with_replacement
 from saekit.moments import fvu
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
-
-Rows: TypeAlias = npt.NDArray[np.int64]
-
 
 # ---------------------------------------------------------------------- one latent at a time
 
@@ -598,232 +586,3 @@ def _check_same(small: Dictionary, large: Dictionary, insertion: Insertion) -> N
         dictionary.require_independent("Inserting latents")
     insertion.small.require(small.identity, "The insertion's small dictionary")
     insertion.large.require(large.identity, "The insertion's large dictionary")
-
-
-# ---------------------------------------------------------------------- cross-entropy
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CEInsertion(Result):
-    """What inserting single latents does to the language model's cross-entropy.
-
-    Attributes
-    ----------
-    small, large : Identity
-        The dictionaries.
-    frame : DataFrame
-        One row per sampled latent: `latent`, `sample` (`"helps"` or `"hurts"`, by MSE), `best_cosine`,
-        `mse_change`, `density`, `n_rows_active` (rows of the store on which it is active),
-        `n_rows` (rows run), `ce_change_active` (mean over the targets of the rows run),
-        `ce_change` (mean over all targets of the store: rows on which the latent is silent
-        cannot change, and the rows run stand evenly for the others) and `ce_change_error` (its
-        standard error: the rows run are a random sample). Nats per token, with the latent minus
-        without: negative helps.
-    n_targets : int
-        Targets of the store that are not special tokens.
-    """
-
-    _plot: ClassVar[str] = "ce_insertion_scatter"
-
-    small: Identity
-    large: Identity
-    frame: pd.DataFrame
-    n_targets: int
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """How far the change in CE agrees with the change in MSE and with the cosine.
-
-        `small`, `large`, `n_latents`, `n_targets`, `sign_agreement` (share of latents whose two
-        changes have the same sign), `n_clear` (latents whose CE change is more than two standard
-        errors from 0), `sign_agreement_clear` (among these), `spearman_mse` (CE change with MSE
-        change) and `spearman_cosine` (CE change with best cosine).
-        """
-        frame = self.frame
-        agreement = np.sign(frame["ce_change"]) == np.sign(frame["mse_change"])
-        clear = frame["ce_change"].abs() > 2 * frame["ce_change_error"]
-        return {
-            "small": str(self.small),
-            "large": str(self.large),
-            "n_latents": len(frame),
-            "n_targets": self.n_targets,
-            "sign_agreement": float(agreement.mean()),
-            "n_clear": int(clear.sum()),
-            "sign_agreement_clear": float(agreement[clear].mean()) if clear.any() else float("nan"),
-            "spearman_mse": float(spearmanr(frame["ce_change"], frame["mse_change"]).statistic),
-            "spearman_cosine": float(spearmanr(frame["ce_change"], frame["best_cosine"]).statistic),
-        }
-
-
-def ce_insertion(
-    model: TransformerBridge,
-    small: Dictionary,
-    large: Dictionary,
-    insertion: Insertion,
-    store: ActivationStore,
-    *,
-    n_latents: int = 20,
-    rows_per_latent: int = 4,
-    seed: int = 0,
-    batch_rows: int = 16,
-    progress: bool = False,
-    allow_mismatch: bool = False,
-) -> CEInsertion:
-    """Change in next-token cross-entropy when a latent alone is inserted, by real forward passes.
-
-    The activation is replaced by the small dictionary's reconstruction, with and without the
-    latent. At excluded positions the original activation passes through; the average is over
-    positions whose target is not a special token.
-
-    Parameters
-    ----------
-    model : TransformerBridge
-        The language model that the store was harvested from.
-    small, large : Dictionary
-        The dictionaries that `insertion` compared.
-    insertion : Insertion
-        Decides which latents help and which hurt by MSE.
-    store : ActivationStore
-        The tokens to run.
-    n_latents : int
-        Latents to sample, half from those that help and half from those that hurt, as far as
-        there are as many.
-    rows_per_latent : int
-        Rows to run for each, sampled from those on which it is active.
-    seed : int
-        Of the samples of latents and rows.
-    batch_rows : int
-        Rows per forward pass.
-    progress : bool
-        Show a progress bar in rows.
-    allow_mismatch : bool
-        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
-
-    Raises
-    ------
-    ValueError
-        If a dictionary is TopK or is not the one that `insertion` compared, the inputs do not belong
-        together, a setting makes no sense, or no sampled latent is active on the store.
-
-    Notes
-    -----
-    Leask et al. (ICLR 2025), section on SAE stitching, in cross-entropy. A row here is one
-    context window of the store.
-
-    Examples
-    --------
-    >>> alone = saekit.insertion(saes[16], saes[32], harvested)
-    >>> result = saekit.ce_insertion(model, saes[16], saes[32], alone, harvested, n_latents=2)
-    >>> result.frame["sample"].tolist()
-    ['helps', 'hurts']
-    """
-    require_dictionaries(small=small, large=large)
-    n_latents = settings.whole("n_latents", n_latents)
-    rows_per_latent = settings.whole("rows_per_latent", rows_per_latent)
-    batch_rows = settings.whole("batch_rows", batch_rows)
-    _check_same(small, large, insertion)
-    check_agreement(
-        model=model, activations=store, dictionaries=(small, large), allow_mismatch=allow_mismatch
-    )
-    random = np.random.default_rng(settings.whole("seed", seed, at_least=0))
-    sample = _stratified(insertion, n_latents, random)
-    chosen = large.gather(sample["latent"])
-    targets = ~store.special[:, 1:]
-    n_targets = int(targets.sum())
-
-    rows_active = _rows_active(chosen, store, allow_mismatch=allow_mismatch)
-    jobs = []  # (place in the sample, row of the store)
-    for place, candidates in enumerate(rows_active):
-        picked = random.permutation(len(candidates))[:rows_per_latent]
-        jobs += [(place, int(row)) for row in np.sort(candidates[picked])]
-    if not jobs:
-        raise ValueError("None of the sampled latents is active on the store.")
-
-    def row_losses(rows: Tensor, places: Tensor | None) -> Tensor:
-        """CE summed over each row's targets, with latent `places[b]` inserted in row `b`."""
-        tokens, excluded = store.tokens[rows], store.excluded[rows]
-
-        def replace(x: Tensor) -> Tensor:
-            flat = x.float().flatten(0, 1)
-            replaced = small.reconstruct(flat).view_as(x)
-            if places is not None:
-                latents = chosen.encode(flat).unflatten(0, x.shape[:2])
-                values = latents.gather(2, places[:, None, None].expand(-1, x.shape[1], 1))
-                replaced = replaced + values * chosen.W_dec[places][:, None, :]
-            return torch.where(excluded[:, :, None], x, replaced.to(x.dtype))
-
-        logits = logits_with_replacement(model, tokens, store.hook_point, replace)
-        loss = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none")
-        return (loss.double() * targets[rows]).sum(1)
-
-    places, rows = (torch.tensor(column) for column in zip(*jobs, strict=True))
-    distinct, where = rows.unique(return_inverse=True)
-    with torch.no_grad(), tqdm(total=len(distinct) + len(rows), disable=not progress, unit="row") as bar:
-
-        def run(rows: Tensor, places: Tensor | None) -> Tensor:
-            losses = []
-            for part in torch.arange(len(rows)).split(batch_rows):
-                losses.append(row_losses(rows[part], None if places is None else places[part]))
-                bar.update(len(part))
-            return torch.cat(losses)
-
-        without = run(distinct, None)
-        change = run(rows, places) - without[where]
-
-    n_active = np.array([len(candidates) for candidates in rows_active])
-    by_latent = [change[places == place].numpy() for place in range(len(sample))]
-    n_rows = np.array([len(changes) for changes in by_latent])
-    n_run = torch.bincount(places, targets.sum(1)[rows].double(), minlength=len(sample)).numpy()
-    total = np.array([changes.sum() for changes in by_latent])
-    frame = sample.assign(
-        n_rows_active=n_active,
-        n_rows=n_rows,
-        ce_change_active=_ratio(total, n_run),
-        ce_change=np.where(n_active > 0, _ratio(total, n_rows), 0.0) * n_active / n_targets,
-        ce_change_error=[
-            _standard_error_of_total(changes, int(n)) / n_targets
-            for changes, n in zip(by_latent, n_active, strict=True)
-        ],
-    )
-    return CEInsertion(small.identity, large.identity, frame, n_targets)
-
-
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the denominator is 0."""
-    quotient = np.full(len(numerator), np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
-    return quotient
-
-
-def _standard_error_of_total(sample: np.ndarray, n: int) -> float:
-    """Standard error of `n * sample.mean()`, a total over `n` rows sampled without replacement."""
-    if len(sample) == n:
-        return 0.0
-    if len(sample) < 2:
-        return float("nan")
-    return float(n * sample.std(ddof=1) * np.sqrt((1 - len(sample) / n) / len(sample)))
-
-
-def _stratified(insertion: Insertion, n_latents: int, random: np.random.Generator) -> pd.DataFrame:
-    """A random sample of latents that are not dead, half that help and half that hurt."""
-    frame = insertion.frame.query("not dead")
-    helps, hurts = frame[frame["novel_gain"]], frame[~frame["novel_gain"]]
-    n_helps = min(len(helps), max(n_latents // 2, n_latents - len(hurts)))
-    parts = []
-    for name, part, n in (("helps", helps, n_helps), ("hurts", hurts, n_latents - n_helps)):
-        picked = np.sort(random.permutation(len(part))[:n])
-        parts.append(part.iloc[picked].assign(sample=name))
-    columns = ["latent", "sample", "best_cosine", "mse_change", "density"]
-    return pd.concat(parts, ignore_index=True)[columns]
-
-
-def _rows_active(dictionary: Dictionary, store: ActivationStore, **options: Any) -> list[Rows]:
-    """For each latent, the rows of the store with a used position on which it is active."""
-    active = torch.zeros(dictionary.width, store.n_rows, dtype=torch.bool)
-
-    def add(batch: Batch) -> None:
-        latents = batch.latents(dictionary)
-        active[latents.indices.cpu(), batch.positions[latents.rows.cpu()] // store.context_length] = True
-
-    one_pass(store, add, dictionaries=[dictionary], purpose="finding rows", **options)
-    return [row.nonzero()[:, 0].numpy() for row in active]

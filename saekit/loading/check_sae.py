@@ -12,6 +12,7 @@ from saekit.activations import Activations, as_activations
 from saekit.agreement import compare_records, shown
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
+from saekit.results import Result
 from saekit.settings import real
 from saekit.warn import warn
 
@@ -19,8 +20,8 @@ L0_TOLERANCE = 0.3  # relative: texts differ, and so do the positions that are l
 EXPLAINED_VARIANCE_TOLERANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, eq=False, repr=False)
+class Check(Result):
     """The recorded properties of a dictionary beside those found on some activations.
 
     Attributes

@@ -14,7 +14,7 @@ from saekit.plots.meta import (
     related_latents,
     side_by_side,
 )
-from saekit.plots.novelty import ce_insertion_scatter, group_insertion_bars, insertion_scatter, roc
+from saekit.plots.novelty import group_insertion_bars, insertion_scatter, roc
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
 from saekit.plots.stitching import (
     additivity,
@@ -39,7 +39,6 @@ __all__ = [
     "active_histogram",
     "active_meta_latents",
     "additivity",
-    "ce_insertion_scatter",
     "convergence",
     "density_histogram",
     "frankenstein",

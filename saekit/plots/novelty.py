@@ -23,11 +23,11 @@ from saekit.figures import (
     kind_style,
     new_figure,
 )
-from saekit.plots.common import as_list, linear_range, made_from, pair_name, pair_names, title_of
-from saekit.wording import fixed, on_tokens, percent
+from saekit.plots.common import as_list, linear_range, made_from, pair_names, title_of
+from saekit.wording import on_tokens, percent
 
 if TYPE_CHECKING:
-    from saekit.analysis.novelty import CEInsertion, GroupInsertion, Insertion
+    from saekit.analysis.novelty import GroupInsertion, Insertion
 
 
 def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
@@ -314,71 +314,4 @@ def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> 
         f"dictionary alone. FVU: {numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
         alt=f"Bars of FVU after inserting groups of latents. {numbers}.",
         made_from=made_from(*results),
-    )
-
-
-def ce_insertion_scatter(result: CEInsertion) -> Plot:
-    """Change in cross-entropy against change in MSE for the sampled latents.
-
-    Parameters
-    ----------
-    result : CEInsertion
-        `ce_change` is the mean over all targets of the store, estimated from the rows that were run.
-
-    Examples
-    --------
-    >>> alone = saekit.insertion(saes[16], saes[32], harvested)
-    >>> ce = saekit.ce_insertion(model, saes[16], saes[32], alone, harvested, n_latents=2)
-    >>> ce_insertion_scatter(ce).data.columns.tolist()
-    ['latent', 'sample', 'best_cosine', 'mse_change', 'ce_change', 'ce_change_error']
-    """
-    columns = ["latent", "sample", "best_cosine", "mse_change", "ce_change", "ce_change_error"]
-    data = result.frame[columns].reset_index(drop=True)
-    summary, name = result.summary, pair_name(result)
-    with house_style():
-        figure = new_figure(0.6 * FULL, 2.4)
-        axes = figure.subplots()
-        axes.set_xscale("symlog", linthresh=linear_range(data["mse_change"]))
-        axes.set_yscale("symlog", linthresh=linear_range(data["ce_change"]))
-        styles = {"helps": (NOVEL, "o"), "hurts": (RECONSTRUCTION, "^")}
-        for sample, (colour, marker) in styles.items():
-            part = data[data["sample"] == sample]
-            axes.vlines(
-                part["mse_change"],
-                part["ce_change"] - part["ce_change_error"],
-                part["ce_change"] + part["ce_change_error"],
-                color=colour,
-                linewidth=0.8,
-                zorder=1,
-            )
-            axes.scatter(
-                part["mse_change"],
-                part["ce_change"],
-                s=16,
-                color=colour,
-                marker=marker,
-                edgecolor=INK,
-                linewidth=0.4,
-                label=f"{sample} by MSE ({len(part)})",
-                zorder=2,
-            )
-        axes.axhline(0, color=INK, linewidth=0.6, zorder=1)
-        axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_minor_locator(NullLocator())
-        axes.set(xlabel="change in MSE", ylabel="change in CE (nats per token)", title=title_of(name))
-        figure.legend(loc="outside lower center", ncols=2)
-    numbers = (
-        f"{percent(summary['sign_agreement'])} of the {summary['n_latents']} sampled latents change both in "
-        f"the same direction; the rank correlation is {fixed(summary['spearman_mse'])}"
-    )
-    return Plot(
-        figure,
-        data,
-        caption="Cross-entropy against MSE for single insertions. Change in both when one latent is added to "
-        f"the small dictionary ({name}; negative values help; the axes are linear near zero and logarithmic "
-        f"beyond). {numbers}. Averages over {result.n_targets:,} targets are estimated from a sample of "
-        "rows; bars are one standard error.",
-        alt=f"Scatter of the change in cross-entropy against the change in MSE. {numbers}.",
-        made_from=made_from(result),
     )

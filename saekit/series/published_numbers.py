@@ -84,7 +84,7 @@ class Findings:
         return meta_sae(self.base, folder=home() / "meta", progress=self.series.progress)
 
     @cached_property
-    def summary(self) -> dict[str, Any]:
+    def meta_summary(self) -> dict[str, Any]:
         """The meta-SAE's headline numbers."""
         return self.meta.summary
 
@@ -132,8 +132,8 @@ class Findings:
 
 
 MEASURES: dict[str, Callable[[Findings], float]] = {
-    "meta_l0": lambda f: f.summary["l0"],
-    "meta_explained_variance": lambda f: f.summary["explained_variance"],
+    "meta_l0": lambda f: f.meta_summary["l0"],
+    "meta_explained_variance": lambda f: f.meta_summary["explained_variance"],
     "released_l0": lambda f: f.released.summary["l0_after"],
     "released_explained_variance": lambda f: 1 - f.released.summary["fvu_after"],
     "meta_over_refit": lambda f: f.variants["meta-SAE", "own"] - f.variants["nearest small latents", "refit"],

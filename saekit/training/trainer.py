@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -30,6 +30,7 @@ from saekit.folding import Unfolded
 from saekit.interrupts import Interrupts
 from saekit.metrics import evaluate
 from saekit.models import compare_models
+from saekit.results import Result
 from saekit.settings import device as known_device
 from saekit.settings import whole
 from saekit.training.config import TrainingConfig
@@ -41,8 +42,8 @@ EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
 BLOCK = 1024  # decoder rows that stay in cache between two passes over them
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingResult(Result):
     """A trained dictionary and how training went.
 
     Attributes
@@ -50,7 +51,7 @@ class TrainingResult:
     dictionary : Dictionary
         Folded: raw activations in, raw reconstructions out.
     log : DataFrame
-        A row every `log_every` steps and at the end: `step`, `tokens`, `loss` (training loss,
+        One row every `log_every` steps and one at the end: `step`, `tokens`, `loss` (training loss,
         averaged since the last row), `fvu` and `l0` (of the folded dictionary on a held-out
         sample), `dead` (latents silent for long on the training tokens), and the variant's own
         numbers, such as the L1 coefficient `l1`.
@@ -58,6 +59,7 @@ class TrainingResult:
 
     dictionary: Dictionary
     log: pd.DataFrame
+    _plot: ClassVar[str] = "training_curves"
 
     @property
     def frame(self) -> pd.DataFrame:

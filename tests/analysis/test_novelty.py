@@ -1,4 +1,3 @@
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -6,12 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dictionaries import make
-from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score
-from toy_stores import in_memory
 
-from saekit.analysis import ce_insertion, compare, group_insertion, insertion
-from saekit.analysis.novelty import _standard_error_of_total
+from saekit.analysis import compare, group_insertion, insertion
 from saekit.analysis.stitching.mixtures import HALF_BLOCK
 from saekit.dictionary import Dictionary
 
@@ -297,133 +293,3 @@ def test_a_null_has_the_theta_of_the_insertion_and_two_dictionaries(small, resul
     copy = replace(small, W_dec=small.W_dec.clone())
     with pytest.raises(ValueError, match="another seed of its width"):
         compare(result, insertion(small, copy, activations()))
-
-
-# ---------------------------------------------------------------------- cross-entropy
-
-ROWS, LENGTH, VOCAB = 12, 6, 20
-N_TARGETS = ROWS * (LENGTH - 1) - 2  # two are special
-
-
-@pytest.fixture(scope="module")
-def toy():
-    """A causal toy language model, a store of its activations, and its forward pass."""
-    generator = torch.Generator().manual_seed(9)
-    embedding = torch.randn(VOCAB, D_IN, generator=generator) * 1.5
-    unembedding = torch.randn(D_IN, VOCAB, generator=generator) * 0.3
-    tokens = torch.randint(1, VOCAB, (ROWS, LENGTH), generator=generator)
-    tokens[3, 2] = tokens[8, 5] = 0  # a special token
-    steps = torch.arange(1, LENGTH + 1)[:, None]
-
-    def forward(model, rows, hook_point, replace):
-        x = embedding[rows].cumsum(1) / steps.sqrt()
-        x = x if replace is None else replace(x)
-        return (x.cumsum(1) / steps) @ unembedding  # later positions see earlier ones
-
-    special = tokens == 0
-    excluded = special.clone()
-    excluded[:, 0] = True
-    x = embedding[tokens].cumsum(1) / steps.sqrt()
-    store = in_memory(x, tokens=tokens, special=special, excluded=excluded)
-    return store, forward
-
-
-@pytest.fixture
-def ce(toy, small, large, monkeypatch):
-    store, forward = toy
-    monkeypatch.setattr("saekit.analysis.novelty.logits_with_replacement", forward)
-    single = insertion(small, large, store)
-
-    def run(**settings):
-        return ce_insertion(None, small, large, single, store, **settings)
-
-    return single, run
-
-
-def row_ce(toy, small: Dictionary, large: Dictionary, latent: int | None) -> torch.Tensor:
-    """CE summed over the targets of each row, with every row run through the model, densely."""
-    store, forward = toy
-    latents = [] if latent is None else [latent]
-
-    def replace(x):
-        both = inserted(small, large, latents, x)
-        return torch.where(store.excluded[:, :, None], x, both.reconstruct(x.flatten(0, 1)).view_as(x))
-
-    logits = forward(None, store.tokens, "toy", replace).double()
-    losses = torch.zeros(ROWS, dtype=torch.float64)
-    for row in range(ROWS):
-        for column in range(LENGTH - 1):
-            target = store.tokens[row, column + 1]
-            if not store.special[row, column + 1]:
-                losses[row] -= logits[row, column].log_softmax(0)[target]
-    return losses
-
-
-def test_ce_change_equals_running_every_row(toy, small, large, ce) -> None:
-    single, run = ce
-    result = run(n_latents=14, rows_per_latent=ROWS, batch_rows=5)
-    before = row_ce(toy, small, large, None)
-    for row in result.frame.itertuples():
-        change = float((row_ce(toy, small, large, row.latent) - before).sum()) / N_TARGETS
-        assert row.ce_change == pytest.approx(change, abs=1e-6)
-        assert row.ce_change_error == 0
-        assert row.n_rows == row.n_rows_active
-        assert row.mse_change == float(single.mse_change[row.latent])
-    assert result.frame["ce_change"].abs().max() > 1e-3
-    assert result.n_targets == N_TARGETS
-
-
-def test_ce_sample_is_stratified_and_seeded(ce) -> None:
-    single, run = ce
-    first, again, other = run(n_latents=8), run(n_latents=8), run(n_latents=8, seed=1)
-    assert first.frame.equals(again.frame)
-    assert set(first.frame["latent"]) != set(other.frame["latent"])
-    assert first.frame["sample"].value_counts().to_dict() == {"helps": 4, "hurts": 4}
-    helps = first.frame["sample"] == "helps"
-    assert ((first.frame["mse_change"] < 0) == helps).all()
-    assert (first.frame["n_rows"] <= 4).all()
-    everything = run(n_latents=1000).frame
-    assert sorted(everything["latent"]) == single.frame.query("not dead")["latent"].tolist()
-
-
-def test_ce_sampled_rows_stand_for_the_others(toy, small, large, ce) -> None:
-    _, run = ce
-    latents = large.encode(toy[0].rows(0, ROWS).flatten(0, 1)).view(ROWS, LENGTH, -1) > 0
-    active = (latents & ~toy[0].excluded[:, :, None]).any(1)
-    before = row_ce(toy, small, large, None)
-    for row in run(n_latents=10, rows_per_latent=2).frame.itertuples():
-        n = int(active[:, row.latent].sum())
-        assert row.n_rows_active == n
-        if n == 1:  # nothing is left out
-            continue
-        changes = (row_ce(toy, small, large, row.latent) - before)[active[:, row.latent]] / N_TARGETS
-        # Whichever two rows were run: n times their mean, and its standard error.
-        pairs = [
-            (n * float(a + b) / 2, n * abs(float(a - b)) / 2 * (1 - 2 / n) ** 0.5)
-            for a, b in itertools.combinations(changes, 2)
-        ]
-        assert any(pair == pytest.approx((row.ce_change, row.ce_change_error), abs=1e-6) for pair in pairs)
-
-
-def test_standard_error_is_right_on_average_over_all_samples() -> None:
-    rows = np.array([0.3, -1.2, 4.0, 0.0, 2.5, -0.7])
-    samples = [np.array(sample) for sample in itertools.combinations(rows, 3)]
-    variance = np.mean([(6 * sample.mean() - rows.sum()) ** 2 for sample in samples])
-    assert np.mean([_standard_error_of_total(sample, 6) ** 2 for sample in samples]) == pytest.approx(
-        variance
-    )
-    assert _standard_error_of_total(rows, 6) == 0
-    assert np.isnan(_standard_error_of_total(rows[:1], 6))
-
-
-def test_ce_agreement(ce) -> None:
-    _, run = ce
-    result = run(n_latents=30, rows_per_latent=ROWS)
-    frame, summary = result.frame, result.summary
-    assert summary["sign_agreement"] == (frame["ce_change"] * frame["mse_change"] > 0).mean()
-    assert (summary["n_clear"], summary["sign_agreement_clear"]) == (
-        (frame["ce_change"] != 0).sum(),
-        pytest.approx((frame["ce_change"] * frame["mse_change"] > 0)[frame["ce_change"] != 0].mean()),
-    )
-    assert summary["spearman_mse"] == pytest.approx(spearmanr(frame["ce_change"], frame["mse_change"])[0])
-    assert summary["spearman_cosine"] == pytest.approx(spearmanr(frame["ce_change"], frame["best_cosine"])[0])

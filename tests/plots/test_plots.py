@@ -24,7 +24,6 @@ from plot_checks import check_bundle, check_texts
 import saekit.analysis
 from saekit import plots
 from saekit.analysis import group_insertion, insertion, splitting_tree
-from saekit.analysis.novelty import CEInsertion
 from saekit.analysis.similarity import family_similarity
 from saekit.dictionary import Dictionary
 from saekit.family import Family
@@ -108,22 +107,6 @@ def ce_degradation():
     names = [str(e.dictionary) for e in results().evaluations]
     frame = pd.DataFrame({"dictionary": names, "ce_degradation": np.linspace(0.4, 0.2, len(names))})
     return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10, torch.zeros(len(frame), 1), torch.ones(1))
-
-
-def ce_insertion():
-    random = np.random.default_rng(0)
-    mse = random.normal(size=12)
-    frame = pd.DataFrame(
-        {
-            "latent": np.arange(12),
-            "sample": np.where(mse < 0, "helps", "hurts"),
-            "best_cosine": random.random(12),
-            "mse_change": mse,
-            "ce_change": mse * 0.01 * random.random(12),
-            "ce_change_error": 0.001 * random.random(12),
-        }
-    )
-    return CEInsertion(results().family[12].identity, results().family[24].identity, frame, 1000)
 
 
 def store():
@@ -216,7 +199,6 @@ BUILD = {
     "insertion_scatter": lambda: plots.insertion_scatter(results().relu, results().null),
     "roc": lambda: plots.roc([results().relu, results().batchtopk], [results().null]),
     "group_insertion_bars": lambda: plots.group_insertion_bars(results().groups),
-    "ce_insertion_scatter": lambda: plots.ce_insertion_scatter(ce_insertion()),
 }
 NAMES = list(BUILD)
 
@@ -479,17 +461,6 @@ def test_group_bars_and_what_they_would_be_if_gains_added_up():
     assert levels == {fvu["small"], fvu["large"], 0}
 
 
-def test_ce_insertion_scatter():
-    found, frame = plot("ce_insertion_scatter"), ce_insertion().frame
-    drawn = found.figure.axes[0].collections  # error bars, then points, for each sample
-    for bars, points, sample in zip(drawn[::2], drawn[1::2], ("helps", "hurts"), strict=True):
-        part = frame[frame["sample"] == sample]
-        np.testing.assert_array_equal(np.asarray(points.get_offsets()), part[["mse_change", "ce_change"]])
-        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
-        spread = part["ce_change_error"].to_numpy()[:, None] * [-1, 1]
-        np.testing.assert_allclose(ends, part["ce_change"].to_numpy()[:, None] + spread)
-
-
 def test_activation_norms_count_every_position():
     found = plot("activation_norms")
     data, norms = found.data, store().norms.numpy()
@@ -631,7 +602,7 @@ def test_what_is_given_is_added_to_the_record(tmp_path):
 def test_results_draw_themselves():
     assert results().relu.plot().caption == plots.insertion_scatter(results().relu).caption
     assert results().relu.plot(results().null).caption == plot("insertion_scatter").caption
-    for result in (results().tree, results().similarity, results().groups[0], ce_insertion()):
+    for result in (results().tree, results().similarity, results().groups[0], trained()[0]):
         assert len(result.plot().data)
     assert results().evaluations[0].plot().alt
 
