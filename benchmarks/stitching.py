@@ -27,6 +27,7 @@ import torch
 
 import saekit
 from saekit.activations import batches_of
+from saekit.analysis.stitching.mixtures import PairStatistics
 from saekit.analysis.stitching.path import ORDERS, Stitching, stitch
 from saekit.metrics import evaluate
 
@@ -41,12 +42,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def deviation(result: Stitching, step: int, mse: float) -> float:
+def deviation(result: Stitching, statistics: PairStatistics, step: int, mse: float) -> float:
     """How far the curve is from an evaluation of a step, as a share of the bound."""
-    totals = result.mixtures.totals
     moved = result.moves[result.moves["step"] <= step]
     latents = moved["latent"] + np.where(moved["side"] == "small", 0, result.small.width)
-    sizes = totals.power[latents] + 2 * np.abs(totals.overlap[latents])
+    sizes = statistics.power[latents] + 2 * np.abs(statistics.overlap[latents])
     return abs(result.frame["mse"].iloc[step] - mse) / (BOUND * sizes.sum() / result.n_tokens)
 
 
@@ -97,7 +97,7 @@ def main() -> None:
         start = time.perf_counter()
         mse = evaluate(stitched, x).mse
         anew.append(time.perf_counter() - start)
-        worst = max(worst, deviation(result, int(step), mse))
+        worst = max(worst, deviation(result, pair, int(step), mse))
 
     once, curve = statistics.median(encoding), statistics.median(whole)
     every = statistics.mean(anew) * result.n_steps

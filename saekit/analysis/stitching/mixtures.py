@@ -14,6 +14,7 @@ its memory grows with the pairs of latents that are ever active together. Both a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ from saekit.agreement import check_agreement
 from saekit.analysis.similarity import check_order
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
+from saekit.moments import squared_norms
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.sparse import SparseLatents, affine
 
@@ -38,8 +40,8 @@ Integers: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 BLOCK = 512  # rows of the interaction computed at a time
-TOKENS = 256  # tokens whose residuals are followed at a time: they stay in cache
-SEGMENTS = 1 << 11  # sums of several latents on one token held at a time
+FOLLOWED = 1 << 17  # elements of residuals that are followed at a time: they stay in cache
+SEGMENTS = 1 << 9  # sums of several latents on one token held at a time
 HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks, so both see all sources
 NEVER = int(np.iinfo(np.int64).max)  # the step of what does not move
 
@@ -77,7 +79,7 @@ class Directions:
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         sign = torch.ones_like(rows[:, 0])
         sign[:n_going_out] = -1
-        return cls(rows, rows.double().square().sum(1), sign)
+        return cls(rows, squared_norms(rows), sign)
 
     def moved(self, latents: SparseLatents) -> SparseLatents:
         """The latents with what they change the residual by in place of their values: `-c`."""
@@ -95,33 +97,38 @@ class Directions:
 
     def one_by_one(self, latents: SparseLatents, residual: Tensor) -> Tensor:
         """What moving each entry changes after those before it in its row have moved, `[active]`."""
-        changes = torch.empty(len(latents.indices), dtype=torch.float64, device=residual.device)
-        moved, powers = self.moved(latents).values, self.powers(latents)
-        for first in range(0, len(latents), TOKENS):
-            here = latents.offsets[first : first + TOKENS + 1]
-            part = slice(int(here[0]), int(here[-1]))
-            counts = here.diff()
-            by_count = counts.argsort(descending=True, stable=True)
-            place = torch.empty_like(by_count)
-            place[by_count] = torch.arange(len(by_count), device=place.device)
-            # Entries are taken by their rank in the row, rows with most entries first, so that the
-            # rows that still have one are always the first so many.
-            rank = torch.arange(part.start, part.stop, device=here.device)
-            rank -= here[:-1].repeat_interleave(counts)
-            rows_left = torch.bincount(rank)
-            starts = F.pad(rows_left.cumsum(0), (1, 0))
-            order = torch.empty_like(rank)
-            order[starts[rank] + place.repeat_interleave(counts)] = torch.arange(
-                part.start, part.stop, device=rank.device
-            )
-            follow = residual[first : first + TOKENS].to(self.rows.dtype)[by_count]
-            for entries in order.split(rows_left.tolist()):
-                v = self.rows.index_select(0, latents.indices[entries])
-                c, left = moved[entries], follow[: len(entries)]
-                inner = torch.linalg.vecdot(left, v)
-                changes[entries] = powers[entries] + 2 * c.double() * inner.double()
-                left.addcmul_(v, c[:, None])
-        return changes
+        if not len(latents.indices):
+            return torch.zeros(0, dtype=torch.float64, device=residual.device)
+        # Rows are followed a few at a time, those with most entries first, and their entries taken by
+        # rank in the row: the rows that still have one are then always the first so many.
+        n_rows = max(1, FOLLOWED // residual.shape[1])
+        by_count = latents.counts.argsort(descending=True, stable=True)
+        place = torch.empty_like(by_count)
+        place[by_count] = torch.arange(len(by_count), device=place.device)
+        place = place.index_select(0, latents.rows)
+        every = torch.arange(len(place), device=place.device)
+        rank = every - latents.offsets.index_select(0, latents.rows)
+        longest = int(rank.max()) + 1
+        group = place.div(n_rows, rounding_mode="floor") * longest + rank
+        sizes = torch.bincount(group)
+        order = torch.empty_like(every)
+        order[(sizes.cumsum(0) - sizes).index_select(0, group) + place % n_rows] = every
+
+        moved = self.moved(latents).values
+        weights, indices = moved.index_select(0, order)[:, None], latents.indices.index_select(0, order)
+        inner, stop = torch.empty_like(moved), 0
+        for number, size in enumerate(sizes.tolist()):
+            if number % longest == 0:
+                first = number // longest * n_rows
+                rows = residual.index_select(0, by_count[first : first + n_rows]).to(self.rows.dtype)
+            if size:
+                here = slice(stop, stop := stop + size)
+                v, left = self.rows.index_select(0, indices[here]), rows[:size]
+                torch.linalg.vecdot(left, v, out=inner[here])
+                left.addcmul_(v, weights[here])
+        changes = torch.empty(len(moved), dtype=torch.float64, device=residual.device)
+        changes[order] = 2 * weights[:, 0].double() * inner.double()
+        return changes + self.powers(latents)
 
     def together(self, latents: SparseLatents, group: Tensor, n_groups: int) -> Tensor:
         """What moving groups as a whole changes beyond what each latent alone does, float64 `[n_groups]`.
@@ -144,7 +151,8 @@ class Directions:
                 moved[first:end],
                 latents.width,
             )
-            extra = segments.matmul(self.rows).double().square().sum(1)
+            delta = segments.matmul(self.rows)
+            extra = torch.linalg.vecdot(delta, delta).double()
             extra -= torch.zeros_like(extra).index_add_(0, segments.rows, powers[first:end])
             total += torch.bincount(groups[lowest : lowest + SEGMENTS], extra, minlength=n_groups)
         return total
@@ -167,7 +175,7 @@ class SquaredError:
 
     def __call__(self, batch: Batch) -> None:
         """Add a batch."""
-        self.value += float(batch.residual(self.dictionary).double().square().sum())
+        self.value += float(squared_norms(batch.residual(self.dictionary)).sum())
         self.n_active += len(batch.latents(self.dictionary).indices)
 
 
@@ -178,8 +186,6 @@ class LatentSums:
     ----------
     active : Tensor
         Tokens on which each latent is active, int64 `[2, width]`.
-    values : Tensor
-        Sum of its activations `f`, float64 `[2, width]`.
     power : Tensor
         Sum of `f^2 |v|^2`, float64 `[2, width]`.
     overlap : Tensor
@@ -192,7 +198,7 @@ class LatentSums:
         self.dictionary, self.residual_of = dictionary, residual_of
         self.directions = Directions.coming_in(dictionary)
         self.active = torch.zeros(2, dictionary.width, dtype=torch.long)
-        self.values, self.power, self.overlap = torch.zeros(3, 2, dictionary.width, dtype=torch.float64)
+        self.power, self.overlap = torch.zeros(2, 2, dictionary.width, dtype=torch.float64)
         self.tokens = torch.zeros(2, dtype=torch.long)
 
     def __call__(self, batch: Batch) -> None:
@@ -203,15 +209,13 @@ class LatentSums:
         half = batch.positions.to(latents.indices.device) // HALF_BLOCK % 2
         self.tokens += torch.bincount(half, minlength=2).cpu()
         group = half[latents.rows] * width + latents.indices
-        values = latents.values.double()
 
         def by_latent(weights: Tensor | None) -> Tensor:
             return torch.bincount(group, weights, minlength=2 * width).view(2, width).cpu()
 
         self.active += by_latent(None)
-        self.values += by_latent(values)
         self.power += by_latent(self.directions.powers(latents))
-        self.overlap += by_latent(values * inner.double())
+        self.overlap += by_latent(latents.values.double() * inner.double())
 
 
 class GroupGains:
@@ -268,6 +272,14 @@ class PathSums:
         self.change += torch.bincount(step, change, minlength=self.path.n).cpu()
         self.within_steps += v.together(moving, step, self.path.n).cpu()
         self.within_phases += v.together(moving, phase, self.path.n_phases).cpu()
+
+    def errors(self, sse_small: float) -> PathErrors:
+        """What was added up, given the squared error of the small dictionary."""
+        return PathErrors(
+            sse_small + self.change.cumsum(0).numpy(),
+            self.within_steps.numpy(),
+            self.within_phases.numpy(),
+        )
 
 
 # ---------------------------------------------------------------------- paths
@@ -347,8 +359,8 @@ class PairTotals:
     ----------
     active : ndarray
         Tokens on which each latent is active, the small dictionary's first, int64 `[latents]`.
-    values, power, overlap : ndarray
-        Sums of `f`, `f^2 |v|^2` and `f <v, r>`, float64 `[latents]`.
+    values : ndarray
+        Sum of each latent's activations `f`, float64 `[latents]`.
     residual : Tensor
         Sum of `r`, float64 `[d_in]`.
     sse_small, sse_large : float
@@ -359,8 +371,6 @@ class PairTotals:
 
     active: Integers
     values: Floats
-    power: Floats
-    overlap: Floats
     residual: Tensor
     sse_small: float
     sse_large: float
@@ -483,26 +493,26 @@ class Mixtures(ABC):
 class _Totals:
     """Adds up a `PairTotals`."""
 
-    def __init__(self, small: Dictionary, large: Dictionary) -> None:
-        self.small = small
-        self.errors = SquaredError(small), SquaredError(large)
-        self.sums = LatentSums(small, small), LatentSums(large, small)
-        self.residual = torch.zeros(small.d_in, dtype=torch.float64)
+    def __init__(self, mixtures: Mixtures) -> None:
+        self.small = mixtures.small
+        self.errors = SquaredError(mixtures.small), SquaredError(mixtures.large)
+        self.active = torch.zeros(mixtures.n_latents, dtype=torch.long)
+        self.values = torch.zeros(mixtures.n_latents, dtype=torch.float64)
+        self.residual = torch.zeros(mixtures.small.d_in, dtype=torch.float64)
 
-    def __call__(self, batch: Batch) -> None:
-        for part in (*self.errors, *self.sums):
-            part(batch)
-        self.residual += batch.residual(self.small).double().sum(0).cpu()
+    def add(self, batch: Batch, latents: SparseLatents) -> None:
+        """Add a batch, given the latents of both that are active on it."""
+        for error in self.errors:
+            error(batch)
+        n = latents.width
+        self.active += torch.bincount(latents.indices, minlength=n).cpu()
+        self.values += torch.bincount(latents.indices, latents.values.double(), minlength=n).cpu()
+        self.residual += batch.residual(self.small).sum(0, dtype=torch.float64).cpu()
 
     def finished(self, tokens: Tokens) -> PairTotals:
-        def joined(name: str) -> Any:
-            return torch.cat([getattr(part, name).sum(0) for part in self.sums]).numpy()
-
         return PairTotals(
-            active=joined("active"),
-            values=joined("values"),
-            power=joined("power"),
-            overlap=joined("overlap"),
+            active=self.active.numpy(),
+            values=self.values.numpy(),
             residual=self.residual,
             sse_small=self.errors[0].value,
             sse_large=self.errors[1].value,
@@ -564,43 +574,54 @@ class Streamed(Mixtures):
     def totals(self) -> PairTotals:
         """Sums over tokens that every path needs, from the first pass."""
         if self._totals is None:
-            self._pass()
+            self._pass(Following(self, ()))
         assert self._totals is not None
         return self._totals
 
     def along(self, *paths: Path) -> list[PathErrors]:
         """The squared error along each of some paths, in one pass."""
         sums = [PathSums(path, self.directions) for path in paths]
-        self._pass(*sums)
-        return [
-            PathErrors(
-                self.totals.sse_small + part.change.cumsum(0).numpy(),
-                part.within_steps.numpy(),
-                part.within_phases.numpy(),
-            )
-            for part in sums
-        ]
+        self._pass(Following(self, sums))
+        return [part.errors(self.totals.sse_small) for part in sums]
 
     def gains(self, path: Path) -> Floats:
         """What each step would change the squared error by at its phase's start, in one pass."""
         sums = GroupGains(path, self.directions)
-        self._pass(sums)
+        self._pass(Following(self, [sums]))
         return sums.gain.numpy()
 
-    def _pass(self, *sums: PathSums | GroupGains) -> None:
+    def _pass(self, following: Following) -> None:
         self.require_unchanged()
+        following.finished(one_pass(self.activations, following, **self._options))
 
-        def add(batch: Batch) -> None:
-            if sums:
-                latents = self.side_by_side(batch)
-                for part in sums:
-                    part.add(latents, batch.residual(self.small))
 
-        if self._totals is None:
-            totals = _Totals(self.small, self.large)
-            self._totals = totals.finished(one_pass(self.activations, totals, add, **self._options))
-        else:
-            one_pass(self.activations, add, **self._options)
+class Following:
+    """A part of a pass: adds up the totals of a pair, if they are not there yet, and sums along paths.
+
+    Parameters
+    ----------
+    streamed : Streamed
+        The pair; it gets the totals.
+    sums : sequence of PathSums or GroupGains
+        What else to add up.
+    """
+
+    def __init__(self, streamed: Streamed, sums: Sequence[PathSums | GroupGains]) -> None:
+        self.streamed, self.sums = streamed, sums
+        self._totals = _Totals(streamed) if streamed._totals is None else None
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        latents = self.streamed.side_by_side(batch)
+        if self._totals is not None:
+            self._totals.add(batch, latents)
+        for part in self.sums:
+            part.add(latents, batch.residual(self.streamed.small))
+
+    def finished(self, tokens: Tokens) -> None:
+        """Hand over the totals, once the pass is over."""
+        if self._totals is not None:
+            self.streamed._totals = self._totals.finished(tokens)
 
 
 class PairStatistics(Mixtures):
@@ -616,6 +637,8 @@ class PairStatistics(Mixtures):
         The pair.
     totals : PairTotals
         Sums over tokens that every path needs.
+    power, overlap : ndarray
+        Sums of each latent's `f^2 |v|^2` and `f <v, r>`, float64 `[latents]`.
     rows, columns, values : Tensor
         Above the diagonal, where it is not zero, the interaction `sum f_i f_j <v_i, v_j>`: int32,
         int32, float64 `[pairs]`.
@@ -626,12 +649,14 @@ class PairStatistics(Mixtures):
         small: Dictionary,
         large: Dictionary,
         totals: PairTotals,
+        power: Floats,
+        overlap: Floats,
         rows: Tensor,
         columns: Tensor,
         values: Tensor,
     ) -> None:
         super().__init__(small, large)
-        self._totals = totals
+        self._totals, self.power, self.overlap = totals, power, overlap
         self.rows, self.columns, self.values = rows, columns, values
 
     @property
@@ -654,7 +679,7 @@ class PairStatistics(Mixtures):
         shape = (self.n_latents, self.n_latents)
         upper = csr_array((self.values.numpy(), (self.rows.numpy(), self.columns.numpy())), shape=shape)
         place = np.arange(self.n_latents)
-        return (upper + upper.T + csr_array((self.totals.power, (place, place)), shape=shape)).tocsr()
+        return (upper + upper.T + csr_array((self.power, (place, place)), shape=shape)).tocsr()
 
     def along(self, *paths: Path) -> list[PathErrors]:
         """The squared error along each of some paths."""
@@ -662,7 +687,7 @@ class PairStatistics(Mixtures):
 
     def _path(self, path: Path) -> PathErrors:
         n, moved = path.n, path.step < path.n
-        alone = (self.totals.power - 2 * self.sign * self.totals.overlap)[moved]
+        alone = (self.power - 2 * self.sign * self.overlap)[moved]
         # A pair counts from the step on at which the second of the two has moved.
         at = torch.from_numpy(np.minimum(path.step, n).astype(np.int32))
         of_rows, of_columns = at.index_select(0, self.rows), at.index_select(0, self.columns)
@@ -699,7 +724,7 @@ class PairStatistics(Mixtures):
         incidence = csr_array((self.sign[inside], (inside, path.step[inside])), shape=shape)
         state = np.zeros(self.n_latents)
         state[before] = self.sign[before]
-        slope = 2 * (self.symmetric @ state - self.totals.overlap)
+        slope = 2 * (self.symmetric @ state - self.overlap)
         between = (incidence.T @ self.symmetric @ incidence).tocsr()
         return incidence.T @ slope + between.diagonal(), between
 
@@ -747,16 +772,18 @@ def pair_statistics(
     """
     require_dictionaries(small=small, large=large)
     streamed = Streamed(small, large, activations, allow_mismatch=allow_mismatch)
-    totals, parts = _Totals(small, large), list[SparseLatents]()
+    totals, parts = _Totals(streamed), list[SparseLatents]()
+    sums = LatentSums(small, small), LatentSums(large, small)
 
     def collect(batch: Batch) -> None:
         latents = streamed.side_by_side(batch)
+        totals.add(batch, latents)
         offsets, indices, values = (t.cpu() for t in (latents.offsets, latents.indices, latents.values))
         parts.append(SparseLatents(offsets, indices, values, latents.width))
 
     tokens = one_pass(
         activations,
-        totals,
+        *sums,
         collect,
         dictionaries=(small, large),
         purpose="stitching",
@@ -765,7 +792,10 @@ def pair_statistics(
         allow_mismatch=allow_mismatch,
     )
     interaction = _interaction(SparseLatents.concatenate(parts), streamed.directions.rows.cpu())
-    return PairStatistics(small, large, totals.finished(tokens), *interaction)
+    power, overlap = (
+        torch.cat([getattr(part, name).sum(0) for part in sums]).numpy() for name in ("power", "overlap")
+    )
+    return PairStatistics(small, large, totals.finished(tokens), power, overlap, *interaction)
 
 
 def _interaction(latents: SparseLatents, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -649,7 +649,8 @@ def _frame(
     frame["mse"] = sse / totals.tokens.n_tokens
     frame["mse_change"] = frame["mse"].diff().fillna(0.0)
     frame["sum_of_single_changes"] = frame["mse_change"] - errors.within_steps / totals.tokens.n_tokens
-    frame["fvu"] = [fvu(error, totals.tokens.total_variance) for error in sse.tolist()]
+    variance = totals.tokens.total_variance
+    frame["fvu"] = [fvu(error, variance) for error in sse.tolist()]
     moved = path.step < path.n
     l0 = np.bincount(path.step[moved], (mixtures.sign * mixtures.density)[moved], minlength=path.n)
     l0[0] = mixtures.density[: mixtures.small.width].sum()

@@ -343,8 +343,8 @@ def test_random_orders_move_the_same_latents(small, large, source):
 def test_statistics_do_not_depend_on_batches_and_pairs_on_blocks(small, large, statistics, monkeypatch):
     monkeypatch.setattr("saekit.analysis.stitching.mixtures.BLOCK", 7)
     other = pair_statistics(small, large, activations(), batch_size=64)
-    np.testing.assert_allclose(other.totals.overlap, statistics.totals.overlap, rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(other.totals.power, statistics.totals.power, rtol=1e-12)
+    np.testing.assert_allclose(other.overlap, statistics.overlap, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(other.power, statistics.power, rtol=1e-12)
     np.testing.assert_allclose(
         other.symmetric.toarray(), statistics.symmetric.toarray(), rtol=1e-5, atol=1e-3
     )
@@ -379,7 +379,7 @@ def test_the_streamed_and_the_quadratic_curve_agree(small, large, statistics, gr
 
 def test_a_streamed_curve_does_not_depend_on_how_the_tokens_are_cut(small, large, monkeypatch):
     whole = stitch(small, large, activations(), theta=THETA, bias="interpolated")
-    monkeypatch.setattr("saekit.analysis.stitching.mixtures.TOKENS", 7)
+    monkeypatch.setattr("saekit.analysis.stitching.mixtures.FOLLOWED", 7 * small.d_in)
     monkeypatch.setattr("saekit.analysis.stitching.mixtures.SEGMENTS", 5)
     cut = curve(Streamed(small, large, activations(), batch_size=33), whole.moves_made, bias="interpolated")
     for column in ("mse", "sum_of_single_changes"):
