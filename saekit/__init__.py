@@ -13,7 +13,7 @@ Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_la
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
                  multiple_choice_test, measure_rebuilt_ce
 Uniqueness       measure_uniqueness, family_uniqueness
-Latents          collect, logit_table, label_latents, label_meta_latents
+Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
@@ -80,6 +80,7 @@ _EXPORTS = {
         "matched_curve",
         "matched_l0",
         "measure_overshoot",
+        "measure_readability",
         "measure_rebuilt_ce",
         "measure_specificity",
         "measure_splitting",

@@ -50,6 +50,7 @@ from saekit.analysis.novelty import (
     insertion,
 )
 from saekit.analysis.nulls import null_dictionary
+from saekit.analysis.readability import Readability, measure_readability
 from saekit.analysis.similarity import (
     BestMatches,
     FamilySimilarity,
@@ -121,6 +122,7 @@ __all__ = [
     "Overshoot",
     "PairStatistics",
     "RandomOrders",
+    "Readability",
     "Recipe",
     "RelatedLatents",
     "SideBySide",
@@ -156,6 +158,7 @@ __all__ = [
     "matched_l0",
     "matching_pursuit",
     "measure_overshoot",
+    "measure_readability",
     "measure_rebuilt_ce",
     "measure_specificity",
     "measure_splitting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -372,6 +373,47 @@ class SplittingTree(Result):
         order = ["children", "descendants", "width", "latent"]
         frame = frame.sort_values(order, ascending=[False, False, True, True]).head(n)
         return frame[["width", "latent", "children", "descendants"]].reset_index(drop=True)
+
+    def most_readable(
+        self, scores: Mapping[int, np.ndarray], *, descendants: tuple[int, int] = (8, 16)
+    ) -> pd.DataFrame:
+        """Latents that split, those whose whole tree is worth showing first.
+
+        Parameters
+        ----------
+        scores : mapping
+            `scores[width]`: a score for every latent of this width, such as `Readability.scores`;
+            NaN counts as 0.
+        descendants : tuple of int
+            Fewest and most descendants of a tree that fits on a page.
+
+        Returns
+        -------
+        DataFrame
+            `width`, `latent`, `children`, `descendants` and `score`, the mean over the latent and all
+            of its descendants.
+
+        Raises
+        ------
+        ValueError
+            If scores are missing for a width, or are not one per latent.
+        """
+        for width in self.widths:
+            shape = np.shape(scores[width]) if width in scores else None
+            if shape != (width,):
+                raise ValueError(
+                    f"scores needs one score for each of the {width} latents of width {width}, found "
+                    f"{'none' if shape is None else f'shape {shape}'}."
+                )
+        totals = {width: np.nan_to_num(np.asarray(scores[width], dtype=float)) for width in self.widths}
+        for small, large in reversed(list(pairwise(self.widths))):
+            has_parent = self._parents[large] >= 0
+            np.add.at(totals[small], self._parents[large][has_parent], totals[large][has_parent])
+        frame = self.most_split(len(self.nodes))
+        frame = frame[frame["descendants"].between(*descendants)]
+        total = [totals[width][latent] for width, latent in zip(frame["width"], frame["latent"], strict=True)]
+        frame = frame.assign(score=np.array(total, dtype=float) / (1 + frame["descendants"]))
+        return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     @cached_property
     def _parents(self) -> dict[int, np.ndarray]:

@@ -150,6 +150,36 @@ def test_ancestors_and_subtree_are_two_views_of_one_tree(tree) -> None:
     assert (tree.most_split(3)["children"] >= 2).all()
 
 
+def test_most_readable_is_the_mean_score_over_whole_trees(tree) -> None:
+    random = np.random.default_rng(0)
+    scores = {width: random.random(width) for width in tree.widths}
+    scores[15][::4] = np.nan
+
+    def of_tree(node):
+        own = scores[node["width"]][node["latent"]]
+        return [0 if np.isnan(own) else own, *(s for child in node["children"] for s in of_tree(child))]
+
+    found = tree.most_readable(scores, descendants=(3, 9))
+    every = tree.most_split(1000)
+    wanted = every[(every["descendants"] >= 3) & (every["descendants"] <= 9)]
+    assert len(found) == len(wanted) > 3
+    assert set(zip(found["width"], found["latent"], strict=True)) == set(
+        zip(wanted["width"], wanted["latent"], strict=True)
+    )
+    for row in found.itertuples():
+        assert row.score == pytest.approx(np.mean(of_tree(tree.subtree(row.width, row.latent))))
+    assert found["score"].is_monotonic_decreasing
+    assert tree.most_readable(scores, descendants=(1000, 2000)).empty
+
+
+def test_most_readable_needs_a_score_for_every_latent(tree) -> None:
+    scores = {width: np.ones(width) for width in tree.widths}
+    with pytest.raises(ValueError, match=r"each of the 15 latents of width 15, found shape \(14,\)"):
+        tree.most_readable(scores | {15: np.ones(14)})
+    with pytest.raises(ValueError, match=r"latents of width 6, found none"):
+        tree.most_readable({15: np.ones(15), 40: np.ones(40)})
+
+
 def test_nodes_and_flows_count_every_latent(tree) -> None:
     nodes = tree.nodes
     assert nodes.groupby("width").size().to_dict() == {6: 6, 15: 15, 40: 40}
