@@ -1,24 +1,205 @@
-"""How similar the latents of two dictionaries are: cosines of decoder directions, in chunks."""
+"""How similar the latents of two dictionaries are: cosines of their directions, a tile at a time.
+
+All pairs are multiplied once, by `cosines`, which keeps of them what has been asked for: the greatest
+ones of each latent in both directions, and those above a floor.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from saekit import settings
 from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
-from saekit.identity import Identity
+from saekit.identity import Identity, fingerprint
 from saekit.results import Result
 from saekit.selection import Latents, select_latents
+from saekit.sparse import affine
 
-CHUNK_ELEMENTS = 1 << 25  # cosines held at once: 128 MB
+TILE = 4096  # directions of each whose cosines are held at once: 64 MB
+KEPT_BYTES = 1 << 28  # of earlier results of `cosines`
+
+
+# ---------------------------------------------------------------------- all pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Cosines:
+    """What is kept of the cosines between directions `a`, `[n, d]`, and `b`, `[m, d]`.
+
+    Attributes
+    ----------
+    up : tuple of Tensor
+        The `k` greatest cosines of each row of `a`, greatest first, and the rows of `b` that they are
+        with, `[n, min(k, m)]` each. Ties go to the lowest index.
+    down : tuple of Tensor
+        The same for each row of `b`, `[m, min(k, n)]`.
+    above : csr_array
+        The cosines from `floor` on, `[n, m]`.
+    k : int
+        How many of the greatest are kept.
+    floor : float
+        From which cosine on all are kept; infinity if none are.
+    """
+
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+    above: csr_array
+    k: int
+    floor: float
+
+    @property
+    def turned(self) -> Cosines:
+        """The same with `a` and `b` in each other's place."""
+        return Cosines(self.down, self.up, self.above.T.tocsr(), self.k, self.floor)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes."""
+        arrays = *self.up, *self.down, self.above.data, self.above.indices, self.above.indptr
+        return sum(int(array.nbytes) for array in arrays)
+
+
+_KEPT: OrderedDict[tuple[Any, ...], Cosines] = OrderedDict()  # the one used last at the end
+
+
+def cosines(
+    a: Tensor, b: Tensor, *, k: int = 1, floor: float = math.inf, exclude_self: bool = False
+) -> Cosines:
+    """The greatest cosines between the rows of `a` and of `b`, in both directions, and those above a floor.
+
+    All of them are computed once for a pair, a tile at a time; what was kept is found again by the
+    content of the directions as long as no more than that, and not too much else, was asked for since.
+
+    Parameters
+    ----------
+    a, b : Tensor
+        Directions of any norm, `[n, d]` and `[m, d]`.
+    k : int
+        How many of each row's greatest to keep, at least; all of a row that has fewer.
+    floor : float
+        From which cosine on to keep all, at most.
+    exclude_self : bool
+        Leave out the cosine of each row of `a` with the row of `b` of the same index.
+
+    Examples
+    --------
+    >>> import torch
+    >>> found = cosines(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0, 4.0]]), floor=0.7)
+    >>> found.up[0][:, 0].tolist(), found.down[1].tolist(), found.above.nnz
+    ([0.6000000238418579, 0.800000011920929], [[1]], 1)
+    """
+    contents = fingerprint((a,)), fingerprint((b,))
+    place = str(a.device), exclude_self
+    for key, turned in (((contents, *place), False), ((contents[::-1], *place), True)):
+        found = _KEPT.pop(key, None)
+        if found is None:
+            continue
+        k, floor = max(k, found.k), min(floor, found.floor)
+        if (k, floor) == (found.k, found.floor):
+            _KEPT[key] = found
+            return found.turned if turned else found
+    own = torch.arange(len(a), device=a.device) if exclude_self else None
+    found = _multiplied(a, b, k, floor, own=own)
+    _KEPT[contents, *place] = found
+    while sum(kept.n_bytes for kept in _KEPT.values()) > KEPT_BYTES:
+        _KEPT.popitem(last=False)
+    return found
+
+
+def _multiplied(
+    a: Tensor,
+    b: Tensor,
+    k: int = 1,
+    floor: float = math.inf,
+    *,
+    own: Tensor | None = None,
+    down: bool = True,
+) -> Cosines:
+    """Multiply all pairs; `own[i]` is the row of `b` that row `i` of `a` is not compared with."""
+    of_a = _Greatest(len(a), len(b), k, like=b)
+    of_b = _Greatest(len(b), len(a) if down else 0, k, like=b)
+    rows, columns, kept = ([np.zeros(0, kind)] for kind in (np.int32, np.int32, np.float32))
+    for top in range(0, len(a), TILE):
+        part = F.normalize(a[top : top + TILE], dim=1).to(b.dtype)
+        for left in range(0, len(b), TILE):
+            others = F.normalize(b[left : left + TILE], dim=1)
+            tile = affine(part, others, others.new_zeros(len(others)))
+            if own is not None:
+                column = own[top : top + TILE] - left
+                inside = (column >= 0) & (column < len(others))
+                tile[inside, column[inside]] = -torch.inf
+            of_a.add(tile, top, left)
+            if down:
+                of_b.add(tile.T, left, top)
+            if floor < math.inf:
+                near = tile >= floor
+                i, j = near.nonzero(as_tuple=True)
+                rows.append((i + top).int().cpu().numpy())
+                columns.append((j + left).int().cpu().numpy())
+                kept.append(tile[near].float().cpu().numpy())
+    entries = np.concatenate(kept), (np.concatenate(rows), np.concatenate(columns))
+    return Cosines(of_a.found, of_b.found, csr_array(entries, shape=(len(a), len(b))), k, floor)
+
+
+class _Greatest:
+    """The `k` greatest of `n_others` cosines for each of `n` rows, as they come in."""
+
+    def __init__(self, n: int, n_others: int, k: int, *, like: Tensor) -> None:
+        shape = n, min(k, n_others)
+        self.found = like.new_full(shape, -torch.inf), like.new_zeros(shape, dtype=torch.long)
+
+    def add(self, tile: Tensor, top: int, left: int) -> None:
+        """Take in the cosines of some rows, from `top` on, with some others, from `left` on.
+
+        Those of a row come in by ascending index, so that of equals the earlier one stays.
+        """
+        values, indices = self.found
+        better = top + (tile.amax(1) > values[top : top + len(tile), -1]).nonzero()[:, 0]
+        if not len(better):
+            return
+        new, places = largest(tile[better - top], min(values.shape[1], tile.shape[1]))
+        both, which = torch.cat([values[better], new], 1), torch.cat([indices[better], places + left], 1)
+        values[better], chosen = largest(both, values.shape[1])
+        indices[better] = which.gather(1, chosen)
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(k, dim=1)` with ties broken by the lowest index.
+
+    Examples
+    --------
+    >>> values, indices = largest(torch.tensor([[1.0, 3.0, 3.0]]), k=2)
+    >>> indices.tolist()
+    [[1, 2]]
+    """
+    if k == 1:
+        greatest, index = values.max(dim=1, keepdim=True)  # of equals, the first
+        return greatest, index
+    top, indices = values.topk(min(k + 1, values.shape[1]), dim=1)
+    # topk picks arbitrarily among equals; only rows with a tie across the k-th place need a sort.
+    tied = (top[:, k - 1 :] == top[:, k - 1 : k]).sum(1) > 1
+    top, indices = top[:, :k], indices[:, :k]
+    if tied.any():
+        ordered, places = values[tied].sort(dim=1, descending=True, stable=True)
+        top[tied], indices[tied] = ordered[:, :k], places[:, :k]
+    indices, order = indices.sort(dim=1)
+    top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return top, indices.gather(1, order)
+
+
+# ---------------------------------------------------------------------- best matches
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,13 +254,7 @@ class BestMatches(Result):
         }
 
 
-def best_matches(
-    small: Dictionary,
-    large: Dictionary,
-    *,
-    chunk: int | None = None,
-    allow_mismatch: bool = False,
-) -> BestMatches:
+def best_matches(small: Dictionary, large: Dictionary, *, allow_mismatch: bool = False) -> BestMatches:
     """The latent of `small` with the most similar decoder direction, for each latent of `large`.
 
     The seed null is the same call with two seeds of one width. If both have the same content, a
@@ -89,8 +264,6 @@ def best_matches(
     ----------
     small, large : Dictionary
         Of equal `d_in`; `small` no wider than `large`. `nearest` looks up in either direction.
-    chunk : int, optional
-        Latents of `large` at a time; by default as many as keep the cosines within 128 MB.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -121,7 +294,7 @@ def best_matches(
     """
     require_dictionaries(small=small, large=large)
     check_order(small, large)
-    cosine, index = nearest(large, small, k=1, chunk=chunk, allow_mismatch=allow_mismatch)
+    cosine, index = nearest(large, small, k=1, allow_mismatch=allow_mismatch)
     index = index[:, 0]
     same = index[: small.width] == torch.arange(small.width, device=index.device)
     return BestMatches(
@@ -169,7 +342,6 @@ def nearest(
     k: int = 10,
     *,
     latents: Latents | None = None,
-    chunk: int | None = None,
     allow_mismatch: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The `k` latents of `other` with the most similar decoder directions, most similar first.
@@ -186,8 +358,6 @@ def nearest(
     latents : tensor, array, Series, slice or list, optional
         Only these latents (rows) of `dictionary`, in this order, see
         `saekit.selection.select_latents`.
-    chunk : int, optional
-        Rows at a time; by default as many as keep the cosines within 128 MB.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -221,7 +391,6 @@ def nearest(
         raise ValueError(f"{other.name} holds no latents to compare directions with.")
     exclude_self = _same(dictionary, other)
     k = settings.whole("k", k, at_most=other.width - exclude_self)
-    chunk = max(1, CHUNK_ELEMENTS // other.width) if chunk is None else settings.whole("chunk", chunk)
     if isinstance(dictionary, Dictionary):
         check_agreement(dictionaries=(dictionary, other), allow_mismatch=allow_mismatch)
         rows = dictionary.W_dec
@@ -231,38 +400,17 @@ def nearest(
             raise ValueError(
                 f"{other.name} can be compared with directions [n, {other.d_in}], found {list(rows.shape)}."
             )
-    index = select_latents(slice(None) if latents is None else latents, len(rows)).to(rows.device)
-    directions = F.normalize(other.W_dec, dim=1).T
-    found = []
-    for part in index.split(chunk):
-        cosines = F.normalize(rows[part], dim=1).to(directions.dtype) @ directions
-        if exclude_self:
-            cosines[torch.arange(len(part), device=part.device), part] = -torch.inf
-        found.append(largest(cosines, k))
-    if not found:
-        return rows.new_zeros(0, k), index.new_zeros(0, k)
-    values, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return values, indices
+    if latents is None and isinstance(dictionary, Dictionary):
+        found = cosines(rows, other.W_dec, k=k, exclude_self=exclude_self).up
+    else:
+        index = select_latents(slice(None) if latents is None else latents, len(rows)).to(rows.device)
+        own = index if exclude_self else None
+        found = _multiplied(rows[index], other.W_dec, k, own=own, down=False).up
+    values, indices = found
+    return values[:, :k].clone(), indices[:, :k].clone()
 
 
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(k, dim=1)` with ties broken by the lowest index.
-
-    Examples
-    --------
-    >>> values, indices = largest(torch.tensor([[1.0, 3.0, 3.0]]), k=2)
-    >>> indices.tolist()
-    [[1, 2]]
-    """
-    top, indices = values.topk(k, dim=1)
-    # topk picks arbitrarily among equals; only rows with a tie across the k-th place need a sort.
-    tied = (values >= top[:, -1:]).sum(1) > k
-    if tied.any():
-        ordered, places = values[tied].sort(dim=1, descending=True, stable=True)
-        top[tied], indices[tied] = ordered[:, :k], places[:, :k]
-    indices, order = indices.sort(dim=1)
-    top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return top, indices.gather(1, order)
+# ---------------------------------------------------------------------- families
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
@@ -22,7 +21,7 @@ from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
 from saekit.analysis.latents import Entries, LatentActivations, collect
 from saekit.analysis.nulls import NULLS, null_dictionary
-from saekit.analysis.similarity import largest
+from saekit.analysis.similarity import cosines
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
@@ -32,7 +31,6 @@ from saekit.warn import warn
 
 EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
-CHUNK_ELEMENTS = 1 << 25  # cosines held at once where only candidates are kept: 128 MB
 TIE = 1e-9  # by how much going without a match is worth less than the last candidate
 STATUSES = ("shared", "crowded", "alone")
 
@@ -308,15 +306,17 @@ class _Matching:
 
 def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Matching:
     """Match directions `[n, d]` and `[m, d]` of any norm one to one."""
+    if not (len(a) and len(b)):
+        raise ValueError("A dictionary holds no latents, so there are none to match.")
     if len(a) > len(b):
         turned = _match(b, a, candidates, exact_cosines)
         return _Matching(turned.sides[::-1], turned.exact, turned.gap)
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     match, cosine, lost = _assign(a, b, candidates, exact_cosines)
     back, back_cosine = np.full(len(b), -1), np.full(len(b), np.nan, dtype=cosine.dtype)
     back[match], back_cosine[match] = np.arange(len(a)), cosine
-    (best_cosine, best), (back_best_cosine, back_best) = (
-        [tensor[:, 0].cpu().numpy() for tensor in _nearest(*pair, 1)] for pair in ((a, b), (b, a))
+    found = cosines(a, b)
+    best_cosine, best, back_best_cosine, back_best = (
+        tensor[:, 0].cpu().numpy() for tensor in (*found.up, *found.down)
     )
     return _Matching(
         sides=(
@@ -333,12 +333,12 @@ def _assign(
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
     """A partner in `b` for each row of `a`, their cosines, and what the sum of these may lack.
 
-    Both of unit norm; `a` has no more rows than `b`. None if the sum is certainly the greatest.
+    `a` has no more rows than `b`. None if the sum is certainly the greatest.
     """
     if len(a) * len(b) <= exact_cosines:
-        cosines = (a @ b.T).cpu().numpy()
-        rows, match = linear_sum_assignment(cosines, maximize=True)
-        return match, cosines[rows, match], None
+        products = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).cpu().numpy()
+        rows, match = linear_sum_assignment(products, maximize=True)
+        return match, products[rows, match], None
 
     graph, alone = _candidate_graph(a, b, min(candidates, len(a)))
     rows, match = min_weight_full_bipartite_matching(graph)
@@ -358,29 +358,19 @@ def _candidate_graph(a: Tensor, b: Tensor, k: int) -> tuple[csr_array, np.ndarra
     A row of `a` that goes alone has a column of its own after those of `b`, worth its last
     candidate: at least as much as any pair that is not in the graph.
     """
-    (up, up_index), (down, down_index) = (
-        [tensor.cpu().numpy() for tensor in _nearest(*pair, k)] for pair in ((a, b), (b, a))
-    )
+    found = cosines(a, b, k=k)
+    up, up_index, down, down_index = (tensor[:, :k].cpu().numpy() for tensor in (*found.up, *found.down))
     n, m = len(a), len(b)
     rows = np.concatenate([np.arange(n).repeat(k), down_index.ravel()])
     columns = np.concatenate([up_index.ravel(), np.arange(m).repeat(k)])
     pairs, first = np.unique(rows * m + columns, return_index=True)
-    cosines = np.concatenate([up.ravel(), down.ravel()])[first].astype(np.float64)
+    values = np.concatenate([up.ravel(), down.ravel()])[first].astype(np.float64)
     alone = up[:, -1].astype(np.float64) - TIE
     # No cost is zero: in a sparse graph that would be no edge.
-    costs = 2 - np.concatenate([cosines, alone])
+    costs = 2 - np.concatenate([values, alone])
     rows = np.concatenate([pairs // m, np.arange(n)])
     columns = np.concatenate([pairs % m, m + np.arange(n)])
     return csr_array((costs, (rows, columns)), shape=(n, m + n)), alone
-
-
-def _nearest(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` greatest cosines of each row of `a` with rows of `b`, and which, `[n, k]` each."""
-    if not (len(a) and len(b)):
-        raise ValueError("A dictionary holds no latents, so there are none to match.")
-    parts = [largest(rows @ b.T, k) for rows in a.split(max(1, CHUNK_ELEMENTS // len(b)))]
-    cosines, indices = (torch.cat(part) for part in zip(*parts, strict=True))
-    return cosines, indices
 
 
 def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:

@@ -1,14 +1,26 @@
+from collections import OrderedDict
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from saekit.agreement import MismatchError
-from saekit.analysis import best_matches, family_similarity, measure_splitting, nearest, splitting_tree
-from saekit.analysis.similarity import largest
+from saekit.analysis import (
+    best_matches,
+    family_similarity,
+    measure_splitting,
+    measure_uniqueness,
+    nearest,
+    similarity,
+    splitting_tree,
+)
+from saekit.analysis.similarity import cosines, largest
+from saekit.analysis.stitching.path import plan
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.sparse import affine
 
 
 def dictionary(rows: torch.Tensor, *, seed: int = 0) -> Dictionary:
@@ -34,10 +46,11 @@ def reference_cosines(large: Dictionary, small: Dictionary) -> torch.Tensor:
     return torch.stack([torch.cosine_similarity(row[None], b) for row in a])
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 7, 50])
-def test_best_matches_are_the_greatest_cosines(chunk: int | None) -> None:
+@pytest.mark.parametrize("tile", [4096, 1, 7, 30])
+def test_best_matches_are_the_greatest_cosines(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TILE", tile)
     large, small = random_dictionary(50), random_dictionary(30)
-    matches = best_matches(small, large, chunk=chunk)
+    matches = best_matches(small, large)
     cosine, index = reference_cosines(large, small).max(1)
     assert torch.equal(matches.index, index)
     torch.testing.assert_close(matches.cosine.double(), cosine, atol=1e-6, rtol=0)
@@ -45,10 +58,11 @@ def test_best_matches_are_the_greatest_cosines(chunk: int | None) -> None:
     assert matches.frame["best_match"].tolist() == index.tolist()
 
 
-def test_a_dictionary_is_not_its_own_neighbour_nor_is_a_copy() -> None:
+def test_a_dictionary_is_not_its_own_neighbour_nor_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TILE", 6)
     one = random_dictionary(20)
     cosines = reference_cosines(one, one).fill_diagonal_(-2)
-    matches = best_matches(one, one, chunk=6)
+    matches = best_matches(one, one)
     assert torch.equal(matches.index, cosines.argmax(1))
     assert (matches.same_index_share, matches.chance) == (0, 0)
     copy = best_matches(dictionary(one.W_dec.clone()), one)
@@ -68,10 +82,11 @@ def test_same_index_share_counts_only_indices_that_both_have() -> None:
     assert matches.chance == 0.1
 
 
-def test_nearest_gives_the_k_greatest_in_order() -> None:
+def test_nearest_gives_the_k_greatest_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "TILE", 9)
     large, small = random_dictionary(25), random_dictionary(40)
     latents = [3, 17, 3]
-    cosines, indices = nearest(large, small, k=6, latents=latents, chunk=2)
+    cosines, indices = nearest(large, small, k=6, latents=latents)
     values, order = reference_cosines(large, small)[latents].sort(dim=1, descending=True)
     assert torch.equal(indices, order[:, :6])
     torch.testing.assert_close(cosines.double(), values[:, :6], atol=1e-6, rtol=0)
@@ -99,21 +114,111 @@ def test_duplicate_directions_match_the_first() -> None:
     assert torch.equal(indices[:, 0], torch.arange(12))
 
 
-def test_memory_stays_within_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiles_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Sizes of the products that are taken from now on."""
+    sizes: list[tuple[int, int]] = []
+
+    def spy(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        sizes.append((len(x), len(W)))
+        return affine(x, W, b)
+
+    monkeypatch.setattr(similarity, "affine", spy)
+    monkeypatch.setattr(similarity, "_KEPT", OrderedDict())
+    return sizes
+
+
+def test_memory_stays_within_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = random_dictionary(1200, d_in=4), random_dictionary(500, d_in=4)
-    sizes = []
-    real = largest
+    whole = best_matches(small, large)
+    sizes = tiles_of(monkeypatch)
+    monkeypatch.setattr(similarity, "TILE", 150)
+    assert torch.equal(best_matches(small, large).index, whole.index)
+    assert max(max(size) for size in sizes) <= 150
+    assert sum(rows * columns for rows, columns in sizes) == 1200 * 500
 
-    def spy(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes.append(values.numel())
-        return real(values, k)
 
-    monkeypatch.setattr("saekit.analysis.similarity.largest", spy)
-    monkeypatch.setattr("saekit.analysis.similarity.CHUNK_ELEMENTS", 20_000)
-    bounded = best_matches(small, large)
-    assert max(sizes) <= 20_000
-    assert sum(sizes) == 600_000
-    assert torch.equal(bounded.index, best_matches(small, large, chunk=1200).index)
+@pytest.mark.parametrize(("tile", "k", "floor"), [(4096, 1, 0.5), (7, 3, 0.2), (10, 40, -1.0), (1, 2, 2.0)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_cosines_of_all_pairs(
+    tile: int, k: int, floor: float, ties: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "TILE", tile)
+    tiles_of(monkeypatch)
+    a, b = random_dictionary(23).W_dec, random_dictionary(31).W_dec
+    if ties:  # whole numbers: every product is exact, and most occur more than once
+        a, b = (
+            torch.eye(4).repeat(8, 1)[: len(rows)] * (1 + torch.arange(len(rows)) % 3)[:, None]
+            for rows in (a, b)
+        )
+    products = (
+        torch.nn.functional.normalize(a.double(), dim=1) @ torch.nn.functional.normalize(b.double(), dim=1).T
+    )
+    found = cosines(a, b, k=k, floor=floor)
+    for (values, indices), rows in ((found.up, products), (found.down, products.T)):
+        ordered, order = rows.sort(dim=1, descending=True, stable=True)
+        kept = min(k, rows.shape[1])
+        assert torch.equal(indices, order[:, :kept])
+        torch.testing.assert_close(values.double(), ordered[:, :kept], atol=1e-6, rtol=0)
+    above = torch.where(products >= floor, products, 0.0).numpy()
+    assert found.above.nnz == int((products >= floor).sum())
+    np.testing.assert_allclose(found.above.toarray(), above, atol=1e-6)
+
+
+def test_a_pair_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = random_dictionary(50), random_dictionary(30)
+    sizes = tiles_of(monkeypatch)
+    plans = plan(small, large, theta=0.3), plan(small, large, theta=0.5)
+    best_matches(small, large)
+    measure_splitting(small, large)
+    plan(dictionary(small.W_dec.clone(), seed=9), large)  # directions count, whoever holds them
+    assert sizes == [(50, 30)]
+    turned = cosines(small.W_dec, large.W_dec, floor=0.4)
+    assert sizes == [(50, 30)]
+    encoders = random_dictionary(50, seed=1).W_dec.T.contiguous()
+    measure_uniqueness(small, replace(large, W_enc=encoders), exact_cosines=0, candidates=4)
+    assert sizes[1:3] == [(30, 50), (30, 50)]  # decoders with more of each row, encoders
+    n = len(sizes)
+    best_matches(small, large), plan(small, large, theta=0.3)
+    assert len(sizes) == n
+    monkeypatch.setattr(similarity, "_KEPT", OrderedDict())
+    anew = plan(small, large, theta=0.3), plan(small, large, theta=0.5)
+    for one, other in zip(plans, anew, strict=True):
+        assert [move.insert.tolist() for move in one] == [move.insert.tolist() for move in other]
+    fresh = cosines(small.W_dec, large.W_dec, floor=0.4)
+    np.testing.assert_allclose(fresh.above.toarray(), turned.above.toarray(), atol=1e-6)
+
+
+def test_other_directions_are_multiplied_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = random_dictionary(50), random_dictionary(30)
+    sizes = tiles_of(monkeypatch)
+    before = best_matches(small, large).index
+    small.W_dec.copy_(small.W_dec.flip(0))
+    assert torch.equal(best_matches(small, large).index, 29 - before)
+    assert len(sizes) == 2
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = random_dictionary(50), [random_dictionary(30, seed=seed) for seed in range(4)]
+    sizes = tiles_of(monkeypatch)
+    best_matches(small[0], large)
+    (entry,) = similarity._KEPT.values()
+    monkeypatch.setattr(similarity, "KEPT_BYTES", 2 * entry.n_bytes)
+    best_matches(small[1], large), best_matches(small[0], large)
+    assert len(sizes) == 2
+    best_matches(small[2], large)  # the second one, used longest ago, makes room
+    assert len(similarity._KEPT) == 2
+    best_matches(small[0], large)
+    assert len(sizes) == 3
+    best_matches(small[1], large)
+    assert len(sizes) == 4
+
+
+def test_results_do_not_change_what_is_kept() -> None:
+    large, small = random_dictionary(50), random_dictionary(30)
+    first = best_matches(small, large)
+    index = first.index.clone()
+    first.index.zero_(), first.cosine.zero_()
+    assert torch.equal(best_matches(small, large).index, index)
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(3, 5), torch.zeros(16)])

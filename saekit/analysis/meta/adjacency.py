@@ -6,15 +6,16 @@ Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, triu
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit import settings
@@ -22,13 +23,15 @@ from saekit.agreement import check_agreement
 from saekit.analysis.meta.latents import decomposition_matrix
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
-from saekit.analysis.similarity import CHUNK_ELEMENTS
+from saekit.analysis.similarity import cosines
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.results import Result
 
-BLOCK = 1024  # latents whose neighbours are held at once
-FLOOR_STEP = 0.1  # by which the floor of the cosines is lowered until there are edges enough
+BLOCK = 512  # latents whose neighbours are held at once, at most
+BLOCK_PATHS = 1 << 22  # ways from these latents over a smaller latent to another one, at most
+SAMPLE = 128  # smaller latents from which the number of such ways is estimated
+LOWEST = -1.1  # below every cosine
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +97,7 @@ def adjacency_overlap(
     seed : int
         Of the random directions.
     progress : bool
-        Show a progress bar in counts of a graph's edges (about 20 for each of the two graphs).
+        Show a progress bar in latents whose neighbours have been counted.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -109,8 +112,10 @@ def adjacency_overlap(
     -----
     [LW], which reports shared edges over edges. Both controls are ours: chance is the share of all
     pairs that are joined; random directions in place of the smaller dictionary show what comes
-    from latents being near each other, whatever they are near to. The graphs are looked through in
-    blocks of rows and never held as a whole.
+    from latents being near each other, whatever they are near to. Two latents are joined until tau
+    reaches the greatest cosine that both exceed with one smaller latent. A count of these thresholds
+    gives the edges for every tau at once; only the cosines that matter are kept for it, and the graphs
+    are looked through in blocks of rows and never held as a whole.
 
     Examples
     --------
@@ -128,14 +133,9 @@ def adjacency_overlap(
         raise ValueError(f"No two latents of {source.name} share a meta-latent.")
     random = null_dictionary(small, "random directions", seed=seed)
     rows = []
-    with tqdm(disable=not progress, unit="count", desc="adjacency") as bar:
+    with tqdm(disable=not progress, unit="latent", desc="adjacency") as bar:
         for name, other in ((small.name, small), ("random directions", random)):
-            tau, near = _matched(source, other, n_edges, bar)
-            n_near = _n_edges(near)
-            both = sum(
-                _joined(shared, start).multiply(_joined(near, start)).count_nonzero()
-                for start in range(0, source.width, BLOCK)
-            )
+            tau, n_near, both = _matched(source.W_dec, other.W_dec, shared, n_edges, bar)
             rows.append(
                 {
                     "graph": name,
@@ -150,49 +150,110 @@ def adjacency_overlap(
     return AdjacencyOverlap(source.identity, small.identity, n_pairs, pd.DataFrame(rows))
 
 
-def _joined(links: csr_array, start: int) -> csr_array:
+def _joined(links: csr_array, start: int, stop: int) -> csr_array:
     """Pairs of rows that share a column, above the diagonal: a block of rows with all from there on."""
-    return triu(links[start : start + BLOCK] @ links[start:].T, k=1, format="csr")
+    return triu(links[start:stop] @ links[start:].T, k=1, format="csr")
 
 
-def _n_edges(links: csr_array, bar: tqdm[Any] | None = None) -> int:
+def _n_edges(links: csr_array) -> int:
     """Pairs of rows that share a column."""
-    if bar is not None:
-        bar.update()
-    return sum(_joined(links, start).nnz for start in range(0, links.shape[0], BLOCK))
+    n = links.shape[0]
+    return sum(_joined(links, start, start + BLOCK).nnz for start in range(0, n, BLOCK))
 
 
-def _matched(source: Dictionary, other: Dictionary, n_edges: int, bar: tqdm[Any]) -> tuple[float, csr_array]:
-    """The cosine tau that gives this number of edges, as near as can be, and what exceeds it."""
-    floor = 1.0
+def _matched(
+    rows: Tensor, others: Tensor, shared: csr_array, n_edges: int, bar: tqdm[Any]
+) -> tuple[float, int, int]:
+    """The cosine tau that gives this number of edges, as near as can be, their number, and those shared.
+
+    There are at most as many edges as paths: pairs of rows that exceed tau with one of the others, counted
+    for each. So cosines are kept down to where there are several paths for each edge, and the highest of
+    them are counted first.
+    """
+    ratio, aim = 2.0, 2.0  # paths over edges: counted, and above the floor; both grow until there are enough
+    floor, paths = np.inf, np.zeros(0)
     while True:
-        floor -= FLOOR_STEP
-        cosines = _cosines_above(source, other, floor)
-        if floor < -1 or _n_edges(cosines.astype(bool), bar) >= n_edges:
+        while floor > LOWEST and (paths[-1:] <= ratio * n_edges).all():
+            aim *= 4
+            floor = _floor(rows, others, aim * n_edges)
+            kept = cosines(rows, others, floor=floor).above.tocoo()
+            values, paths = _n_paths(kept.col, kept.data)
+        cut = int(np.searchsorted(paths, ratio * n_edges))
+        lowest = values[cut] if cut < len(values) else LOWEST
+        high = kept.data > lowest
+        steps, rank = np.unique(kept.data[high], return_inverse=True)
+        steps = np.append(np.float32(lowest), steps)
+        links = _Links(kept.row[high], kept.col[high], (rank + 1).astype(np.int32), len(rows))
+        # By number of steps up to tau: how many edges have their threshold there, and how many are shared.
+        near, both = np.zeros((2, len(steps)), dtype=np.int64)
+        for start, stop, thresholds in links.blocks():
+            near += np.bincount(thresholds[thresholds > 0], minlength=len(steps))
+            pairs = _joined(shared, start, stop).tocoo()
+            both += np.bincount(thresholds[pairs.row, pairs.col], minlength=len(steps))
+            bar.update(stop - start)
+        left = near.sum() - near.cumsum()  # edges at each step
+        if left[0] >= n_edges or lowest == LOWEST:
             break
-
-    def above(tau: float) -> csr_array:
-        keep = cosines.data > tau
-        offsets = np.concatenate([[0], np.cumsum(keep)])[cosines.indptr]
-        return csr_array((np.ones(offsets[-1], bool), cosines.indices[keep], offsets), cosines.shape)
-
+        ratio *= 1.2 * n_edges / max(left[0], n_edges / 8)
+    at = int(np.argmax(left <= n_edges))
     # The number of edges changes only where tau passes a cosine, and falls as tau rises.
-    steps = np.unique(np.append(cosines.data, np.float32(floor))).tolist()
-    at = bisect_left(range(len(steps)), -n_edges, key=lambda i: -_n_edges(above(steps[i]), bar))
-    tau = min(steps[max(at - 1, 0) : at + 1], key=lambda tau: abs(_n_edges(above(tau), bar) - n_edges))
-    return tau, above(tau)
+    best = min(range(max(at - 1, 0), at + 1), key=lambda step: abs(left[step] - n_edges))
+    return float(steps[best]), int(left[best]), int(both[best + 1 :].sum())
 
 
-def _cosines_above(source: Dictionary, other: Dictionary, floor: float) -> csr_array:
-    """Cosines of decoder directions above a floor, float32 `[source.width, other.width]`."""
-    directions = F.normalize(other.W_dec, dim=1).T
-    counts, indices, values = [], [], []
-    for part in source.W_dec.split(max(1, CHUNK_ELEMENTS // other.width)):
-        cosines = F.normalize(part, dim=1) @ directions
-        above = cosines > floor
-        counts.append(above.sum(1).cpu())
-        indices.append(above.nonzero()[:, 1].cpu())
-        values.append(cosines[above].cpu())
-    offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-    entries = (torch.cat(values).numpy(), torch.cat(indices).numpy(), offsets.numpy())
-    return csr_array(entries, (source.width, other.width))
+def _floor(rows: Tensor, others: Tensor, n_paths: float) -> float:
+    """About the cosine above which there are so many paths, from a sample of the others."""
+    sample = others[:: -(-len(others) // SAMPLE)]
+    products = F.normalize(rows, dim=1) @ F.normalize(sample, dim=1).T
+    low, high = LOWEST, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        near = (products > middle).sum(0).double()
+        n = float((near * (near - 1)).sum()) / 2 * len(others) / len(sample)
+        low, high = (middle, high) if n >= n_paths else (low, middle)
+    return low
+
+
+def _n_paths(columns: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Cosines in falling order, and the paths over those down to each."""
+    order = np.lexsort((-values, columns))
+    first = np.searchsorted(columns[order], columns[order])
+    added = np.empty(len(values), dtype=np.int64)
+    added[order] = np.arange(len(values)) - first
+    falling = np.argsort(-values, kind="stable")
+    return values[falling], added[falling].cumsum()
+
+
+class _Links:
+    """A bipartite graph: which of `n` rows are linked to which columns, and how strongly (from 1 on)."""
+
+    def __init__(self, rows: NDArray[Any], columns: NDArray[Any], strength: NDArray[Any], n: int) -> None:
+        by_column = np.lexsort((rows, columns))
+        self.n, self.rows, self.strength = n, rows[by_column].astype(np.int64), strength[by_column]
+        columns = columns[by_column]
+        ends = np.searchsorted(columns, columns, side="right")
+        self.n_further = ends - np.arange(len(ends)) - 1  # links of the same column to later rows
+        self.by_row = np.argsort(self.rows, kind="stable")
+        self.starts = np.searchsorted(self.rows[self.by_row], np.arange(n + 1))
+
+    def blocks(self) -> Iterator[tuple[int, int, NDArray[Any]]]:
+        """Rows `start` to `stop`, and how strongly each is joined with every row from `start` on.
+
+        That is, over the best column, the weaker one of the two links; 0 where two rows share none,
+        and on and below the diagonal.
+        """
+        paths = np.append(0, self.n_further[self.by_row].cumsum())[self.starts]
+        start = 0
+        while start < self.n:
+            within = int(np.searchsorted(paths, paths[start] + BLOCK_PATHS, side="right")) - 1
+            stop = min(max(within, start + 1), start + BLOCK, self.n)
+            links = self.by_row[self.starts[start] : self.starts[stop]]
+            counts = self.n_further[links]
+            others = np.arange(counts.sum()) + np.repeat(links + 1 - (counts.cumsum() - counts), counts)
+            cells = np.repeat((self.rows[links] - start) * (self.n - start), counts)
+            cells += self.rows[others] - start
+            joined = np.zeros((stop - start) * (self.n - start), dtype=np.int32)
+            weaker = np.minimum(np.repeat(self.strength[links], counts), self.strength[others])
+            np.maximum.at(joined, cells, weaker)
+            yield start, stop, joined.reshape(stop - start, self.n - start)
+            start = stop

@@ -9,24 +9,23 @@ options.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import Activations
-from saekit.analysis.similarity import CHUNK_ELEMENTS, check_order
+from saekit.analysis.similarity import check_order, cosines
 from saekit.analysis.stitching.mixtures import (
     NEVER,
     Floats,
@@ -117,15 +116,18 @@ def plan(
     theta = settings.cosine("theta", theta)
     grouping = settings.choice("grouping", grouping, GROUPINGS)
     check_order(small, large)
-    graph, best, best_small = _similar_pairs(small, large, theta)
+    if not small.width:
+        raise ValueError(f"{small.name} holds no latents to compare directions with.")
+    floor = theta if grouping == "components" else math.inf
+    found = cosines(large.W_dec, small.W_dec, floor=floor)
+    best, match, best_small = (part[:, 0].cpu().numpy() for part in (*found.up, found.down[0]))
     if grouping == "best_match":
-        pairs = graph.tocoo()
-        keep = pairs.data == best[pairs.row]
-        first = np.unique(pairs.row[keep], return_index=True)[1]  # of equal cosines, the lowest index
-        rows, columns, cosines = (part[keep][first] for part in (pairs.row, pairs.col, pairs.data))
+        rows = np.flatnonzero(best >= theta)
+        columns, similarities = match[rows], best[rows]
     else:
-        pairs = graph.tocoo()
-        rows, columns, cosines = pairs.row, pairs.col, pairs.data
+        pairs = found.above.tocoo()
+        near = pairs.data >= theta
+        rows, columns, similarities = pairs.row[near], pairs.col[near], pairs.data[near]
     n = large.width + small.width
     joined = coo_array((np.ones(len(rows)), (rows, large.width + columns)), shape=(n, n))
     _, label = connected_components(joined, directed=False)
@@ -140,7 +142,7 @@ def plan(
     ]
     members = np.flatnonzero(in_group)
     labels, place = np.unique(label[members], return_inverse=True)
-    total = np.bincount(np.searchsorted(labels, label[rows]), cosines, minlength=len(labels))
+    total = np.bincount(np.searchsorted(labels, label[rows]), similarities, minlength=len(labels))
     similarity = total / np.bincount(np.searchsorted(labels, label[rows]), minlength=len(labels))
     by_group = np.split(members[np.argsort(place, kind="stable")], np.cumsum(np.bincount(place))[:-1])
     for group, which in enumerate(np.lexsort((np.arange(len(labels)), -similarity))):
@@ -154,28 +156,6 @@ def plan(
         for i in lost[np.lexsort((lost, -best_small[lost]))]
     ]
     return moves
-
-
-def _similar_pairs(
-    small: Dictionary, large: Dictionary, theta: float
-) -> tuple[Any, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Cosines from theta on, sparse `[large.width, small.width]`; the best of each large and small latent."""
-    if not small.width:
-        raise ValueError(f"{small.name} holds no latents to compare directions with.")
-    directions = F.normalize(small.W_dec, dim=1).T
-    rows, columns, cosines, best = [], [], [], []
-    best_small = torch.full((small.width,), -torch.inf, device=small.W_dec.device)
-    chunk = max(1, CHUNK_ELEMENTS // small.width)
-    for start, part in zip(range(0, large.width, chunk), large.W_dec.split(chunk), strict=True):
-        found = F.normalize(part, dim=1) @ directions
-        near = (found >= theta).nonzero()
-        rows.append(near[:, 0] + start)
-        columns.append(near[:, 1])
-        cosines.append(found[near[:, 0], near[:, 1]])
-        best.append(found.amax(1))
-        best_small = torch.maximum(best_small, found.amax(0))
-    data, i, j, of_large = (torch.cat(part).cpu().numpy() for part in (cosines, rows, columns, best))
-    return csr_array((data, (i, j)), shape=(large.width, small.width)), of_large, best_small.cpu().numpy()
 
 
 # ---------------------------------------------------------------------- the curve

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dictionaries import make
 from scipy.sparse import csr_array
+from tqdm import tqdm
 
 from saekit.agreement import MismatchError
 from saekit.analysis import splitting_tree
@@ -255,6 +256,28 @@ def test_overlap_equals_brute_force(meta, family, dense, block, monkeypatch):
     # No other tau comes nearer to as many edges.
     counts = [len(edges_of(cosines > tau + 1e-7)) for tau in np.unique(cosines)]
     assert abs(len(near) - len(shared)) == min(abs(count - len(shared)) for count in counts)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(("block", "paths", "sample"), [(512, 1 << 22, 128), (7, 20, 3)])
+def test_the_graph_of_a_number_of_edges(share, block, paths, sample, monkeypatch):
+    for name, value in (("BLOCK", block), ("BLOCK_PATHS", paths), ("SAMPLE", sample)):
+        monkeypatch.setattr(adjacency, name, value)
+    random = np.random.default_rng(0)
+    for n, m, hub in ((50, 17, 0.0), (30, 40, 2.0), (40, 1, 0.0)):
+        rows = torch.from_numpy(random.standard_normal((n, 5)) + hub)
+        others = torch.from_numpy(random.standard_normal((m, 5)) + hub)
+        links = csr_array(random.random((n, 6)) < 0.2)
+        n_edges = max(1, round(share * n * (n - 1) / 2))
+        tau, n_near, both = adjacency._matched(rows, others, links, n_edges, tqdm(disable=True))
+        cosines = np.array([[cosine(a, b) for b in others] for a in rows])
+        pairs = list(combinations(range(n), 2))
+        thresholds = np.array([np.minimum(cosines[i], cosines[j]).max() for i, j in pairs])
+        counts = [int((thresholds > step + 1e-9).sum()) for step in np.append(-1.1, np.unique(cosines))]
+        assert n_near == int((thresholds > tau + 1e-6).sum())
+        assert abs(n_near - n_edges) == min(abs(count - n_edges) for count in counts)
+        shared = np.array([(links.toarray()[i] & links.toarray()[j]).any() for i, j in pairs])
+        assert both == int((shared & (thresholds > tau + 1e-6)).sum())
 
 
 def test_chance_is_the_overlap_of_shuffled_nodes(meta, family, dense):
