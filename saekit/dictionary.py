@@ -590,6 +590,11 @@ class Dictionary(Described):
         return dictionary
 
 
+def identity_of(value: Identity | Dictionary) -> Identity:
+    """The identity of a dictionary, or the one that a result holds."""
+    return value if isinstance(value, Identity) else value.identity
+
+
 def require_dictionaries(**given: Any) -> None:
     """Refuse arguments that are no `Dictionary`, by their names.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saekit import settings
 from saekit.activations import Activations
+from saekit.analysis.nulls import require_null
 from saekit.analysis.similarity import BestMatches, best_matches, check_order
 from saekit.analysis.stitching.mixtures import (
     NEVER,
@@ -382,15 +383,7 @@ def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
     ['8 → 12', '8, seed 1']
     """
     for null in nulls:
-        same_width = null.small.width == null.large.width and null.small != null.large
-        if not same_width or null.small not in (result.small, result.large):
-            raise ValueError(
-                f"A null is between {result.small.described} or {result.large.described} and another seed of "
-                f"its width, found {null.small.described} and {null.large.described}."
-            )
-        if null.theta != result.theta:
-            raise ValueError(f"A null needs the insertion's theta {result.theta:g}, found {null.theta:g}.")
-        result.tokens.require(null.tokens, "The insertion")
+        require_null(result, null, "theta")
     return InsertionComparison(result, nulls)
 
 

@@ -1,11 +1,12 @@
 """Nulls: dictionaries, directions and rows without the structure that an analysis measures.
 
-Every null of an analysis is made here, apart from those that only shuffle the analysis' own indices.
+Every null of an analysis is made or recognised here, apart from those that only shuffle its own indices.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,56 @@ from torch import Tensor
 
 from saekit import settings
 from saekit.activations import random_stream
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, identity_of
 from saekit.folding import with_directions
+from saekit.identity import Identity
+from saekit.passes import Tokens
 
 NULLS = ("columns permuted", "random directions")  # of a dictionary
 ROW_NULLS = ("columns permuted", "Gaussian")  # of rows that a meta-SAE is trained on
+
+
+class Compared(Protocol):
+    """A result about two dictionaries on some tokens."""
+
+    @property
+    def small(self) -> Identity | Dictionary: ...  # noqa: D102
+
+    @property
+    def large(self) -> Identity | Dictionary: ...  # noqa: D102
+
+    @property
+    def tokens(self) -> Tokens: ...  # noqa: D102
+
+
+def require_null(result: Compared, null: Compared, *settings: str) -> None:
+    """Refuse to set a result beside something that is no null of it.
+
+    Parameters
+    ----------
+    result : Compared
+        Between two widths.
+    null : Compared
+        Between two seeds of one of these widths, on the same tokens.
+    *settings : str
+        Attributes that both must share, such as `"theta"`.
+
+    Raises
+    ------
+    ValueError
+        If it compares other dictionaries or a dictionary with itself, or if settings or tokens differ.
+    """
+    small, large, one, other = map(identity_of, (result.small, result.large, null.small, null.large))
+    if one.width != other.width or one == other or one not in (small, large):
+        raise ValueError(
+            f"A null is between {small.described} or {large.described} and another seed of its width, "
+            f"found {one.described} and {other.described}."
+        )
+    for name in settings:
+        expected, found = getattr(result, name), getattr(null, name)
+        if expected != found:
+            raise ValueError(f"A null needs the result's {name} {expected}, found {found}.")
+    result.tokens.require(null.tokens, f"The {type(result).__name__.lower()}")
 
 
 def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dictionary:

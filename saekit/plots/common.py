@@ -13,9 +13,10 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, identity_of
 from saekit.figures import FONTS, describe, kind_style
 from saekit.identity import Identity, distinct_names
+from saekit.wording import listed, on_tokens
 
 T = TypeVar("T")
 
@@ -30,14 +31,14 @@ class Pair(Protocol):
     def large(self) -> Identity | Dictionary: ...  # noqa: D102
 
 
-def identity_of(value: Identity | Dictionary) -> Identity:
-    """The identity of a dictionary, or the one that a result holds."""
-    return value if isinstance(value, Identity) else value.identity
-
-
 def named(kind: str, width: int) -> str:
     """Such as "ReLU 1152"."""
     return f"{kind_style(kind).label} {width}"
+
+
+def pair_of(result: Pair) -> tuple[Identity, Identity]:
+    """The two dictionaries of a comparison."""
+    return identity_of(result.small), identity_of(result.large)
 
 
 def pair_name(result: Pair) -> str:
@@ -51,7 +52,7 @@ def pair_names(results: Sequence[Pair]) -> list[str]:
     Kind and width, and a hook point where the two of a pair have different ones; then seeds, hook
     points and at last hashes, where two pairs would otherwise share a name.
     """
-    pairs = [(identity_of(result.small), identity_of(result.large)) for result in results]
+    pairs = [pair_of(result) for result in results]
     for detail in range(4):
         names = [_pair_name(small, large, detail) for small, large in pairs]
         if len(set(names)) == len(set(pairs)):
@@ -127,6 +128,27 @@ def rows_of(identities: Sequence[Identity]) -> pd.DataFrame:
 def as_list(results: T | Sequence[T]) -> list[T]:
     """Several results, or the only one."""
     return list(results) if isinstance(results, Sequence) else [results]
+
+
+def shared(results: Sequence[Any], setting: str) -> Any:
+    """The setting that all results have, such as theta, where a figure shows one.
+
+    Raises
+    ------
+    ValueError
+        If they differ, or there are none.
+    """
+    if not results:
+        raise ValueError("A figure needs at least one result, found none.")
+    found = list(dict.fromkeys(getattr(result, setting) for result in results))
+    if len(found) > 1:
+        raise ValueError(f"One figure shows results of one {setting}, found {listed(found)}.")
+    return found[0]
+
+
+def on_all_tokens(results: Sequence[Any]) -> str:
+    """`on_tokens` of each, told once where it is the same."""
+    return ". ".join(dict.fromkeys(on_tokens(r.n_tokens, r.n_excluded) for r in results))
 
 
 def made_from(*results: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from saekit.analysis.meta.latents import require_tree
 from saekit.figures import (
     FULL,
     HALF,
@@ -502,7 +503,7 @@ def meta_splitting(
     Raises
     ------
     ValueError
-        If the latent has no children.
+        If the tree is of other dictionaries than the meta-SAE's, or the latent has no children.
 
     Notes
     -----
@@ -514,6 +515,7 @@ def meta_splitting(
     >>> plot.data.columns.tolist()
     ['depth', 'width', 'latent', 'cosine', 'row', 'meta_latent', 'activation', 'share']
     """
+    require_tree(meta, tree)
     nodes = _depth_first(tree.subtree(width, latent))
     if len(nodes) == 1:
         raise ValueError(f"Latent {latent} of width {width} has no children at theta {tree.theta:g}.")

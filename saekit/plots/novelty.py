@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
+from saekit.analysis.nulls import require_null
 from saekit.figures import (
     FULL,
     HALF,
@@ -23,7 +24,7 @@ from saekit.figures import (
     kind_style,
     new_figure,
 )
-from saekit.plots.common import as_list, linear_range, made_from, pair_names, title_of
+from saekit.plots.common import as_list, linear_range, made_from, on_all_tokens, pair_names, shared, title_of
 from saekit.wording import on_tokens, percent
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
     null : Insertion, optional
         Between two seeds of one of the widths.
 
+    Raises
+    ------
+    ValueError
+        If the null is no null of the result.
+
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching: how well the cosine predicts which latents help.
@@ -50,6 +56,8 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
     >>> insertion_scatter(result, null).data["comparison"].unique().tolist()
     ['ReLU 8 → 12', 'ReLU 8, other seed']
     """
+    if null is not None:
+        require_null(result, null, "theta")
     panels_of = [result] if null is None else [result, null]
     names = pair_names(panels_of)
     columns = ["latent", "best_cosine", "mse_change", "novel_cos", "novel_gain"]
@@ -143,7 +151,8 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
     Raises
     ------
     ValueError
-        If there are no results, or a curve is undefined because all latents help or none does.
+        If there are no results, thetas differ, a null is a null of none of them, or a curve is undefined
+        because all latents help or none does.
 
     Examples
     --------
@@ -153,6 +162,10 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
     results, nulls = as_list(results), as_list(nulls)
     if not results:
         raise ValueError("A ROC plot needs at least one insertion, found none.")
+    theta = shared([*results, *nulls], "theta")
+    for other in nulls:
+        about = [r for r in results if other.small in (r.small, r.large)]
+        require_null((about or results)[0], other)
     parts, aucs = [], []
     with house_style():
         figure = new_figure(HALF, HALF + 0.1)
@@ -188,9 +201,7 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
             ylabel="share of the latents that help",
         )
         axes.set_aspect("equal")
-        axes.legend(
-            loc="lower right", title=f"AUC; marker: $\\theta$ = {results[0].theta:g}", alignment="left"
-        )
+        axes.legend(loc="lower right", title=f"AUC; marker: $\\theta$ = {theta:g}", alignment="left")
     data = pd.concat(parts, ignore_index=True)[["comparison", "null", "point", "theta", "fpr", "tpr"]]
     listed = ", ".join(aucs)
     return Plot(
@@ -198,11 +209,11 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
         data,
         caption="How well the cosine predicts which latents help. For every threshold, the share of the "
         "latents that lower the MSE and of those that raise it whose best cosine lies under the threshold; "
-        f"markers are at θ = {results[0].theta:g}. Area under the curve (AUC): {listed}. Dead latents are "
-        f"left out. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        f"markers are at θ = {theta:g}. Area under the curve (AUC): {listed}. Dead latents are "
+        f"left out. {on_all_tokens(results)}.",
         alt=f"ROC curves of the best cosine as a predictor of the gain. AUC: {listed}.",
         made_from=made_from(*results, *nulls),
-        settings={"theta": results[0].theta},
+        settings={"theta": theta},
     )
 
 
@@ -311,7 +322,7 @@ def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> 
         caption="Inserting groups of latents. FVU of the small dictionary after all novel latents or all "
         "others are added, as told apart by cosine and by the gain of each alone; the number of latents is "
         "in brackets. Diamonds mark the FVU if single changes added up; lines mark the small and the large "
-        f"dictionary alone. FVU: {numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        f"dictionary alone. FVU: {numbers}. {on_all_tokens(results)}.",
         alt=f"Bars of FVU after inserting groups of latents. {numbers}.",
         made_from=made_from(*results),
     )

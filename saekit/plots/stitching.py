@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from saekit.analysis.nulls import require_null
 from saekit.figures import (
     FULL,
     INK,
@@ -31,7 +32,11 @@ from saekit.plots.common import (
     groups_of,
     linear_range,
     made_from,
+    on_all_tokens,
+    pair_name,
     pair_names,
+    pair_of,
+    shared,
     title_of,
 )
 from saekit.wording import on_tokens, percent
@@ -96,6 +101,11 @@ def stitching_curve(
     ce : CECurve, optional
         CE degradation at some steps (`ce_curve`): a third panel.
 
+    Raises
+    ------
+    ValueError
+        If the null is no null of the result, or another control was measured on another curve.
+
     Notes
     -----
     Leask et al. (ICLR 2025), section on SAE stitching: novel latents are inserted and reconstruction
@@ -108,6 +118,9 @@ def stitching_curve(
     >>> plot.data["comparison"].unique().tolist()
     ['ReLU 8 → 12', 'ReLU 8, other seed']
     """
+    if null is not None:
+        require_null(result, null, "theta", "grouping", "order", "lost", "bias")
+    _require_control(result, random, matched, ce)
     results = [result] if null is None else [result, null]
     phases = [r.phases for r in results]
     novel = "" if result.theta is None else f" (best cosine under θ = {result.theta:g})"
@@ -181,12 +194,12 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
     results : Stitching or sequence of Stitching
         Of one pair or of several: one panel per pair, one line per order.
     random : sequence of RandomOrders
-        Random orders (`random_orders`) of each pair, in the order in which the pairs first appear.
+        Random orders (`random_orders`) of the moves of some of the results.
 
     Raises
     ------
     ValueError
-        If there are no results.
+        If there are no results, or random orders are of other moves.
 
     Examples
     --------
@@ -204,7 +217,11 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
         r.frame[["step", "phase", "fvu"]].assign(comparison=name, order=_order(r))
         for r, name in zip(results, names, strict=True)
     ]
-    for pair, draws in zip(pairs, random, strict=False):
+    for draws in random:
+        moves = _moves(draws.stitching)
+        pair = next((name for name, r in zip(names, results, strict=True) if _moves(r) == moves), None)
+        if pair is None:
+            raise ValueError(f"Random orders of {pair_name(draws.stitching)} belong to none of the results.")
         for end in ("min", "max"):
             band = draws.frame.groupby("step", as_index=False)["fvu"].agg(end)
             parts.append(band.assign(comparison=pair, order=f"random, {end}"))
@@ -244,10 +261,10 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
         "start (static gain) or of the change that it makes at that point (greedy gain). The grey band "
         "covers random orders; the dotted line marks the small dictionary. "
         f"Highest FVU along the path: {peaks}. "
-        f"{on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        f"{on_all_tokens(results)}.",
         alt=f"Curves of FVU over the steps, one line per order. Highest FVU along the path: {peaks}.",
         made_from=made_from(*results),
-        settings=_settings(results[0]),
+        settings=_settings(*results),
     )
 
 
@@ -377,6 +394,7 @@ def frankenstein(results: Frankenstein | Sequence[Frankenstein]) -> Plot:
     results = as_list(results)
     if not results:
         raise ValueError("The Frankenstein plot needs at least one result, found none.")
+    theta = shared(results, "theta")
     families = [r.dictionaries[0].identity for r in results]
     names = family_names(families)
     columns = ["kind", "up_to", "width", "l0", "fvu", "l0_matched", "fvu_matched"]
@@ -430,12 +448,12 @@ def frankenstein(results: Frankenstein | Sequence[Frankenstein]) -> Plot:
         data,
         caption="A dictionary gathered over a family. To the smallest dictionary, each wider one in turn "
         "contributes the latents that are novel relative to those gathered so far (best cosine under "
-        f"θ = {results[0].theta:g}). FVU beside that of the trained dictionaries, against the number of "
+        f"θ = {theta:g}). FVU beside that of the trained dictionaries, against the number of "
         "latents and against L0; dashed lines show it with one threshold raised until L0 equals that of the "
-        f"smallest dictionary. {numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        f"smallest dictionary. {numbers}. {on_all_tokens(results)}.",
         alt=f"FVU against width and against L0 for trained and gathered dictionaries. {numbers}.",
         made_from=describe(*(d.identity for r in results for d in r.dictionaries)),
-        settings={"theta": results[0].theta},
+        settings={"theta": theta},
     )
 
 
@@ -522,10 +540,10 @@ def additivity(results: Stitching | Sequence[Stitching]) -> Plot:
         caption="Whether single changes add up. Change in MSE when a group of similar latents is swapped in "
         "one step of stitching, against the sum of the changes that its latents would make if each were "
         f"moved alone at that point (the axes are linear within ±{scale:g} and logarithmic beyond). "
-        f"{numbers}. {on_tokens(results[0].n_tokens, results[0].n_excluded)}.",
+        f"{numbers}. {on_all_tokens(results)}.",
         alt=f"Scatter of the change made by a group against the sum of single changes. {numbers}.",
         made_from=made_from(*results),
-        settings=_settings(results[0]),
+        settings=_settings(*results),
     )
 
 
@@ -575,8 +593,29 @@ def _whole(change: float) -> str:
     return f"{change:+.0f}".replace("-", "\u2212")
 
 
-def _settings(result: Stitching) -> dict[str, Any]:
-    return {name: value for name, value in result.options.items() if value is not None}
+def _settings(*results: Stitching) -> dict[str, Any]:
+    """How the paths were chosen, as far as it is the same for all."""
+    first, *others = (result.options for result in results)
+    same = {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+    return {name: value for name, value in same.items() if value is not None}
+
+
+def _moves(result: Stitching) -> tuple[Any, ...]:
+    """What paths share that differ in their order alone."""
+    options = {name: value for name, value in result.options.items() if name not in ("order", "seed")}
+    return *pair_of(result), result.n_tokens, result.n_steps, *options.values()
+
+
+def _require_control(result: Stitching, *controls: RandomOrders | MatchedCurve | CECurve | None) -> None:
+    """Refuse controls of another curve than the one that they are drawn on."""
+    for control in controls:
+        if control is None or (own := control.stitching) is result:
+            continue
+        if pair_of(own) != pair_of(result) or not own.frame.equals(result.frame):
+            raise ValueError(
+                f"A control ({type(control).__name__}) must be measured on the curve that is drawn, "
+                f"{pair_name(result)} in {result.n_steps} steps, found {pair_name(own)} in {own.n_steps}."
+            )
 
 
 def _order(result: Stitching) -> str:

@@ -25,7 +25,7 @@ from saekit.figures import (
     new_figure,
     width_colours,
 )
-from saekit.plots.common import as_list, groups_of, made_from, named
+from saekit.plots.common import as_list, groups_of, made_from, named, shared
 from saekit.wording import listed, on_tokens, percent
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def unmatched_curve(results: FamilyUniqueness | Sequence[FamilyUniqueness]) -> P
     ['theta', 'share_matched_under', 'share_best_under', 'kind', 'comparison', 'null', 'width', 'other']
     """
     results = as_list(results)
+    theta = shared(results, "theta")
     thetas = np.round(np.linspace(0, 1, 101), 2)
     per_result = []
     for result in results:
@@ -189,11 +190,11 @@ def unmatched_curve(results: FamilyUniqueness | Sequence[FamilyUniqueness]) -> P
         data,
         caption="How the share of latents without a counterpart depends on the threshold. Share of pairs in "
         "the one-to-one matching whose cosine is under θ, for two seeds of one width (solid), for a width "
-        f"and the next (dashed) and for the nulls (grey). Share at θ = {results[0].theta:g} or more: "
+        f"and the next (dashed) and for the nulls (grey). Share at θ = {theta:g} or more: "
         f"{shares}.",
         alt=f"Curves of the share of pairs under theta against theta, one panel per kind. {shares}.",
         made_from=_made_from(*results),
-        settings={"theta": results[0].theta},
+        settings={"theta": theta},
     )
 
 
@@ -218,6 +219,7 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
      'low', 'high']
     """
     results = as_list(results)
+    theta = shared(results, "theta")
     found = [
         (named(result.kind, row.width), result.results[row.comparison, ""])
         for result in results
@@ -285,7 +287,6 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
             lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         panels[0, 0].set_ylabel("share lacking")
         panels[1, 0].set_ylabel("latents")
-        theta = results[0].theta
         labels = {
             "shared": "shared",
             "crowded": "crowded (its best match is taken)",

@@ -13,6 +13,7 @@ from ipywidgets import widgets
 
 from saekit import html, settings
 from saekit.analysis.novelty import Insertion
+from saekit.analysis.nulls import require_null
 from saekit.selection import select_latent
 from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State, as_trait_error
@@ -73,7 +74,7 @@ class NoveltyExplorer(Explorer):
     evidence : Evidence
         About the large dictionary (`saekit.collect_evidence`).
     null : Insertion, optional
-        Between two seeds of one width, for comparison.
+        Between two seeds of one of the widths, on the same tokens.
     small_evidence : Evidence, optional
         About the small dictionary, to show the best match as well.
     theta : float, optional
@@ -90,7 +91,7 @@ class NoveltyExplorer(Explorer):
     TypeError
         If there is no evidence.
     ValueError
-        If evidence is about another dictionary.
+        If evidence is about another dictionary, or the null is no null of the insertion.
 
     Examples
     --------
@@ -112,6 +113,8 @@ class NoveltyExplorer(Explorer):
         evidence = require_evidence(evidence, insertion.large, "NoveltyExplorer")
         if small_evidence is not None:
             require_evidence(small_evidence, insertion.small, "NoveltyExplorer's small_evidence")
+        if null is not None:
+            require_null(insertion, null, "theta")
         self._frame = insertion.frame
         self.insertion, self.null = insertion, null
         self.evidence, self.small_evidence = evidence, small_evidence

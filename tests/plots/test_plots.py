@@ -661,6 +661,28 @@ def test_errors(call, message):
         call()
 
 
+def test_what_is_no_null_is_not_drawn_as_one():
+    family, x, other = results().family, results().x, results().other
+    seeds = family.get(24, 0), family.get(24, 1)
+    for wrong, null in {
+        "3000 tokens": insertion(*seeds, x[:-1], theta=THETA),
+        "total variance .* were given": insertion(*seeds, 1.01 * x, theta=THETA),
+        "A null is between relu 12": insertion(*other, x, theta=THETA),
+        "another seed of its width": insertion(family[24], family[24], x, theta=THETA),
+    }.items():
+        for draw in (plots.insertion_scatter, lambda result, null: plots.roc([result], [null])):
+            with pytest.raises(ValueError, match=wrong):
+                draw(results().relu, null)
+    with pytest.raises(ValueError, match=r"theta 0\.7, found 0\.6"):
+        plots.insertion_scatter(results().relu, insertion(*seeds, x, theta=0.6))
+
+
+def test_a_curve_of_two_thetas_is_refused():
+    other = insertion(results().family[24], results().family[48], results().x, theta=0.5)
+    with pytest.raises(ValueError, match=r"One figure shows results of one theta, found 0\.7 and 0\.5"):
+        plots.roc([results().relu, other])
+
+
 def test_plots_without_their_optional_parts():
     assert len(plots.frontier(results().evaluations).figure.axes) == 2
     assert len(plots.insertion_scatter(results().relu).figure.axes) == 1

@@ -63,7 +63,8 @@ ROOT = child(10, 2, np.nan, child(30, 4, 0.95), child(30, 7, 0.72), child(30, 8,
 
 
 def tree(root=ROOT):
-    return SimpleNamespace(theta=0.7, subtree=lambda width, latent: root)
+    pair = SimpleNamespace(small=meta().bases[0], large=meta().bases[1])
+    return SimpleNamespace(theta=0.7, widths=WIDTHS, pairs={10: pair}, subtree=lambda width, latent: root)
 
 
 @cache
@@ -163,6 +164,14 @@ def test_bundle(name, tmp_path):
 @pytest.mark.parametrize("name", BUILD)
 def test_no_text_overlaps_or_leaves_the_figure(name):
     check_texts(plot(name).figure)
+
+
+def test_a_tree_of_other_dictionaries_is_not_drawn_with_a_meta_sae():
+    stranger = dictionary(torch.ones(30, D_IN), 0.0, "relu").identity
+    other = tree()
+    other.pairs[10].large = stranger
+    with pytest.raises(ValueError, match="The tree's dictionary of width 30"):
+        plots.meta_splitting(meta(), other, 10, 2)
 
 
 def test_related_latents_are_drawn_as_wide_as_their_activations():

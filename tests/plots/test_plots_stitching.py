@@ -46,7 +46,7 @@ def controls():
 def ce():
     steps = stitchings()[0].frame.iloc[::10]
     frame = steps[["step", "phase", "fvu", "l0"]].assign(ce_degradation=np.linspace(0.4, 0.2, len(steps)))
-    return CECurve(frame, n_targets=1, n_passed_through=0)
+    return CECurve(stitchings()[0], frame, n_targets=1, n_passed_through=0)
 
 
 @cache
@@ -209,6 +209,47 @@ def test_orders_are_a_line_each():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_controls_of_another_curve_are_not_drawn():
+    family, x, first = results().family, results().x, stitchings()[0]
+    seeds = family.get(24, 0), family.get(24, 1)
+    for wrong, null in {
+        r"theta 0\.7, found 0\.5": stitch(*seeds, x, theta=0.5),
+        "order similarity, found static_gain": stitch(*seeds, x, theta=THETA, order="static_gain"),
+        "3000 tokens": stitch(*seeds, x[:-1], theta=THETA),
+        "A null is between relu 12": stitchings()[1],
+    }.items():
+        with pytest.raises(ValueError, match=wrong):
+            plots.stitching_curve(first, null)
+    greedy = stitch(family[12], family[24], x, theta=THETA, order="greedy_gain")
+    strict = stitch(family[12], family[24], x, theta=0.9)
+    for wrong in (
+        {"random": random_orders(stitchings()[1], n=2)},
+        {"random": random_orders(strict, n=2)},
+        {"matched": matched_curve(greedy, x, n_points=3)},
+        {"ce": CECurve(greedy, ce().frame, n_targets=1, n_passed_through=0)},
+    ):
+        with pytest.raises(ValueError, match="must be measured on the curve that is drawn"):
+            plots.stitching_curve(first, **wrong)
+    with pytest.raises(ValueError, match=r"Random orders of ReLU 12 → 24 belong to none"):
+        plots.stitching_orders(orders(), [random_orders(strict, n=2)])
+    again = stitch(family[12], family[24], x, theta=THETA)
+    assert len(plots.stitching_curve(again, random=controls()[0], matched=controls()[1], ce=ce()).data)
+
+
+def test_settings_that_differ_between_curves_are_not_recorded_as_one():
+    assert "order" not in plots.stitching_orders(orders()).settings
+    assert plots.stitching_orders(orders()).settings["theta"] == THETA
+    loose = build_frankenstein(results().family, results().x, theta=0.5)
+    with pytest.raises(ValueError, match=r"one theta, found 0\.7 and 0\.5"):
+        plots.frankenstein([gathered(), loose])
+
+
+def test_random_orders_stand_with_their_own_pair():
+    second = random_orders(stitchings()[1], n=3)
+    data = plots.stitching_orders([*orders(), stitchings()[1]], [second]).data
+    assert set(data.loc[data["order"] == "random, min", "comparison"]) == {"ReLU 24 → 48"}
 
 
 def test_curve_without_its_controls():

@@ -99,6 +99,15 @@ def test_density_needs_seeds_and_activations():
         plots.uniqueness_by_density([family_uniqueness(Family([make(width=20), make(width=30)]))])
 
 
+def test_results_of_two_thetas_are_refused():
+    other = family_uniqueness(Family([make(width=20), make(width=30)]), theta=0.5)
+    for draw in (plots.unmatched_curve, plots.uniqueness_by_density):
+        with pytest.raises(ValueError, match="results of one theta"):
+            draw([result(), other])
+        with pytest.raises(ValueError, match="at least one result, found none"):
+            draw([])
+
+
 DRAW = {
     "distributions": lambda: plots.uniqueness_distributions(result()),
     "curve": lambda: plots.unmatched_curve([result()]),

@@ -19,7 +19,7 @@ from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
 from saekit.agreement import MismatchError
-from saekit.analysis import collect, splitting_tree
+from saekit.analysis import collect, insertion, splitting_tree
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.widgets import Evidence, LatentExplorer, NoveltyExplorer, SplittingExplorer, collect_evidence
@@ -42,6 +42,17 @@ def novelty_explorer(world):
     return NoveltyExplorer(
         world.insertion, world.evidence[48], null=world.null, small_evidence=world.evidence[24]
     )
+
+
+def test_only_a_null_of_the_insertion_stands_beside_it(world):
+    seeds, x = (world.family[24], world.family.get(24, 1)), world.x
+    for wrong, null in {
+        "needs the result's theta": insertion(*seeds, x, theta=0.61),
+        "tokens": insertion(*seeds, x[:-1], theta=world.insertion.theta),
+        "A null is between": world.insertion,
+    }.items():
+        with pytest.raises(ValueError, match=wrong):
+            NoveltyExplorer(world.insertion, world.evidence[48], null=null)
 
 
 @pytest.fixture(params=["latent", "splitting", "novelty"])

@@ -673,6 +673,17 @@ class MetaSplitting(Result):
         }
 
 
+def require_tree(meta: MetaSAE, tree: SplittingTree) -> None:
+    """Refuse a splitting tree of other dictionaries than a meta-SAE's bases."""
+    if meta.widths != tree.widths:
+        raise ValueError(
+            f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
+        )
+    in_tree = {side.width: side for pair in tree.pairs.values() for side in (pair.small, pair.large)}
+    for base in meta.bases:
+        in_tree.get(base.width, base).require(base, f"The tree's dictionary of width {base.width}")
+
+
 def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     """Follow meta-latents from parents to children where the latents of a family split.
 
@@ -701,13 +712,7 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     >>> splitting_through_meta(family_meta, tree).table["status"].tolist()
     ['identical', 'split']
     """
-    if meta.widths != tree.widths:
-        raise ValueError(
-            f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
-        )
-    in_tree = {side.width: side for pair in tree.pairs.values() for side in (pair.small, pair.large)}
-    for base in meta.bases:
-        in_tree.get(base.width, base).require(base, f"The tree's dictionary of width {base.width}")
+    require_tree(meta, tree)
     first = dict(zip(meta.widths, np.cumsum([0, *meta.widths]), strict=False))
     activation = decomposition_matrix(meta)
     active = activation.astype(bool)

@@ -36,10 +36,13 @@ class RandomOrders(Result):
 
     Attributes
     ----------
+    stitching : Stitching
+        The curve that it belongs to.
     frame : DataFrame
         One row per draw and step: `draw`, `step`, `phase`, `width`, `fvu`, `l0`.
     """
 
+    stitching: Stitching
     frame: pd.DataFrame
 
     @property
@@ -84,7 +87,7 @@ def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> Random
         for draw, drawn in enumerate(curves(stitching.mixtures, orders, stitching.bias))
     ]
     columns = ["draw", "step", "phase", "width", "fvu", "l0"]
-    return RandomOrders(pd.concat(frames, ignore_index=True)[columns])
+    return RandomOrders(stitching, pd.concat(frames, ignore_index=True)[columns])
 
 
 # ---------------------------------------------------------------------- at equal sparsity
@@ -257,11 +260,14 @@ class MatchedCurve(Result):
 
     Attributes
     ----------
+    stitching : Stitching
+        The curve that it belongs to.
     frame : DataFrame
         One row per step: `step`, `phase`, `width`, `l0`, `fvu`, `threshold`, `l0_matched`,
         `fvu_matched`.
     """
 
+    stitching: Stitching
     frame: pd.DataFrame
 
     @property
@@ -359,11 +365,12 @@ def matched_curve(
     tokens = one_pass(activations, measure, **options)
     frame = stitching.frame.iloc[steps][["step", "phase", "width", "l0", "fvu"]].reset_index(drop=True)
     return MatchedCurve(
+        stitching,
         frame.assign(
             threshold=[selection.threshold for selection in selections],
             l0_matched=[selection.n_above / tokens.n_tokens for selection in selections],
             fvu_matched=[fvu(error, tokens.total_variance) for error in errors],
-        )
+        ),
     )
 
 
@@ -376,6 +383,8 @@ class CECurve(Result):
 
     Attributes
     ----------
+    stitching : Stitching
+        The curve that it belongs to.
     frame : DataFrame
         One row per step: `step`, `phase`, `width`, `fvu`, `l0`, `ce_degradation` (nats per token),
         `ce_degradation_error` (its standard error over rows of tokens), `loss_recovered_zero`.
@@ -383,6 +392,7 @@ class CECurve(Result):
         Predicted tokens averaged over, and excluded positions, where the original activation stays.
     """
 
+    stitching: Stitching
     frame: pd.DataFrame
     n_targets: int
     n_passed_through: int
@@ -456,6 +466,7 @@ def ce_curve(
     frame = stitching.frame.iloc[chosen][["step", "phase", "width", "fvu", "l0"]].reset_index(drop=True)
     columns = ["ce_degradation", "ce_degradation_error", "loss_recovered_zero"]
     return CECurve(
+        stitching,
         pd.concat([frame, found.frame[columns].reset_index(drop=True)], axis=1),
         found.n_targets,
         found.n_passed_through,

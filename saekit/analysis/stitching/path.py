@@ -40,6 +40,7 @@ from saekit.analysis.stitching.mixtures import (
 from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.moments import fvu
+from saekit.passes import Tokens
 from saekit.results import Result
 from saekit.selection import select_latents
 
@@ -211,14 +212,19 @@ class Stitching(Result):
         return self.mixtures.large
 
     @property
+    def tokens(self) -> Tokens:
+        """The tokens that it is measured on."""
+        return self.mixtures.totals.tokens
+
+    @property
     def n_tokens(self) -> int:
         """Tokens used."""
-        return self.mixtures.totals.tokens.n_tokens
+        return self.tokens.n_tokens
 
     @property
     def n_excluded(self) -> int:
         """Positions left out."""
-        return self.mixtures.totals.tokens.n_excluded
+        return self.tokens.n_excluded
 
     @property
     def options(self) -> dict[str, Any]:
