@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +19,7 @@ from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
-from saekit.models import capture, device_of, logits_given, require_rows
+from saekit.models import device_of, require_rows, run_to
 from saekit.moments import fvu, ratio_of_totals
 from saekit.passes import Batch, one_pass
 from saekit.results import Result
@@ -328,18 +327,16 @@ def ce_degradation(
     with torch.no_grad(), tqdm(total=len(losses) * len(rows), disable=not progress, unit="row") as bar:
         for part in torch.arange(len(rows)).split(batch_rows):
             tokens, kept = store.tokens[rows[part]].to(device), excluded[part, :, None]
-            original = capture(model, tokens, store.hook_point)
+            run = run_to(model, tokens, store.hook_point)
+            original = run.activations
             for name, replace in replacements.items():
                 replaced = replace(original.float()).to(original.dtype)
                 given = {name: torch.where(kept, original, replaced)}
                 if everywhere and name.isdigit():
                     given[f"{name} everywhere"] = replaced
                 for key, activations in given.items():
-                    logits = logits_given(model, tokens, store.hook_point, activations)
-                    loss = F.cross_entropy(
-                        logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none"
-                    )
-                    losses[key].append((loss.double() * targets[part]).sum(1).cpu())
+                    loss = run.losses(activations).double()
+                    losses[key].append((loss * targets[part]).sum(1).cpu())
                     bar.update(len(part))
     by_row = {name: torch.cat(parts) for name, parts in losses.items()}
     ce = {name: float(row.sum()) / int(targets.sum()) for name, row in by_row.items()}

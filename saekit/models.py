@@ -18,6 +18,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -25,11 +27,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from saekit import settings
 from saekit.files import hash_file, home, write_json
 from saekit.identity import fingerprint, hash_weights
+from saekit.sparse import affine
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -442,6 +447,9 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
     return hook_point, int(block[1]) if block else None
 
 
+Hook = tuple[str, Callable[..., Tensor | None]]  # a hook point, and what is called with its tensor
+
+
 class _Reached(Exception):
     """Ends a forward pass at the tensor that was wanted."""
 
@@ -452,6 +460,17 @@ class _Reached(Exception):
 def _stop_here(*args: Any, **_: Any) -> Tensor:
     """Stop at a hook point, `(tensor, hook=)`, or at a module, `(module, inputs, output)`."""
     raise _Reached(args[-1])
+
+
+class FastProducts(TorchFunctionMode):
+    """Linear layers in float32 through `sparse.affine`: the same products in less than half the time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
+            return affine(*args)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -465,9 +484,72 @@ def _forward_pass(model: TransformerBridge) -> Iterator[None]:
             "the function that replaces its activations: run one pass at a time, or load the model twice."
         )
     try:
-        yield
+        with FastProducts():
+            yield
     finally:
         del _busy[id(model)]
+
+
+def _run(
+    model: TransformerBridge,
+    tokens: Tensor,
+    hooks: Sequence[Hook] = (),
+    *,
+    residual: Tensor | None = None,
+    layer: int = 0,
+    until: str | None = None,
+) -> Tensor:
+    """One forward pass with hooks, to the logits or to what a hook point holds.
+
+    Without `residual` it begins at the tokens; otherwise the residual stream enters block `layer`, at
+    least 1, and the blocks before are not computed.
+    """
+    hooks = [*hooks, *([] if until is None else [(until, _stop_here)])]
+    with _forward_pass(model):
+        skipped = [] if residual is None else list(model.blocks)[:layer]
+        try:
+            if residual is not None:
+                output = _as_block_output(model, tokens, residual)
+                for block in skipped:  # past the bridge's __setattr__, which would reach the wrapped module
+                    block.__dict__["forward"] = lambda *_, **__: output
+            forward = partial(model.run_with_hooks, fwd_hooks=hooks) if hooks else model
+            logits: Tensor = forward(tokens, return_type="logits", use_cache=False)
+        except _Reached as reached:
+            return reached.tensor
+        finally:
+            for block in skipped:
+                block.__dict__.pop("forward", None)
+    if until is not None:
+        raise ValueError(f"The hook point {until!r} did not fire in the forward pass.")
+    return logits
+
+
+def _as_block_output(model: TransformerBridge, tokens: Tensor, residual: Tensor) -> Any:
+    """The residual stream in the form of a block's output, a tensor or a tuple by architecture."""
+    handle = model.blocks[0].register_forward_hook(_stop_here)
+    try:
+        model(tokens[:1, :1], return_type=None, use_cache=False)
+    except _Reached as reached:
+        return (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
+    finally:
+        handle.remove()
+    raise AssertionError("block 0 did not run")
+
+
+def _replacing(hook_point: str, replace: Callable[[Tensor], Tensor]) -> Hook:
+    """A hook that puts `replace(activations [rows, ctx, d_in])` in the place of the activations."""
+
+    def hook_function(activations: Tensor, **_: Any) -> Tensor:
+        flat = activations.flatten(2)
+        replaced = replace(flat)
+        if replaced.shape != flat.shape:
+            raise ValueError(
+                f"A replacement at {hook_point!r} must have shape {list(flat.shape)}, "
+                f"found {list(replaced.shape)}."
+            )
+        return replaced.to(activations).view_as(activations)
+
+    return hook_point, hook_function
 
 
 @torch.no_grad()
@@ -489,23 +571,7 @@ def capture(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Tensor
     >>> capture(model, rows.tokens[:2], "blocks.1.hook_resid_post").shape
     torch.Size([2, 16, 16])
     """
-    hook_point, _ = resolve_hook_point(model, hook_point)
-    tokens = tokens.to(device_of(model)).long()
-    try:
-        with _forward_pass(model):
-            model.run_with_hooks(
-                tokens, fwd_hooks=[(hook_point, _stop_here)], return_type=None, use_cache=False
-            )
-    except _Reached as reached:
-        activations = reached.tensor
-    else:
-        raise ValueError(f"The hook point {hook_point!r} did not fire in the forward pass.")
-    if activations.ndim < 3 or activations.shape[:2] != tokens.shape:
-        raise ValueError(
-            f"Activations at {hook_point!r} must be [rows, ctx, ...] with [rows, ctx] = "
-            f"{list(tokens.shape)}, found {list(activations.shape)}."
-        )
-    return activations.flatten(2)
+    return run_to(model, tokens, hook_point).activations
 
 
 @torch.no_grad()
@@ -534,51 +600,8 @@ def logits_with_replacement(
     torch.Size([1, 16, 320])
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
-    tokens = tokens.to(device_of(model)).long()
-    if replace is None:
-        with _forward_pass(model):
-            return model(tokens, return_type="logits", use_cache=False)
-
-    def hook_function(activations: Tensor, **_: Any) -> Tensor:
-        flat = activations.flatten(2)
-        replaced = replace(flat)
-        if replaced.shape != flat.shape:
-            raise ValueError(
-                f"A replacement at {hook_point!r} must have shape {list(flat.shape)}, "
-                f"found {list(replaced.shape)}."
-            )
-        return replaced.to(activations).view_as(activations)
-
-    with _forward_pass(model):
-        return model.run_with_hooks(
-            tokens, fwd_hooks=[(hook_point, hook_function)], return_type="logits", use_cache=False
-        )
-
-
-@torch.no_grad()
-def logits_given(model: TransformerBridge, tokens: Tensor, hook_point: str, activations: Tensor) -> Tensor:
-    """Logits `[rows, ctx, vocab]` of tokens `[rows, ctx]` with these activations `[rows, ctx, d_in]` there.
-
-    From the residual stream between two blocks the model goes on without computing the blocks
-    before, so that several replacements on the same tokens share one `capture`.
-
-    Raises
-    ------
-    ValueError
-        If the hook point is unknown, or the activations do not have its shape.
-
-    Examples
-    --------
-    >>> tokens, hook_point = rows.tokens[:1], "blocks.1.hook_resid_post"
-    >>> logits = logits_given(model, tokens, hook_point, capture(model, tokens, hook_point))
-    >>> torch.allclose(logits, model(tokens), atol=1e-5)
-    True
-    """
-    hook_point, layer = resolve_hook_point(model, hook_point)
-    residual = re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|post)", hook_point)
-    if residual is None or layer is None:
-        return logits_with_replacement(model, tokens, hook_point, lambda _: activations)
-    return continue_from(model, tokens, activations, layer + (residual[1] == "post"))
+    hooks = [] if replace is None else [_replacing(hook_point, replace)]
+    return _run(model, tokens.to(device_of(model)).long(), hooks)
 
 
 @torch.no_grad()
@@ -619,27 +642,135 @@ def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, la
     if tuple(residual.shape) != expected:
         raise ValueError(f"residual must have shape {list(expected)}, found {list(residual.shape)}.")
     residual = residual.to(_parameter(model))
-    tokens = tokens.to(residual.device).long()
     if layer == 0:
         return logits_with_replacement(model, tokens, "blocks.0.hook_resid_pre", lambda _: residual)
+    return _run(model, tokens.to(device_of(model)).long(), residual=residual, layer=layer)
 
-    with _forward_pass(model):
-        # Which form a block's output has (a tensor or a tuple) differs between architectures.
-        handle = model.blocks[0].register_forward_hook(_stop_here)
-        try:
-            model(tokens[:1, :1], return_type=None, use_cache=False)
-        except _Reached as reached:
-            output = (residual, *reached.tensor[1:]) if isinstance(reached.tensor, tuple) else residual
-        finally:
-            handle.remove()
-        skipped = list(model.blocks)[:layer]
-        try:
-            for block in skipped:  # past the bridge's own __setattr__, which would reach the wrapped module
-                block.__dict__["forward"] = lambda *_, **__: output
-            return model(tokens, return_type="logits", use_cache=False)
-        finally:
-            for block in skipped:
-                block.__dict__.pop("forward", None)
+
+# ------------------------------------------------------------------------------ partial runs
+
+
+@dataclass(frozen=True, eq=False)
+class PartialRun:
+    """Rows of tokens run once as far as a hook point, from where the model goes on with any activations.
+
+    Only the blocks after it are computed again, and of a hook point inside a block that block. From a
+    hook point outside the blocks the whole model is.
+
+    Attributes
+    ----------
+    model : TransformerBridge
+        The model.
+    tokens : Tensor
+        `[rows, ctx]`, on the model's device.
+    hook_point : str
+        The hook point.
+    activations : Tensor
+        Those of the model itself, `[rows, ctx, d_in]`; attention heads are concatenated.
+    """
+
+    model: TransformerBridge
+    tokens: Tensor
+    hook_point: str
+    activations: Tensor
+    _layer: int | None  # the block to go on with; None: the hook point is outside the blocks
+    _entering: Tensor | None  # what enters that block; None: the activations do
+
+    @torch.no_grad()
+    def logits(self, activations: Tensor) -> Tensor:
+        """Logits `[rows, ctx, vocab]` with these activations `[rows, ctx, d_in]` at the hook point.
+
+        Raises
+        ------
+        ValueError
+            If the activations have another shape than the model's own.
+        """
+        return self._go_on(activations)
+
+    @torch.no_grad()
+    def losses(self, activations: Tensor) -> Tensor:
+        """Next-token cross-entropy with these activations, float32 `[rows, ctx - 1]`, in nats.
+
+        Rows are unembedded one by one, so that the logits of all never exist together.
+
+        Raises
+        ------
+        ValueError
+            If the activations have another shape than the model's own.
+        """
+        n_layers = len(self.model.blocks)
+        if self._layer is None or self._layer == n_layers:  # no block is left
+            final = None
+        else:
+            final = self._go_on(activations, until=f"blocks.{n_layers - 1}.hook_resid_post")
+        losses = []
+        for row in range(len(self.tokens)):
+            one = slice(row, row + 1)
+            if final is None:
+                logits = self._go_on(activations, one)
+            else:
+                logits = _run(self.model, self.tokens[one], residual=final[one], layer=n_layers)
+            losses.append(F.cross_entropy(logits[0, :-1].float(), self.tokens[row, 1:], reduction="none"))
+        return torch.stack(losses)
+
+    def _go_on(self, activations: Tensor, rows: slice = slice(None), until: str | None = None) -> Tensor:
+        """Some of the rows to the logits, or to what a hook point holds."""
+        if activations.shape != self.activations.shape:
+            raise ValueError(
+                f"A replacement at {self.hook_point!r} must have shape {list(self.activations.shape)}, "
+                f"found {list(activations.shape)}."
+            )
+        tokens, activations = self.tokens[rows], activations[rows].to(self.activations)
+        if not self._layer:  # nothing to skip
+            return _run(self.model, tokens, [_replacing(self.hook_point, lambda _: activations)], until=until)
+        if self._entering is None:
+            return _run(self.model, tokens, residual=activations, layer=self._layer, until=until)
+        return _run(
+            self.model,
+            tokens,
+            [_replacing(self.hook_point, lambda _: activations)],
+            residual=self._entering[rows],
+            layer=self._layer,
+            until=until,
+        )
+
+
+@torch.no_grad()
+def run_to(model: TransformerBridge, tokens: Tensor, hook_point: str) -> PartialRun:
+    """Run tokens `[rows, ctx]` as far as a hook point, and keep what is needed to go on from there.
+
+    Raises
+    ------
+    ValueError
+        If the hook point is unknown or does not hold one vector per token, or the model is in training
+        mode.
+    RuntimeError
+        If the model is in the middle of another forward pass.
+
+    Examples
+    --------
+    >>> run = run_to(model, rows.tokens[:2], "blocks.1.hook_resid_post")
+    >>> run.losses(run.activations).shape
+    torch.Size([2, 15])
+    """
+    hook_point, layer = resolve_hook_point(model, hook_point)
+    tokens = tokens.to(device_of(model)).long()
+    entering: list[Tensor] = []
+    hooks: list[Hook] = []
+    residual = re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|post)", hook_point)
+    if residual is not None and layer is not None:
+        layer += residual[1] == "post"
+    elif layer:
+        hooks.append((f"blocks.{layer}.hook_resid_pre", lambda x, **_: entering.append(x)))
+    activations = _run(model, tokens, hooks, until=hook_point)
+    if activations.ndim < 3 or activations.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"Activations at {hook_point!r} must be [rows, ctx, ...] with [rows, ctx] = "
+            f"{list(tokens.shape)}, found {list(activations.shape)}."
+        )
+    return PartialRun(
+        model, tokens, hook_point, activations.flatten(2), layer, entering[0] if entering else None
+    )
 
 
 @torch.no_grad()

@@ -216,22 +216,23 @@ def stable_order(indices: Tensor, size: int) -> Tensor:
 Cut = Callable[["SparseLatents"], Tensor]
 
 
-def affine(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    """`x @ W.T + b` for `W` by rows, `[n, d]`: `[batch, d]` to `[batch, n]`.
+def affine(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
+    """`x @ W.T + b` for `W` by rows, `[n, d]`: `[..., d]` to `[..., n]`.
 
     On a CPU through oneDNN where it can, which on many CPUs takes less than half the time of the
     BLAS that torch would call.
     """
-    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, W, b))
+    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, W, b))
     if (
         x.device.type == "cpu"
+        and x.ndim > 1
         and x.dtype in (torch.float32, torch.bfloat16)
         and not wants_gradient  # this operator of torch's has none
         and torch.backends.mkldnn.is_available()
     ):
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
         return product
-    return torch.addmm(b, x, W.T)
+    return F.linear(x, W, b)
 
 
 def encode_above(

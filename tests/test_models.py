@@ -11,6 +11,7 @@ import torch
 
 from saekit import models
 from saekit.models import (
+    FastProducts,
     capture,
     compare_models,
     continue_from,
@@ -18,6 +19,7 @@ from saekit.models import (
     load_model,
     logits_with_replacement,
     resolve_hook_point,
+    run_to,
     special_token_ids,
     token_strings,
     unembedding,
@@ -42,7 +44,7 @@ def hf_model(model_folder):
 @pytest.fixture(scope="module")
 def hidden_states(hf_model, tokens):
     """Hidden states by Hugging Face: entry i enters block i (the last one is normed)."""
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         return hf_model(tokens, output_hidden_states=True).hidden_states
 
 
@@ -95,7 +97,7 @@ def test_hook_z_is_the_concatenation_of_the_heads(model, hf_model, tokens):
     seen = []
     projection = hf_model.model.layers[1].self_attn.o_proj
     handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         hf_model(tokens)
     handle.remove()
     assert z.shape == (3, 11, 16)
@@ -129,7 +131,7 @@ def test_capture_leaves_the_model_as_it_was(model, hf_model, tokens):
 
 @pytest.mark.parametrize("hook_point", [RESIDUAL, "blocks.1.attn.hook_z", "blocks.0.hook_mlp_out"])
 def test_replacing_by_the_same_changes_nothing(model, hf_model, tokens, hook_point):
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         expected = hf_model(tokens).logits
     for replace in (None, lambda x: x):
         logits = logits_with_replacement(model, tokens, hook_point, replace)
@@ -148,7 +150,7 @@ def test_a_replacement_reaches_the_logits(model, hf_model, tokens):
     handle = hf_model.model.layers[1].register_forward_hook(
         lambda module, args, output: (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
     )
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         expected = hf_model(tokens).logits
     handle.remove()
     torch.testing.assert_close(logits, expected, rtol=0, atol=0)
@@ -160,7 +162,7 @@ def test_heads_are_replaced_in_the_order_that_they_are_captured(model, hf_model,
     handle = hf_model.model.layers[1].self_attn.o_proj.register_forward_pre_hook(
         lambda module, args: (args[0] * scale,)
     )
-    with torch.no_grad():
+    with torch.no_grad(), FastProducts():
         expected = hf_model(tokens).logits
     handle.remove()
     torch.testing.assert_close(logits, expected, rtol=0, atol=0)
@@ -197,6 +199,78 @@ def test_continuing_skips_the_blocks_before(model, tokens):
         handle.remove()
     assert ran[-1] == 2  # after block 0 and 1 of capture, and block 0 on a single token
     assert ran.count(1) == 1
+
+
+@pytest.mark.parametrize("folder", ["model_folder", "gpt2_folder"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "blocks.{}.hook_resid_pre",
+        "blocks.{}.hook_resid_mid",
+        "blocks.{}.hook_resid_post",
+        "blocks.{}.hook_attn_out",
+        "blocks.{}.attn.hook_z",
+        "blocks.{}.hook_mlp_out",
+        "blocks.{}.mlp.hook_post",
+        "ln_final.hook_normalized",
+    ],
+)
+def test_going_on_from_a_hook_point_equals_replacing_in_a_full_pass(request, folder, place, tokens):
+    model = load_model(request.getfixturevalue(folder))
+    for layer in range(len(model.blocks)):
+        hook_point = place.format(layer)
+        run = run_to(model, tokens, hook_point)
+        scaled = run.activations * torch.linspace(-1, 2, run.activations.shape[2])
+        for activations in (scaled, run.activations.roll(1, 0)):
+            expected = logits_with_replacement(model, tokens, hook_point, lambda x, new=activations: new)
+            torch.testing.assert_close(run.logits(activations), expected, rtol=0, atol=0)
+            log_p = expected[:, :-1].double().log_softmax(-1)
+            losses = -log_p.gather(2, tokens[:, 1:, None])[..., 0]
+            torch.testing.assert_close(run.losses(activations).double(), losses, rtol=1e-6, atol=1e-6)
+        assert (run.losses(scaled) - run.losses(run.activations)).abs().max() > 1e-4
+        assert all("forward" not in block.__dict__ for block in model.blocks)
+
+
+def test_going_on_computes_only_the_blocks_that_are_left(model, tokens):
+    ran = []
+    handles = [
+        block.original_component.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs, i=i: ran.append((i, kwargs["hidden_states"].shape[0])),
+            with_kwargs=True,
+        )
+        for i, block in enumerate(model.blocks)
+    ]
+    inside, after = (run_to(model, tokens, f"blocks.1.{name}") for name in ("attn.hook_z", "hook_resid_post"))
+    for run, expected in ((inside, [1, 2]), (after, [2])):
+        ran.clear()
+        run.losses(run.activations)
+        assert [layer for layer, rows in ran if rows == len(tokens)] == expected
+    for handle in handles:
+        handle.remove()
+
+
+def test_activations_of_another_shape_are_refused(model, tokens):
+    run = run_to(model, tokens, RESIDUAL)
+    with pytest.raises(ValueError, match=r"must have shape \[3, 11, 16\], found \[3, 11, 8\]"):
+        run.losses(run.activations[..., :8])
+    with pytest.raises(ValueError, match=r"must have shape \[3, 11, 16\], found \[2, 11, 16\]"):
+        run.logits(run.activations[:2])
+
+
+def test_fast_products_are_those_of_linear_layers():
+    generator = torch.Generator().manual_seed(0)
+    x, W, b = (torch.randn(shape, generator=generator) for shape in ((3, 5, 96), (64, 96), (64,)))
+    exact = x.double() @ W.double().T
+    with torch.no_grad(), FastProducts():
+        found = [torch.nn.functional.linear(x, W), torch.nn.functional.linear(x, W, b)]
+        half = torch.nn.functional.linear(x.bfloat16(), W.bfloat16())
+        keyword = torch.nn.functional.linear(input=x, weight=W)
+        one = torch.nn.functional.linear(x[0, 0], W)
+    error = 96 * torch.finfo(torch.float32).eps * (x.double().abs() @ W.double().T.abs())
+    for product, expected in ((found[0], exact), (found[1], exact + b.double()), (keyword, exact)):
+        assert ((product.double() - expected).abs() <= error + 1e-6).all()
+    assert (one.double() - exact[0, 0]).abs().max() <= error.max()
+    assert torch.equal(half, torch.nn.functional.linear(x.bfloat16(), W.bfloat16()))
 
 
 def test_continuing_from_what_does_not_fit_is_refused(model, tokens):
