@@ -89,9 +89,7 @@ def plain_loop(
         n_targets += int(targets.sum())
         for place, replace in enumerate(replacements):
 
-            def hook_function(
-                x: Tensor, hook: Any, replace: Any = replace, kept: Tensor = excluded
-            ) -> Tensor:
+            def hook_function(x: Tensor, replace: Any = replace, kept: Tensor = excluded, **_: Any) -> Tensor:
                 return torch.where(kept, x, replace(x))
 
             logits = model.run_with_hooks(tokens, fwd_hooks=[(store.hook_point, hook_function)])
