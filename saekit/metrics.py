@@ -20,8 +20,8 @@ from saekit.agreement import check_agreement
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import device_of, require_rows, run_to
-from saekit.moments import fvu, ratio_of_totals
-from saekit.passes import Batch, one_pass
+from saekit.moments import ROWS, fvu, ratio_of_totals, squared_norms
+from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
 from saekit.settings import whole
 
@@ -129,52 +129,67 @@ def evaluate(
     >>> round(result.l0, 3), tuple(result.density.shape)
     (1.795, (8,))
     """
-    require_dictionaries(dictionary=dictionary)
-    activations = as_activations(activations)
-    active = torch.zeros(dictionary.width, dtype=torch.long)
-    size, along = 0.0, 0.0
-    n_rows, length = (
-        (len(activations), 1)
-        if isinstance(activations, Tensor)
-        else (activations.n_rows, activations.context_length)
-    )
-    row_errors, row_tokens = torch.zeros(n_rows, dtype=torch.float64), torch.zeros(n_rows, dtype=torch.long)
-
-    def add(batch: Batch) -> None:
-        nonlocal size, along
-        latents, scale = batch.latents(dictionary), dictionary.row_scale(batch.x)
-        empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
-        residual, target = batch.residual(dictionary).double(), (batch.x - empty).double()
-        rows = batch.positions // length
-        row_errors.index_add_(0, rows, residual.square().sum(1).cpu())
-        row_tokens.add_(torch.bincount(rows, minlength=n_rows))
-        added = target - residual  # what the latents contribute
-        size += float(added.square().sum())
-        along += float((added * target).sum())
-        active.add_(torch.bincount(latents.indices, minlength=dictionary.width).cpu())
-
+    adding = EvaluationPass(dictionary, activations)
     tokens = one_pass(
         activations,
-        add,
+        adding,
         dictionaries=[dictionary],
         purpose="evaluation",
         batch_size=batch_size,
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
-    squared_error = float(row_errors.sum())
-    return Evaluation(
-        fvu=fvu(squared_error, tokens.total_variance),
-        mse=squared_error / tokens.n_tokens,
-        l0=float(active.sum()) / tokens.n_tokens,
-        density=active.double() / tokens.n_tokens,
-        n_tokens=tokens.n_tokens,
-        n_excluded=tokens.n_excluded,
-        dictionary=dictionary.identity,
-        reconstruction_bias=size / along if along else float("nan"),
-        row_errors=row_errors,
-        row_tokens=row_tokens,
-    )
+    return adding.finished(tokens)
+
+
+class EvaluationPass:
+    """`evaluate` as a part of a pass that others share."""
+
+    def __init__(self, dictionary: Dictionary, activations: Activations) -> None:
+        require_dictionaries(dictionary=dictionary)
+        self.dictionary = dictionary
+        activations = as_activations(activations)
+        n_rows, self._length = (
+            (len(activations), 1)
+            if isinstance(activations, Tensor)
+            else (activations.n_rows, activations.context_length)
+        )
+        self._active = torch.zeros(dictionary.width, dtype=torch.long)
+        self._row_errors = torch.zeros(n_rows, dtype=torch.float64)
+        self._row_tokens = torch.zeros(n_rows, dtype=torch.long)
+        self._size = self._along = 0.0
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        dictionary = self.dictionary
+        scale = dictionary.row_scale(batch.x)
+        empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
+        residual, target = batch.residual(dictionary), batch.x - empty
+        rows = batch.positions // self._length
+        self._row_errors.index_add_(0, rows, squared_norms(residual).cpu())
+        self._row_tokens += torch.bincount(rows, minlength=len(self._row_tokens))
+        for left, all_of_it in zip(residual.split(ROWS), target.double().split(ROWS), strict=True):
+            added = all_of_it - left  # what the latents contribute
+            self._size += float(added.square().sum())
+            self._along += float((added * all_of_it).sum())
+        latents = batch.latents(dictionary)
+        self._active += torch.bincount(latents.indices, minlength=dictionary.width).cpu()
+
+    def finished(self, tokens: Tokens) -> Evaluation:
+        """The evaluation, once the pass is over."""
+        squared_error = float(self._row_errors.sum())
+        return Evaluation(
+            fvu=fvu(squared_error, tokens.total_variance),
+            mse=squared_error / tokens.n_tokens,
+            l0=float(self._active.sum()) / tokens.n_tokens,
+            density=self._active.double() / tokens.n_tokens,
+            n_tokens=tokens.n_tokens,
+            n_excluded=tokens.n_excluded,
+            dictionary=self.dictionary.identity,
+            reconstruction_bias=self._size / self._along if self._along else float("nan"),
+            row_errors=self._row_errors,
+            row_tokens=self._row_tokens,
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -284,41 +284,59 @@ def insertion(
     0       0          1.0         5.0       False
     1       1          0.0        -2.5        True
     """
-    require_dictionaries(small=small, large=large)
-    theta = settings.cosine("theta", theta)
-    for dictionary in (small, large):
-        dictionary.require_independent("Inserting latents")
-    check_order(small, large)
-    sums, errors = LatentSums(large, small), (SquaredError(small), SquaredError(large))
+    adding = InsertionPass(small, large, theta=theta, allow_mismatch=allow_mismatch)
     tokens = one_pass(
         activations,
-        sums,
-        *errors,
+        adding,
         dictionaries=(small, large),
         purpose="insertion",
         batch_size=batch_size,
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
-    matches = best_matches(small, large, allow_mismatch=allow_mismatch)
-    n = tokens.n_tokens
-    return Insertion(
-        small=small.identity,
-        large=large.identity,
-        theta=theta,
-        matches=replace(matches, cosine=matches.cosine.cpu(), index=matches.index.cpu()),
-        active=sums.active,
-        power=sums.power,
-        overlap=sums.overlap,
-        half_tokens=(int(sums.tokens[0]), int(sums.tokens[1])),
-        tokens=tokens,
-        mse_small=errors[0].value / n,
-        mse_large=errors[1].value / n,
-        fvu_small=fvu(errors[0].value, tokens.total_variance),
-        fvu_large=fvu(errors[1].value, tokens.total_variance),
-        l0_small=errors[0].n_active / n,
-        l0_large=errors[1].n_active / n,
-    )
+    return adding.finished(tokens)
+
+
+class InsertionPass:
+    """`insertion` as a part of a pass that others share."""
+
+    def __init__(
+        self, small: Dictionary, large: Dictionary, *, theta: float = 0.7, allow_mismatch: bool = False
+    ) -> None:
+        require_dictionaries(small=small, large=large)
+        self.small, self.large, self.theta = small, large, settings.cosine("theta", theta)
+        self.allow_mismatch = allow_mismatch
+        for dictionary in (small, large):
+            dictionary.require_independent("Inserting latents")
+        check_order(small, large)
+        self._sums, self._errors = LatentSums(large, small), (SquaredError(small), SquaredError(large))
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        for part in (self._sums, *self._errors):
+            part(batch)
+
+    def finished(self, tokens: Tokens) -> Insertion:
+        """The insertion, once the pass is over."""
+        matches = best_matches(self.small, self.large, allow_mismatch=self.allow_mismatch)
+        sums, errors, n = self._sums, self._errors, tokens.n_tokens
+        return Insertion(
+            small=self.small.identity,
+            large=self.large.identity,
+            theta=self.theta,
+            matches=replace(matches, cosine=matches.cosine.cpu(), index=matches.index.cpu()),
+            active=sums.active,
+            power=sums.power,
+            overlap=sums.overlap,
+            half_tokens=(int(sums.tokens[0]), int(sums.tokens[1])),
+            tokens=tokens,
+            mse_small=errors[0].value / n,
+            mse_large=errors[1].value / n,
+            fvu_small=fvu(errors[0].value, tokens.total_variance),
+            fvu_large=fvu(errors[1].value, tokens.total_variance),
+            l0_small=errors[0].n_active / n,
+            l0_large=errors[1].n_active / n,
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -510,68 +528,94 @@ def group_insertion(
     >>> saekit.group_insertion(small, large, alone, x).frame.columns.tolist()
     ['group', 'n_latents', 'mse', 'fvu', 'l0', 'mse_change', 'sum_of_single_changes', 'additivity']
     """
-    require_dictionaries(small=small, large=large)
-    _check_same(small, large, insertion)
-    alive = ~insertion.dead
-    novel_cos, novel_gain = alive & insertion.novel_cos, alive & insertion.novel_gain
-    partitions = {
-        ("novel_cos", "reconstruction_cos"): (novel_cos, alive & ~novel_cos),
-        ("novel_gain", "not novel_gain"): (novel_gain, alive & ~novel_gain),
-        ("all",): (alive,),
-    }
-    groups = {"small": torch.zeros_like(alive)}
-    sums = []
-    for names, masks in partitions.items():
-        groups |= dict(zip(names, masks, strict=True))
-        # Each group is a step of its own from the start.
-        step = torch.full((large.width,), NEVER)
-        for number, mask in enumerate(masks, start=1):
-            step[mask] = number
-        path = Path(step.numpy(), np.zeros(len(masks) + 1, dtype=np.int64))
-        sums.append(GroupGains(path, Directions.coming_in(large)))
-    errors, active = (SquaredError(small), SquaredError(large)), torch.zeros(large.width, dtype=torch.long)
-
-    def add(batch: Batch) -> None:
-        latents, residual = batch.latents(large), batch.residual(small)
-        active.add_(torch.bincount(latents.indices, minlength=large.width).cpu())
-        for part in sums:
-            part.add(latents, residual)
-
+    adding = GroupInsertionPass(small, large, insertion, allow_mismatch=allow_mismatch)
     tokens = one_pass(
         activations,
-        add,
-        *errors,
+        adding,
         dictionaries=(small, large),
         purpose="group insertion",
         batch_size=batch_size,
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
-    insertion.tokens.require(tokens, "The insertion", allow_mismatch=allow_mismatch)
-    gains = {"small": 0.0}
-    for names, part in zip(partitions, sums, strict=True):
-        gains |= dict(zip(names, part.gain[1:].tolist(), strict=True))
-    gains["large"] = errors[1].value - errors[0].value
-    n, changes = tokens.n_tokens, insertion.mse_change
-    rows = []
-    for name, gain in gains.items():
-        inserted = groups.get(name, alive)
-        single = float("nan") if name == "large" else float(changes[inserted].sum())
-        n_active = int(active[inserted].sum()) + (0 if name == "large" else errors[0].n_active)
-        error = errors[0].value + gain
-        rows.append(
-            {
-                "group": name,
-                "n_latents": int(inserted.sum()),
-                "mse": error / n,
-                "fvu": fvu(error, tokens.total_variance),
-                "l0": n_active / n,
-                "mse_change": gain / n,
-                "sum_of_single_changes": single,
-                "additivity": gain / n / single if single else float("nan"),
-            }
-        )
-    return GroupInsertion(small.identity, large.identity, pd.DataFrame(rows), n, tokens.n_excluded)
+    return adding.finished(tokens)
+
+
+class GroupInsertionPass:
+    """`group_insertion` as a part of a pass that others share."""
+
+    def __init__(
+        self, small: Dictionary, large: Dictionary, insertion: Insertion, *, allow_mismatch: bool = False
+    ) -> None:
+        require_dictionaries(small=small, large=large)
+        _check_same(small, large, insertion)
+        self.small, self.large, self.insertion = small, large, insertion
+        self.allow_mismatch = allow_mismatch
+        alive = ~insertion.dead
+        novel_cos, novel_gain = alive & insertion.novel_cos, alive & insertion.novel_gain
+        partitions = {
+            ("novel_cos", "reconstruction_cos"): (novel_cos, alive & ~novel_cos),
+            ("novel_gain", "not novel_gain"): (novel_gain, alive & ~novel_gain),
+            ("all",): (alive,),
+        }
+        directions = Directions.coming_in(large)
+        self._groups = {"small": torch.zeros_like(alive)}
+        self._sums: dict[tuple[str, ...], GroupGains] = {}
+        for names, masks in partitions.items():
+            self._groups |= dict(zip(names, masks, strict=True))
+            # Each group is a step of its own from the start.
+            step = torch.full((large.width,), NEVER)
+            for number, mask in enumerate(masks, start=1):
+                step[mask] = number
+            path = Path(step.numpy(), np.zeros(len(masks) + 1, dtype=np.int64))
+            self._sums[names] = GroupGains(path, directions)
+        self._errors = SquaredError(small), SquaredError(large)
+        self._active = torch.zeros(large.width, dtype=torch.long)
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        latents, residual = batch.latents(self.large), batch.residual(self.small)
+        self._active += torch.bincount(latents.indices, minlength=latents.width).cpu()
+        for part in self._sums.values():
+            part.add(latents, residual)
+        for error in self._errors:
+            error(batch)
+
+    def finished(self, tokens: Tokens) -> GroupInsertion:
+        """The groups, once the pass is over.
+
+        Raises
+        ------
+        ValueError
+            If the tokens are not those of the insertion.
+        """
+        self.insertion.tokens.require(tokens, "The insertion", allow_mismatch=self.allow_mismatch)
+        of_small, of_large = self._errors
+        gains = {"small": 0.0}
+        for names, part in self._sums.items():
+            gains |= dict(zip(names, part.gain[1:].tolist(), strict=True))
+        gains["large"] = of_large.value - of_small.value
+        n, changes = tokens.n_tokens, self.insertion.mse_change
+        rows = []
+        for name, gain in gains.items():
+            inserted = self._groups.get(name, ~self.insertion.dead)
+            single = float("nan") if name == "large" else float(changes[inserted].sum())
+            n_active = int(self._active[inserted].sum()) + (0 if name == "large" else of_small.n_active)
+            error = of_small.value + gain
+            rows.append(
+                {
+                    "group": name,
+                    "n_latents": int(inserted.sum()),
+                    "mse": error / n,
+                    "fvu": fvu(error, tokens.total_variance),
+                    "l0": n_active / n,
+                    "mse_change": gain / n,
+                    "sum_of_single_changes": single,
+                    "additivity": gain / n / single if single else float("nan"),
+                }
+            )
+        frame = pd.DataFrame(rows)
+        return GroupInsertion(self.small.identity, self.large.identity, frame, n, tokens.n_excluded)
 
 
 def _check_same(small: Dictionary, large: Dictionary, insertion: Insertion) -> None:

@@ -352,7 +352,7 @@ def matched_curve(
         latents = mixtures.side_by_side(batch)
         for place, (selection, latent) in enumerate(zip(selections, inside, strict=True)):
             keep = latent.to(latents.indices.device)[latents.indices] & (latents.values > selection.threshold)
-            x_hat = latents.where(keep).matmul(mixtures.directions.rows) + biases[place]
+            x_hat = latents.where(keep).matmul(rows) + biases[place]
             errors[place] += float((batch.x - x_hat).double().square().sum())
 
     while not all(selection.decided for selection in selections):
@@ -361,7 +361,7 @@ def matched_curve(
         for selection in selections:
             if not selection.decided:
                 selection.decide(n_active)
-    biases = [stitching.bias_at(int(step)) for step in steps]
+    rows, biases = mixtures.directions.rows, [stitching.bias_at(int(step)) for step in steps]
     tokens = one_pass(activations, measure, **options)
     frame = stitching.frame.iloc[steps][["step", "phase", "width", "l0", "fvu"]].reset_index(drop=True)
     return MatchedCurve(

@@ -14,7 +14,7 @@ its memory grows with the pairs of latents that are ever active together. Both a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +39,7 @@ from saekit.sparse import SparseLatents, affine
 Integers: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
-BLOCK = 512  # rows of the interaction computed at a time
+BLOCK = 512  # latents whose products are computed at a time
 FOLLOWED = 1 << 17  # elements of residuals that are followed at a time: they stay in cache
 SEGMENTS = 1 << 9  # sums of several latents on one token held at a time
 HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks, so both see all sources
@@ -433,16 +433,16 @@ class Mixtures(ABC):
         """Latents of both."""
         return self.small.width + self.large.width
 
-    @cached_property
+    @property
     def directions(self) -> Directions:
-        """What moving each latent adds to the reconstruction."""
+        """What moving each latent adds to the reconstruction; made anew, as it copies both decoders."""
         rows = torch.cat([self.small.W_dec, self.large.W_dec.to(self.small.W_dec.device)])
         return Directions.of(rows, n_going_out=self.small.width)
 
     @cached_property
     def sign(self) -> Floats:
         """1 for latents of the large dictionary, -1 for those of the small."""
-        return self.directions.sign.double().cpu().numpy()
+        return np.repeat([-1.0, 1.0], [self.small.width, self.large.width])
 
     @cached_property
     def density(self) -> Floats:
@@ -461,7 +461,8 @@ class Mixtures(ABC):
         place_large = torch.arange(len(large.indices), device=device)
         place_large += small.offsets[1:].index_select(0, large.rows)
         indices = torch.empty(len(place_small) + len(place_large), dtype=torch.long, device=device)
-        values = torch.empty(len(indices), dtype=self.directions.rows.dtype, device=device)
+        dtype = torch.promote_types(small.values.dtype, large.values.dtype)
+        values = torch.empty(len(indices), dtype=dtype, device=device)
         indices[place_small], indices[place_large] = small.indices, large.indices + self.small.width
         values[place_small], values[place_large] = (s.values.to(values.dtype) for s in (small, large))
         return SparseLatents(small.offsets + large.offsets, indices, values, self.n_latents)
@@ -485,8 +486,9 @@ class Mixtures(ABC):
 
     def _along(self, direction: Tensor) -> Floats:
         """Sum over tokens of what moving each latent adds to the reconstruction along a direction."""
-        inner = (self.directions.rows.double() @ direction).cpu().numpy()
-        along: Floats = self.sign * self.totals.values * inner
+        decoders = (dictionary.W_dec.to(direction.device) for dictionary in (self.small, self.large))
+        inner = [part.double() @ direction for decoder in decoders for part in decoder.split(BLOCK)]
+        along: Floats = self.sign * self.totals.values * torch.cat(inner).cpu().numpy()
         return along
 
 
@@ -574,40 +576,47 @@ class Streamed(Mixtures):
     def totals(self) -> PairTotals:
         """Sums over tokens that every path needs, from the first pass."""
         if self._totals is None:
-            self._pass(Following(self, ()))
+            self._pass(Following(self))
         assert self._totals is not None
         return self._totals
 
     def along(self, *paths: Path) -> list[PathErrors]:
         """The squared error along each of some paths, in one pass."""
-        sums = [PathSums(path, self.directions) for path in paths]
-        self._pass(Following(self, sums))
-        return [part.errors(self.totals.sse_small) for part in sums]
+        following = Following(self, *paths)
+        self._pass(following)
+        return following.errors
 
     def gains(self, path: Path) -> Floats:
         """What each step would change the squared error by at its phase's start, in one pass."""
         sums = GroupGains(path, self.directions)
-        self._pass(Following(self, [sums]))
+
+        def add(batch: Batch) -> None:
+            sums.add(self.side_by_side(batch), batch.residual(self.small))
+
+        self._pass(Following(self), add)
         return sums.gain.numpy()
 
-    def _pass(self, following: Following) -> None:
+    def _pass(self, following: Following, *others: Callable[[Batch], None]) -> None:
         self.require_unchanged()
-        following.finished(one_pass(self.activations, following, **self._options))
+        following.finished(one_pass(self.activations, following, *others, **self._options))
 
 
 class Following:
-    """A part of a pass: adds up the totals of a pair, if they are not there yet, and sums along paths.
+    """A part of a pass: the errors along paths of a pair, and its totals if they are not there yet.
 
     Parameters
     ----------
     streamed : Streamed
         The pair; it gets the totals.
-    sums : sequence of PathSums or GroupGains
-        What else to add up.
+    *paths : Path
+        What to follow.
     """
 
-    def __init__(self, streamed: Streamed, sums: Sequence[PathSums | GroupGains]) -> None:
-        self.streamed, self.sums = streamed, sums
+    def __init__(self, streamed: Streamed, *paths: Path) -> None:
+        self.streamed, self._sums = streamed, list[PathSums]()
+        if paths:
+            directions = streamed.directions  # one copy for all
+            self._sums = [PathSums(path, directions) for path in paths]
         self._totals = _Totals(streamed) if streamed._totals is None else None
 
     def __call__(self, batch: Batch) -> None:
@@ -615,13 +624,18 @@ class Following:
         latents = self.streamed.side_by_side(batch)
         if self._totals is not None:
             self._totals.add(batch, latents)
-        for part in self.sums:
-            part.add(latents, batch.residual(self.streamed.small))
+        for sums in self._sums:
+            sums.add(latents, batch.residual(self.streamed.small))
 
     def finished(self, tokens: Tokens) -> None:
         """Hand over the totals, once the pass is over."""
         if self._totals is not None:
             self.streamed._totals = self._totals.finished(tokens)
+
+    @property
+    def errors(self) -> list[PathErrors]:
+        """Along each path, once the pass is over."""
+        return [sums.errors(self.streamed.totals.sse_small) for sums in self._sums]
 
 
 class PairStatistics(Mixtures):

@@ -21,7 +21,6 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import Activations
@@ -29,6 +28,7 @@ from saekit.analysis.similarity import check_order, cosines
 from saekit.analysis.stitching.mixtures import (
     NEVER,
     Floats,
+    Following,
     Integers,
     Mixtures,
     PairStatistics,
@@ -40,7 +40,7 @@ from saekit.analysis.stitching.mixtures import (
 from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.moments import fvu
-from saekit.passes import Tokens
+from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
 from saekit.selection import select_latents
 
@@ -473,23 +473,97 @@ def stitch(
     >>> result.dictionary(result.n_steps).width
     12
     """
-    require_dictionaries(small=small, large=large)
-    order = settings.choice("order", order, ORDERS)
-    lost = settings.choice("lost", lost, LOST)
-    bias = settings.choice("bias", bias, BIASES)
-    seed = settings.whole("seed", seed, at_least=0)
-    theta = settings.cosine("theta", theta)
-    grouping = settings.choice("grouping", grouping, GROUPINGS)
-    mixtures = _mixtures(small, large, activations, order, progress=progress, allow_mismatch=allow_mismatch)
-    moves = plan(small, large, theta=theta, grouping=grouping)
-    if lost == "keep":
-        moves = [move for move in moves if move.phase != "remove"]
-    if order == "random":
-        moves = shuffled(moves, np.random.default_rng(seed))
-    elif order != "similarity":
-        moves = _by_gain(mixtures, moves, bias, greedy=order == "greedy_gain")
-    (found,) = curves(mixtures, [moves], bias)
-    return replace(found, theta=theta, grouping=grouping, order=order, lost=lost, seed=seed)
+    return StitchingPass(
+        small,
+        large,
+        activations,
+        theta=theta,
+        grouping=grouping,
+        order=order,
+        lost=lost,
+        bias=bias,
+        seed=seed,
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    ).measured()
+
+
+class StitchingPass:
+    """`stitch` as a part of a pass that others share: its plan is made, its curve to be added up.
+
+    Takes what `stitch` takes, and refuses what it refuses. The order by static gain goes over the
+    tokens to be made, and the greedy one makes `pair_statistics`, which are dropped after it.
+    """
+
+    def __init__(
+        self,
+        small: Dictionary,
+        large: Dictionary,
+        activations: Activations | PairStatistics,
+        *,
+        theta: float = 0.7,
+        grouping: str = "components",
+        order: str = "similarity",
+        lost: str = "remove",
+        bias: str = "small",
+        seed: int = 0,
+        progress: bool = False,
+        allow_mismatch: bool = False,
+    ) -> None:
+        require_dictionaries(small=small, large=large)
+        self.chosen: dict[str, Any] = {
+            "theta": settings.cosine("theta", theta),
+            "grouping": settings.choice("grouping", grouping, GROUPINGS),
+            "order": settings.choice("order", order, ORDERS),
+            "lost": settings.choice("lost", lost, LOST),
+            "seed": settings.whole("seed", seed, at_least=0),
+        }
+        self.bias = settings.choice("bias", bias, BIASES)
+        options: dict[str, Any] = {"progress": progress, "allow_mismatch": allow_mismatch}
+        self.mixtures: Mixtures
+        if isinstance(activations, PairStatistics):
+            activations.require(small, large)
+            self.mixtures = activations
+        else:
+            self.mixtures = Streamed(small, large, activations, **options)
+        moves = plan(small, large, theta=theta, grouping=grouping)
+        if lost == "keep":
+            moves = [move for move in moves if move.phase != "remove"]
+        if order == "random":
+            moves = shuffled(moves, np.random.default_rng(seed))
+        elif order == "static_gain":
+            moves = _by_gain(self.mixtures, moves, bias)
+        elif order == "greedy_gain":  # every step depends on how it interacts with those before it
+            statistics = (
+                activations
+                if isinstance(activations, PairStatistics)
+                else pair_statistics(small, large, activations, **options)
+            )
+            moves = _greedily(statistics, moves, bias)
+        self.moves = moves
+        self._path = _path(self.mixtures, moves, self.bias)
+
+    @cached_property
+    def _following(self) -> Following:
+        assert isinstance(self.mixtures, Streamed)
+        return Following(self.mixtures, self._path)
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        self._following(batch)
+
+    def finished(self, tokens: Tokens) -> Stitching:
+        """The curve, once the pass is over."""
+        self._following.finished(tokens)
+        return self._stitching(*self._following.errors)
+
+    def measured(self) -> Stitching:
+        """The curve, from a pass of its own, or from the statistics that were given."""
+        return self._stitching(*self.mixtures.along(self._path))
+
+    def _stitching(self, errors: PathErrors) -> Stitching:
+        found = _stitching(self.mixtures, self.moves, self.bias, self._path, errors)
+        return replace(found, **self.chosen)
 
 
 def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> Stitching:
@@ -534,45 +608,21 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
 
 
 def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
-    """The same along several paths, in one pass over the tokens where they are streamed.
-
-    Examples
-    --------
-    >>> moves = plan(small, large)
-    >>> first, second = curves(saekit.pair_statistics(small, large, x), [moves, moves[::-1]], "small")
-    >>> first.n_steps == second.n_steps
-    True
-    """
+    """The same along several paths, in one pass over the tokens where they are streamed."""
     mixtures.require_unchanged()
     paths = [_path(mixtures, moves, bias) for moves in orders]
     return [
-        Stitching(
-            mixtures,
-            tuple(moves),
-            bias,
-            _frame(mixtures, moves, bias, path, errors),
-            {
-                phase: float(errors.within_phases[number]) / mixtures.totals.tokens.n_tokens
-                for number, phase in enumerate(_phases(moves))
-            },
-        )
+        _stitching(mixtures, moves, bias, path, errors)
         for moves, path, errors in zip(orders, paths, mixtures.along(*paths), strict=True)
     ]
 
 
-def _mixtures(
-    small: Dictionary,
-    large: Dictionary,
-    activations: Activations | PairStatistics,
-    order: str,
-    **options: Any,
-) -> Mixtures:
-    if isinstance(activations, PairStatistics):
-        activations.require(small, large)
-        return activations
-    if order == "greedy_gain":  # every step depends on how it interacts with those before it
-        return pair_statistics(small, large, activations, **options)
-    return Streamed(small, large, activations, **options)
+def _stitching(
+    mixtures: Mixtures, moves: Sequence[Move], bias: str, path: Path, errors: PathErrors
+) -> Stitching:
+    n_tokens = mixtures.totals.tokens.n_tokens
+    within = {phase: float(errors.within_phases[n]) / n_tokens for n, phase in enumerate(_phases(moves))}
+    return Stitching(mixtures, tuple(moves), bias, _frame(mixtures, moves, bias, path, errors), within)
 
 
 def _phases(moves: Sequence[Move]) -> list[str]:
@@ -673,23 +723,32 @@ def shuffled(moves: Sequence[Move], random: np.random.Generator) -> list[Move]:
     return [part[place] for part in _by_phase(moves) for place in random.permutation(len(part))]
 
 
-def _by_gain(mixtures: Mixtures, moves: Sequence[Move], bias: str, *, greedy: bool) -> list[Move]:
-    """The moves by what each would do at its phase's start, or greedily: the best at each step."""
+def _by_gain(mixtures: Mixtures, moves: Sequence[Move], bias: str) -> list[Move]:
+    """The moves by what each would do at its phase's start, best first."""
     # As a path without a step for the bias: a move's step is its place plus one.
     path = _path(mixtures, moves, "interpolated")
-    extra = mixtures.bias_gains(path) if bias == "large" else np.zeros(path.n)
-    every = None if greedy else mixtures.gains(path)
+    gains = mixtures.gains(path) + _bias_gains(mixtures, path, bias)
+    ordered: list[Move] = []
+    for part in _by_phase(moves):
+        first = len(ordered) + 1
+        ordered += [part[place] for place in np.argsort(gains[first : first + len(part)], kind="stable")]
+    return ordered
+
+
+def _greedily(statistics: PairStatistics, moves: Sequence[Move], bias: str) -> list[Move]:
+    """The moves in the order in which each is the best that is left in its phase."""
+    path = _path(statistics, moves, "interpolated")
+    extra = _bias_gains(statistics, path, bias)
     ordered: list[Move] = []
     for phase, part in enumerate(_by_phase(moves)):
         here = slice(len(ordered) + 1, len(ordered) + 1 + len(part))
-        if every is not None:
-            rank = np.argsort((every + extra)[here], kind="stable")
-        else:
-            assert isinstance(mixtures, PairStatistics)
-            gains, between = mixtures.gains_and_interaction(path, phase)
-            rank = _greedy((gains + extra)[here], between[here, here].tocsr())
-        ordered += [part[place] for place in rank]
+        gains, between = statistics.gains_and_interaction(path, phase)
+        ordered += [part[place] for place in _greedy((gains + extra)[here], between[here, here].tocsr())]
     return ordered
+
+
+def _bias_gains(mixtures: Mixtures, path: Path, bias: str) -> Floats:
+    return mixtures.bias_gains(path) if bias == "large" else np.zeros(path.n)
 
 
 def _greedy(gains: Floats, between: Any) -> Integers:
@@ -764,9 +823,10 @@ def stitch_chain(
     activations: Activations,
     *,
     progress: bool = False,
+    allow_mismatch: bool = False,
     **options: Any,
 ) -> StitchingChain:
-    """Stitch each width of a family into the next one.
+    """Stitch each width of a family into the next one, in one pass over the tokens.
 
     Parameters
     ----------
@@ -775,9 +835,11 @@ def stitch_chain(
     activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     progress : bool
-        Show a progress bar in pairs.
+        Show progress bars in tokens.
+    allow_mismatch : bool
+        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
     **options
-        Of `stitch`, such as `theta`, `order` and `allow_mismatch`.
+        Of `stitch`, such as `theta` and `order`. The orders by gain take further passes, pair by pair.
 
     Raises
     ------
@@ -794,5 +856,17 @@ def stitch_chain(
     """
     if len(family.widths) < 2:
         raise ValueError(f"A chain needs at least two widths, found {family.widths}.")
-    pairs = tqdm(family.comparisons(null=False), disable=not progress, unit="pair", desc="stitching")
-    return StitchingChain(tuple(stitch(pair.small, pair.large, activations, **options) for pair in pairs))
+    options |= {"progress": progress, "allow_mismatch": allow_mismatch}
+    passes = [
+        StitchingPass(pair.small, pair.large, activations, **options)
+        for pair in family.comparisons(null=False)
+    ]
+    tokens = one_pass(
+        activations,
+        *passes,
+        dictionaries=[family[width] for width in family.widths],
+        purpose="stitching",
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
+    return StitchingChain(tuple(part.finished(tokens) for part in passes))
