@@ -3,7 +3,8 @@ import torch
 from dictionaries import make
 
 from saekit.dictionary import Dictionary
-from saekit.metrics import Moments, evaluate, fvu
+from saekit.metrics import evaluate
+from saekit.moments import Moments, fvu
 
 
 @pytest.fixture

@@ -608,7 +608,15 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
 
 
 def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
-    """The same along several paths, in one pass over the tokens where they are streamed."""
+    """The same along several paths, in one pass over the tokens where they are streamed.
+
+    Examples
+    --------
+    >>> moves = plan(small, large)
+    >>> first, second = curves(saekit.pair_statistics(small, large, x), [moves, moves[::-1]], "small")
+    >>> first.n_steps == second.n_steps
+    True
+    """
     mixtures.require_unchanged()
     paths = [_path(mixtures, moves, bias) for moves in orders]
     return [
