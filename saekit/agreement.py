@@ -37,6 +37,21 @@ class MismatchWarning(UserWarning):
     """The same, where `allow_mismatch=True` lets it pass."""
 
 
+def refuse(message: str, *, allow_mismatch: bool) -> None:
+    """Raise a `MismatchError` that names the way round; where that is taken, warn.
+
+    Examples
+    --------
+    >>> refuse("The two are of different tokens.", allow_mismatch=False)
+    Traceback (most recent call last):
+        ...
+    saekit.agreement.MismatchError: The two are of different tokens. Pass allow_mismatch=True ...
+    """
+    if not allow_mismatch:
+        raise MismatchError(f"{message} {WAY_ROUND}")
+    warn(message, MismatchWarning)
+
+
 def check_agreement(
     *,
     model: TransformerBridge | None = None,
@@ -121,11 +136,11 @@ def check_agreement(
                 f"{here['who']()} and {there['who']()} do not belong together: the first has {what} "
                 f"{shown(a)}, the second {shown(b)}."
             )
-            if what == "d_in" or not allow_mismatch:
-                raise MismatchError(message if what == "d_in" else f"{message} {WAY_ROUND}")
+            if what == "d_in":
+                raise MismatchError(message)
             mismatched.setdefault(what, message)
     for message in mismatched.values():
-        warn(message, MismatchWarning)
+        refuse(message, allow_mismatch=allow_mismatch)
     for pair in dict.fromkeys(unrecorded.values()):
         lacking = " and ".join(what for what, where in unrecorded.items() if where == pair)
         warn(

@@ -11,11 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit.activations import Activations, as_activations, batches_of
-from saekit.agreement import check_agreement
+from saekit.agreement import check_agreement, refuse
 from saekit.dictionary import Dictionary
 from saekit.moments import Moments
 from saekit.sparse import SparseLatents
-from saekit.warn import warn
 
 
 @dataclass(eq=False)
@@ -91,7 +90,7 @@ class Tokens:
 
         Raises
         ------
-        ValueError
+        MismatchError
             If the two differ.
         """
         # Sums over the same tokens differ by rounding where batches or devices do.
@@ -101,12 +100,10 @@ class Tokens:
         spread = math.sqrt(self.total_variance / self.n_tokens)
         if same and torch.allclose(self.moments.mean, found.moments.mean, rtol=1e-6, atol=1e-5 * spread):
             return
-        message = (
-            f"{role} was measured on {self._described}, but {found._described} were given in their place."
+        refuse(
+            f"{role} was measured on {self._described}, but {found._described} were given in their place.",
+            allow_mismatch=allow_mismatch,
         )
-        if not allow_mismatch:
-            raise ValueError(f"{message} Pass allow_mismatch=True if this is what you want.")
-        warn(message)
 
     @property
     def _described(self) -> str:

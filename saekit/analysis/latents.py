@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import Activations, ActivationStore
+from saekit.agreement import refuse
 from saekit.analysis.similarity import largest
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity, UnrecordedWarning
@@ -50,10 +51,8 @@ class LatentActivations(Result):
         positions of the store (`row * context_length + column`), or rows of a plain tensor.
     values : Tensor
         The activations there, float32 `[entries]`.
-    n_tokens, n_excluded : int
-        Tokens used and positions left out.
-    total_variance : float
-        Of the tokens' activations: two collections over the same tokens share it.
+    tokens : Tokens
+        What was gone over.
     store : str or None
         Content hash of the store; None for a plain tensor.
     """
@@ -62,10 +61,18 @@ class LatentActivations(Result):
     offsets: Tensor
     positions: Tensor
     values: Tensor
-    n_tokens: int
-    n_excluded: int
-    total_variance: float
+    tokens: Tokens
     store: str | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens used."""
+        return self.tokens.n_tokens
+
+    @property
+    def n_excluded(self) -> int:
+        """Positions left out."""
+        return self.tokens.n_excluded
 
     @property
     def name(self) -> str:
@@ -322,9 +329,7 @@ class Entries:
             offsets=F.pad(torch.bincount(latent, minlength=self.dictionary.width).cumsum(0), (1, 0)),
             positions=torch.cat(self._positions)[order],
             values=torch.cat(self._values)[order],
-            n_tokens=tokens.n_tokens,
-            n_excluded=tokens.n_excluded,
-            total_variance=tokens.total_variance,
+            tokens=tokens,
             store=activations.content_hash if isinstance(activations, ActivationStore) else None,
         )
 
@@ -662,16 +667,11 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
     if place is not None and IN_STREAM.fullmatch(place):
         return
     if place is not None and IN_BLOCK.fullmatch(place):
-        message = (
-            "Logit effects need directions in the residual stream, but those of "
-            f"{dictionary.identity.described} are inside a block"
+        refuse(
+            "Logit effects need directions in the residual stream (hook_resid_pre, hook_resid_post, "
+            f"hook_attn_out, hook_mlp_out), but those of {dictionary.identity.described} are inside a block.",
+            allow_mismatch=allow_mismatch,
         )
-        if not allow_mismatch:
-            raise ValueError(
-                f"{message}: use a dictionary on hook_resid_pre, hook_resid_post, hook_attn_out or "
-                "hook_mlp_out, or pass allow_mismatch=True if this is what you want."
-            )
-        warn(f"{message}.")
         return
     found = "does not record its hook point" if place is None else f"is on {place!r}, which is not known here"
     warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import ActivationStore
-from saekit.agreement import check_agreement
+from saekit.agreement import check_agreement, refuse
 from saekit.analysis.latents import Entries, LatentActivations, collect
 from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import cosines
@@ -27,7 +26,6 @@ from saekit.family import Family
 from saekit.identity import Identity
 from saekit.passes import one_pass
 from saekit.results import Result
-from saekit.warn import warn
 
 EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
@@ -396,7 +394,7 @@ def _check_activations(
     collected: tuple[LatentActivations, LatentActivations],
     allow_mismatch: bool,
 ) -> None:
-    """Refuse activations of other dictionaries, or of two sets of tokens."""
+    """Refuse activations of other dictionaries, of two sets of tokens or in two orders."""
     for place, dictionary, activations in zip(("first", "second"), dictionaries, collected, strict=True):
         activations.dictionary.require(dictionary.identity, f"The dictionary of the {place} activations")
     a, b = collected
@@ -404,15 +402,14 @@ def _check_activations(
         raise ValueError(
             f"Activations of both must be on the same tokens, found {a.n_tokens} and {b.n_tokens}."
         )
-    # Sums over the same tokens differ by rounding where batches or devices do.
-    if a.store != b.store or not math.isclose(a.total_variance, b.total_variance, rel_tol=1e-6):
-        message = (
-            "Activations of both must be on the same tokens, but those that were collected differ "
-            f"(total variance {a.total_variance:.6g} and {b.total_variance:.6g})."
+    a.tokens.require(b.tokens, "The first collection of activations", allow_mismatch=allow_mismatch)
+    if a.store != b.store:
+        of_a, of_b = ("a tensor" if c.store is None else f"the store [{c.store[:8]}]" for c in collected)
+        refuse(
+            "Activations of both must be collected from one place, where positions mean the same, found "
+            f"{of_a} and {of_b}.",
+            allow_mismatch=allow_mismatch,
         )
-        if not allow_mismatch:
-            raise ValueError(f"{message} Pass allow_mismatch=True if this is what you want.")
-        warn(message)
 
 
 def _with_activations(

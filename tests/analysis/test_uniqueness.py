@@ -6,7 +6,8 @@ import pytest
 import torch
 from dictionaries import make
 
-from saekit.agreement import MismatchError
+from saekit.activations import ActivationStore
+from saekit.agreement import MismatchError, MismatchWarning
 from saekit.analysis import collect
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import nearest
@@ -145,11 +146,25 @@ def test_correlation_is_that_of_the_dense_activations() -> None:
     collected = measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x)))
     assert collected.frame.equals(result.frame)
     with pytest.raises(ValueError, match="same tokens, found 500 and 400"):
-        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])))
+        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])), allow_mismatch=True)
     with pytest.raises(ValueError, match="dictionary of the first activations was relu 24"):
         measure_uniqueness(a, b, activations=(collect(b, x), collect(a, x)))
-    with pytest.raises(ValueError, match=r"collected differ.*allow_mismatch"):
-        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x + 0.01 * x.abs())))
+    # Of one total variance, which was all that was compared.
+    for other in (x + 0.01 * x.abs(), x + 1, x.flip(1)):
+        pair = collect(a, x), collect(b, other)
+        with pytest.raises(MismatchError, match=r"were given in their place.*allow_mismatch"):
+            measure_uniqueness(a, b, activations=pair)
+    with pytest.warns(MismatchWarning, match="were given in their place"):
+        measure_uniqueness(a, b, activations=pair, allow_mismatch=True)
+
+
+def test_positions_of_a_store_are_not_those_of_a_tensor(tmp_path) -> None:
+    a, b = make(width=30), make(width=24, seed=1)
+    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(3))
+    store = ActivationStore.from_array(tmp_path / "s", x, hook_point="layer4")
+    pair = collect(a, store), collect(b, x)
+    with pytest.raises(MismatchError, match=r"one place.*found the store \[.{8}\] and a tensor"):
+        measure_uniqueness(a, b, activations=pair)
 
 
 def test_collections_swapped_by_mistake_are_refused() -> None:
