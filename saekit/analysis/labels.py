@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
 N_WORDS = 3  # in a label
+SEPARATOR = " · "  # between them
 LEAST_WORD = 0.25  # weight, relative to the heaviest token, from which words replace punctuation
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
 
@@ -353,7 +354,7 @@ def _labels(
 def _text(found: Sequence[str]) -> str:
     """A label out of words: one line, whatever the tokens are."""
     shown = (word if word.isprintable() and word.strip() else repr(word) for word in found[:N_WORDS])
-    return " · ".join(shown) or "dead"
+    return SEPARATOR.join(shown) or "dead"
 
 
 def _word(token: str) -> str:

@@ -375,7 +375,7 @@ class SplittingTree(Result):
         return frame[["width", "latent", "children", "descendants"]].reset_index(drop=True)
 
     def most_readable(
-        self, scores: Mapping[int, np.ndarray], *, descendants: tuple[int, int] = (8, 16)
+        self, scores: Mapping[int, np.ndarray], *, descendants: tuple[int, int] = (6, 16)
     ) -> pd.DataFrame:
         """Latents that split, those whose whole tree is worth showing first.
 

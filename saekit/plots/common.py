@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from saekit.analysis.labels import SEPARATOR
 from saekit.dictionary import Dictionary, identity_of
 from saekit.figures import FONTS, describe, kind_style
 from saekit.identity import Identity, distinct_names
@@ -171,12 +172,18 @@ def linear_range(values: pd.Series) -> float:
 
 
 def fit_text(text: str, inches: float, size: float = 6.5) -> str:
-    """Cut a text with an ellipsis to the given length, safe from math mode."""
+    """Cut a text to the given length, safe from math mode.
+
+    A label loses its last words, which matter least; a text that is still too long ends with an
+    ellipsis.
+    """
     font, renderer = FontProperties(family=FONTS, size=size), RendererAgg(1, 1, 720)
 
     def too_long(text: str) -> bool:
         return renderer.get_text_width_height_descent(text, font, ismath=False)[0] > inches * 720
 
+    while too_long(text) and SEPARATOR in text:
+        text = text.rpartition(SEPARATOR)[0]
     if too_long(text):
         room = bisect_left(range(len(text)), True, key=lambda n: too_long(f"{text[:n]}…")) - 1
         text = f"{text[: max(room, 0)].rstrip()}…"

@@ -293,7 +293,9 @@ def splitting_tree_plot(
                 zorder=3,
             )
             label = labels.get((node["width"], node["latent"]), "")
-            room = (1 - stub) * step - 0.14 if node["n_children"] else leaf_room - 0.1
+            room = leaf_room - 0.1
+            if node["n_children"]:
+                room = (1 if node is nodes[0] else 1 - stub) * step - 0.14  # no edge left of the root
             text = fit_text(f"{node['latent']}  {label}".rstrip(), room)
             if node["n_children"]:
                 offset, align = (-4, 2.2), ("right", "bottom")
@@ -335,7 +337,8 @@ def splitting_tree_plot(
         caption=f"How one latent splits. Latent {latent} of width {width} and its descendants at θ = "
         f"{tree.theta:g} up to width {columns[-1]}: {len(data) - 1} latents, {leaves} of them without "
         "children. Line thickness shows the cosine between the decoder directions of parent and child; "
-        "markers show the fate of each latent at the next width.",
+        "markers show the fate of each latent at the next width."
+        + (" Labels that are too long have lost their last words." if labels else ""),
         alt=f"Tree of latent {latent} of width {width} with {len(data) - 1} descendants and {leaves} leaves.",
         made_from=made_from(*(pair for above, pair in tree.pairs.items() if above >= width)),
         settings={"theta": tree.theta, "width": width, "latent": latent},

@@ -30,7 +30,7 @@ from saekit.family import Family
 from saekit.figures import kind_style, render
 from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
-from saekit.plots.common import pair_name, pair_names
+from saekit.plots.common import fit_text, pair_name, pair_names
 from saekit.results import Result
 from saekit.training.trainer import TrainingResult
 
@@ -236,6 +236,17 @@ def test_no_text_overlaps_or_leaves_the_figure(name):
 
 
 @pytest.mark.slow
+def test_labels_that_are_too_long_lose_whole_words():
+    label = "4371  mathematician · philosopher · physicist"
+    assert fit_text(label, 5) == label
+    assert fit_text(label, 1.5) == "4371  mathematician · philosopher"
+    assert fit_text(label, 1) == "4371  mathematician"
+    assert fit_text(label, 0.7).startswith("4371  math")
+    assert fit_text(label, 0.7).endswith("…")
+    assert fit_text("a text without words to spare", 0.7).endswith("…")
+    assert fit_text("$5 · $6", 5) == r"\$5 · \$6"
+
+
 def test_another_process_writes_the_same_bytes(tmp_path):
     names = ["splitting_tree_plot", "insertion_scatter", "max_cosine_distribution", "activation_norms"]
     here = {name: hashes(name, tmp_path / "here" / name) for name in names}
