@@ -170,7 +170,7 @@ def _matched(
     for each. So cosines are kept down to where there are several paths for each edge, and the highest of
     them are counted first.
     """
-    ratio, aim = 2.0, 2.0  # paths over edges: counted, and above the floor; both grow until there are enough
+    ratio, aim = 2.0, 4.0  # paths over edges: counted, and above the floor; both grow until there are enough
     floor, paths = np.inf, np.zeros(0)
     while True:
         while floor > LOWEST and (paths[-1:] <= ratio * n_edges).all():

@@ -24,11 +24,12 @@ from saekit import settings
 from saekit.agreement import check_agreement
 from saekit.analysis.meta.sae import MetaSAE, Recipe, explained_variance
 from saekit.analysis.nulls import ROW_NULLS, null_rows, random_directions
+from saekit.analysis.similarity import cosines
 from saekit.dictionary import Dictionary
 from saekit.files import hash_tensors
 from saekit.identity import Identity, distinct_names
 from saekit.results import Result
-from saekit.sparse import SparseLatents
+from saekit.sparse import SparseLatents, affine
 from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
@@ -210,7 +211,7 @@ def _fill(
     table.pursue("meta-SAE", meta.dictionary.W_dec, meta.dictionary.b_dec)
 
     small = torch.cat([dictionary.W_dec for dictionary in smaller])
-    places = (meta.dictionary.W_dec @ small.T).argmax(dim=1)
+    places = cosines(meta.dictionary.W_dec, small).up[1][:, 0]
     different = counted(len(places.unique()), "different latent")
     note = f"{different} of {counted(len(smaller), 'dictionary', 'dictionaries')}"
     table.replaced("nearest small latents", small[places], mean, note)
@@ -381,7 +382,7 @@ def _pursue(rows: Tensor, atoms: Tensor, terms: int, signed: bool) -> SparseLate
     helps = torch.zeros(len(rows), 0, dtype=torch.bool)
     left = rows
     for _ in range(terms):
-        products = left @ atoms.T
+        products = affine(left, atoms, atoms.new_zeros(len(atoms)))
         score = products.abs_() if signed else products
         score.scatter_(1, chosen, -torch.inf)
         best, atom = score.max(dim=1)
@@ -392,9 +393,10 @@ def _pursue(rows: Tensor, atoms: Tensor, terms: int, signed: bool) -> SparseLate
         solve = least_squares if signed else non_negative_least_squares
         coefficients = solve(gram, target, helps)
         left = rows - (coefficients[:, None] @ found)[:, 0].to(rows.dtype)
-    dense = torch.zeros(len(rows), len(atoms), dtype=rows.dtype)
-    dense.scatter_(1, chosen, coefficients.to(rows.dtype))
-    return SparseLatents.from_mask(dense != 0, dense)
+    chosen, order = chosen.sort(dim=1)
+    values = coefficients.gather(1, order).to(rows.dtype)
+    used = values != 0
+    return SparseLatents(F.pad(used.sum(1).cumsum(0), (1, 0)), chosen[used], values[used], len(atoms))
 
 
 def least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Tensor:

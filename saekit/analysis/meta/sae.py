@@ -34,6 +34,8 @@ from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import BatchTopK
 
+BLOCK = 4096  # rows that are converted to double precision at once
+
 # ---------------------------------------------------------------------- recipes
 
 
@@ -470,14 +472,16 @@ def explained_variance(rows: Tensor, reconstruction: Tensor, *, centred: bool = 
         raise ValueError(
             f"The reconstruction must be {list(rows.shape)} as the rows, found {list(reconstruction.shape)}."
         )
-    if not (rows.isfinite().all() and reconstruction.isfinite().all()):
+    mean = rows.mean(0, dtype=torch.float64) if centred else 0.0
+    total = error = 0.0
+    for part, made in zip(rows.split(BLOCK), reconstruction.split(BLOCK), strict=True):
+        total += float((part.double() - mean).square().sum())
+        error += float((part.double() - made.double()).square().sum())
+    if not math.isfinite(total + error):
         raise ValueError("Explained variance is not defined: rows or reconstruction are not finite.")
-    rows, reconstruction = rows.double(), reconstruction.double()
-    deviations = rows - rows.mean(0) if centred else rows
-    total = float(deviations.square().sum())
     if not total > 0:
         raise ValueError("Explained variance is not defined: the rows do not vary.")
-    return 1 - float((rows - reconstruction).square().sum()) / total
+    return 1 - error / total
 
 
 # ---------------------------------------------------------------------- training
