@@ -3,6 +3,7 @@
     python benchmarks/scale.py --widths 768 1536 3072 6144 --tokens 2048 8192
     python benchmarks/scale.py --widths 49152 98304 --tokens 2048 --only stitch insertion
     python benchmarks/scale.py --d-in 2304 --widths 16384 65536
+    python benchmarks/scale.py --widths 24576 49152 --tokens 2048 --only uniqueness adjacency_overlap
 
 Families are synthetic (`synthetic_family`), with the sparsity, the spread of densities and the number
 of latent pairs that are active together of the bundled ones. Widths are taken in order, and a pair is one
@@ -39,6 +40,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saekit import Dictionary, analysis, metrics
+from saekit.analysis.meta.sae import MetaSAE, Recipe, meta_sae
+from saekit.analysis.stitching.path import plan
 from saekit.family import Family
 from saekit.files import read_tensors, write_tensors
 
@@ -47,6 +50,7 @@ DENSITY_SPREAD = 0.75  # standard deviation of the log densities of bundled ReLU
 N_FITTED = 4096  # tokens that thresholds are fitted on
 BATCH = 4096
 X = "x.safetensors"
+QUICK = Recipe("quick", lr=1e-3, steps=50, batch=4096)
 
 
 # ---------------------------------------------------------------------- inputs
@@ -138,6 +142,28 @@ def matched_curve(inputs: Inputs) -> Callable[[], object]:
     return lambda: analysis.matched_curve(found, inputs.x)
 
 
+def of_meta(run: Callable[[MetaSAE, Inputs], object]) -> Callable[[Inputs], Callable[[], object]]:
+    """An analysis of a meta-SAE of the large dictionary, which is trained for a few steps here."""
+
+    def ready(inputs: Inputs) -> Callable[[], object]:
+        meta = meta_sae(inputs.large, recipe=QUICK)
+        return lambda: run(meta, inputs)
+
+    return ready
+
+
+def all_from_cosines(inputs: Inputs) -> Callable[[], object]:
+    """Plans for two thetas, best matches and splitting: all from one product of the directions."""
+
+    def run() -> None:
+        plan(inputs.small, inputs.large, theta=0.7)
+        plan(inputs.small, inputs.large, theta=0.8)
+        analysis.best_matches(inputs.small, inputs.large)
+        analysis.measure_splitting(inputs.small, inputs.large)
+
+    return run
+
+
 # Each makes ready what it needs and gives the call that is measured.
 ANALYSES: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "insertion": insertion,
@@ -149,6 +175,10 @@ ANALYSES: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "overshoot": lambda i: lambda: analysis.measure_overshoot(i.small, i.large, i.x),
     "frankenstein": lambda i: lambda: analysis.build_frankenstein(i.family, i.x),
     "specificity": lambda i: lambda: analysis.measure_specificity(i.small, i.large, i.x),
+    "cosines": all_from_cosines,
+    "uniqueness": lambda i: lambda: analysis.measure_uniqueness(i.small, i.large),
+    "adjacency_overlap": of_meta(lambda meta, i: analysis.adjacency_overlap(meta, i.small)),
+    "meta_baselines": of_meta(lambda meta, i: analysis.meta_baselines(meta, [i.small])),
 }
 OF_LARGE: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "evaluate": lambda i: lambda: metrics.evaluate(i.large, i.x),
