@@ -2,7 +2,7 @@
 
 A store is a folder:
 
-- `manifest.json`: what was harvested from which model and text, the shards with their hashes, and
+- `manifest.json`: the model, the text and the settings, the shards with their hashes, and
   which positions are excluded and why;
 - `shard-00000.safetensors`, ...: `activations` `[rows, ctx, d_in]` and `norms` `[rows, ctx]`;
 - `positions.safetensors`: `tokens`, `document` and `excluded` (a bit mask), all `[rows, ctx]`;
@@ -12,10 +12,10 @@ A shard appears once it is whole on disk and names the settings it was harvested
 lists the shards, and `complete` is true, when all are there. Where harvesting was interrupted in the
 middle of a shard, `partial-00003.safetensors` holds the rows that were finished.
 
-Rows are harvested as `saekit.corpora.pack` packed them. By default a row holds the end of one document,
-a separator and the beginning of the next, and tokens attend across separators, as in Leask et al.'s own
-harvesting: what stands before a document changes its activations. `pack(one_document_per_row=True)`
-gives rows in which it does not.
+Rows are harvested as `saekit.corpora.pack` packed them. By default a row holds the end of one
+document, a separator and the beginning of the next, and tokens attend across separators, as in Leask
+et al.'s own harvesting: the text before a document in its row changes its activations.
+`pack(one_document_per_row=True)` gives rows in which it does not.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ FORMAT = "saekit-activations-1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I32": torch.int32, "U8": torch.uint8}
 NORM_MULTIPLE = 10  # of the median norm: activations beyond it are massive
-NORM_SAMPLE = 100_000  # the median is over the first so many tokens
+NORM_SAMPLE = 100_000  # the median is over this many tokens, the first ones
 EXCLUSION_RULE = (
     f"special tokens, first position of a row, norm over {NORM_MULTIPLE} times the median of the first "
     f"{NORM_SAMPLE} tokens"
 )
 BUFFER_TOKENS = 1 << 18  # shuffled at a time: 600 MB at d_in 576
-ARRAY_SHARD = 1 << 16  # rows per file of a store that is made of an array
+ARRAY_SHARD = 1 << 16  # rows per file of a store made from an array
 
 # Why a position is excluded, as bits: one position may have several reasons.
 SPECIAL, FIRST, NORM = 1, 2, 4
@@ -103,12 +103,12 @@ def harvest(
 ) -> ActivationStore:
     """Run token rows through a model and store the activations at a hook point.
 
-    Call it again after an interruption: finished rows are kept, the rest is harvested. A store
-    that is complete is opened at once. Excluded by mask, not dropped, are special tokens, the
-    first position of each row, and norms over 10 times the median of the first 100k tokens.
+    Call it again after an interruption: finished rows are kept, the rest is harvested. A store that
+    is complete is opened at once. Special tokens, the first position of each row, and positions whose
+    norm exceeds 10 times the median of the first 100k tokens are masked, not dropped.
 
-    Within `saekit.distributed.distributed` the processes share the shards, to the same bytes;
-    they must see the same folder.
+    Within `saekit.distributed.distributed`, processes share the shards and write the same bytes as
+    one process would; they must see the same folder.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def harvest(
 def describe_harvest(
     model: TransformerBridge, rows: TokenRows, hook_point: str, *, dtype: torch.dtype, batch_rows: int
 ) -> dict[str, Any]:
-    """Describe what is harvested from which model and text, as JSON values; the beginning of a manifest.
+    """Describe a harvest (model, text, settings) as JSON values: the beginning of a manifest.
 
     Raises
     ------
@@ -240,14 +240,14 @@ def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -
     values : Tensor
         `[n, ...]`: activations, or their norms.
     numbers : sequence of int
-        Number of each of the `n`.
+        The number of each of the `n`.
     unit : str
-        What is numbered, such as `"position"` or `"row"`.
+        The unit that is numbered, such as `"position"` or `"row"`.
 
     Raises
     ------
     ValueError
-        It names the first one that is not finite.
+        If one is not finite; the message names the first.
 
     Examples
     --------
@@ -277,7 +277,7 @@ def norm_limit(norms: Tensor) -> float:
 
 
 def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: float) -> Tensor:
-    """Why positions of token rows `[rows, ctx]` are excluded: bits `SPECIAL`, `FIRST` and `NORM`, uint8.
+    """Reasons for excluding positions of token rows `[rows, ctx]`: bits `SPECIAL`, `FIRST` and `NORM`, uint8.
 
     Examples
     --------
@@ -297,7 +297,7 @@ def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: fl
 
 @dataclass(frozen=True, eq=False)
 class _Positions:
-    """What describes the positions of a store: tensors `[rows, ctx]`, documents, the rule of exclusion."""
+    """The description of a store's positions: tensors `[rows, ctx]`, documents, the exclusion rule."""
 
     tensors: dict[str, Tensor]
     documents: list[dict[str, str]]
@@ -315,7 +315,7 @@ def _write(
     finish: Callable[[Tensor], _Positions],
     progress: bool,
 ) -> ActivationStore:
-    """Write a store, or what is missing of it; open it."""
+    """Write a store, or whatever is missing from it, and open it."""
     manifest = _begin(path, settings)
     if manifest["complete"]:
         return ActivationStore.open(path)
@@ -333,13 +333,13 @@ def _write(
             raise
         raise OSError(
             error.errno,
-            f"The disk is full; {path} keeps its finished shards, and the same call goes on from there",
+            f"The disk is full; {path} keeps its finished shards: make room and repeat the call to resume",
         ) from error
     return ActivationStore.open(path)
 
 
 def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Find the manifest to go on from, checked to have been begun with the same model and settings."""
+    """Find the manifest to resume from, checked to have the same model and settings."""
     if not (path / "manifest.json").exists():
         return {**settings, "complete": False, "shards": []}
     manifest = _read_manifest(path)
@@ -369,7 +369,7 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def _write_shards(
     path: Path, manifest: dict[str, Any], settings_hash: str, read: Read, progress: bool
 ) -> list[dict[str, Any]]:
-    """Write the shards that are not there yet; the manifest's entries of all of them.
+    """Write the missing shards, and return the manifest's entries of all of them.
 
     Processes share the shards. A shard is written and hashed in a thread while the next one is
     computed. Whatever ends this early, the finished rows of a shard are kept.
@@ -462,7 +462,7 @@ def _settings_of(file: Path) -> str | None:
 
 
 def _finish(path: Path, manifest: dict[str, Any], finish: Callable[[Tensor], _Positions]) -> None:
-    """Exclude positions, write what describes them, and mark the store complete."""
+    """Exclude positions, write their description, and mark the store complete."""
     shards = [_map_shard(path / shard["file"]) for shard in manifest["shards"]]
     described = finish(torch.cat([shard["norms"] for shard in shards]))
     excluded = described.tensors["excluded"]
@@ -493,7 +493,7 @@ def _finish(path: Path, manifest: dict[str, Any], finish: Callable[[Tensor], _Po
         for leftover in path.glob(leftovers):
             leftover.unlink()
     for entry in (*manifest["shards"], *files, {"file": "manifest.json"}):
-        for leftover in path.glob(f".{entry['file']}.*"):  # of writes that were killed
+        for leftover in path.glob(f".{entry['file']}.*"):  # left by writes that were killed
             leftover.unlink()
 
 
@@ -502,7 +502,7 @@ def _finish(path: Path, manifest: dict[str, Any], finish: Callable[[Tensor], _Po
 
 @dataclass(frozen=True, eq=False)
 class ActivationStore:
-    """Harvested activations, memory-mapped: only what is read comes into memory.
+    """Harvested activations, memory-mapped: only the parts that are read are loaded.
 
     A position is `row * context_length + column`. Excluded positions are stored, but left out of
     `positions`, `batches` and `shuffled`.
@@ -571,7 +571,7 @@ class ActivationStore:
         dtype: torch.dtype = torch.float32,
         progress: bool = False,
     ) -> ActivationStore:
-        """Make a store of activations that you have, such as a tensor or a memory-mapped NumPy file.
+        """Make a store from activations that you have, such as a tensor or a memory-mapped NumPy file.
 
         Nothing is excluded. The store holds no tokens, so analyses that show text or run a
         language model refuse it. As with `harvest`, call it again after an interruption.
@@ -583,8 +583,8 @@ class ActivationStore:
         array : Tensor or array
             `[n, d_in]`, of any real dtype; only a shard of it is in memory at a time.
         hook_point : str
-            Where the activations were read, or another name for them: dictionaries that are trained
-            on the store record it, and it is compared with theirs.
+            Where the activations were read, or another name for them: dictionaries trained on the
+            store record it, and saekit compares the two.
         model : TransformerBridge or str, optional
             The model that they were read from, or its name.
         dtype : torch.dtype
@@ -598,13 +598,13 @@ class ActivationStore:
             If the array is empty or has another shape, a value is not finite, or the folder holds a
             store of something else.
         TypeError
-            If it is no array of real numbers.
+            If it is not an array of real numbers.
         OSError
             If nothing can be written there, or the disk is full; finished shards are kept.
         """
         x = as_activations(array)
         if not isinstance(x, Tensor) or not x.numel():
-            raise ValueError(f"A store is made of a tensor or an array that is not empty, found {array!r}.")
+            raise ValueError(f"A store needs a tensor or an array that is not empty, found {array!r}.")
         path = writable_folder(path)
         described: dict[str, Any] | None
         if model is None or isinstance(model, str):
@@ -662,7 +662,7 @@ class ActivationStore:
 
     @property
     def model_name(self) -> str | None:
-        """What the model that they come from is called; None if that is not recorded."""
+        """Name of the model that they come from; None if it is not recorded."""
         return (self.manifest["model"] or {}).get("name")
 
     @property
@@ -682,7 +682,7 @@ class ActivationStore:
 
     @property
     def n_tokens(self) -> int:
-        """Number of positions, excluded ones with them."""
+        """Number of positions, including excluded ones."""
         return self.n_rows * self.context_length
 
     @property
@@ -692,7 +692,7 @@ class ActivationStore:
 
     @property
     def excluded_counts(self) -> dict[str, int]:
-        """Positions excluded as `special`, `first`, `norm` and in `total` (some twice), of `positions`."""
+        """Positions excluded as `special`, `first`, `norm` and in `total` (some twice); all `positions`."""
         return dict(self.manifest["exclusion"]["counts"])
 
     @cached_property
@@ -732,7 +732,7 @@ class ActivationStore:
 
     def _of_text(self, name: str) -> Tensor:
         if name not in self._position_tensors:
-            raise ValueError(f"{self.path} was made of an array, so it holds no tokens.")
+            raise ValueError(f"{self.path} was made from an array, so it holds no tokens.")
         return self._position_tensors[name]
 
     @cached_property
@@ -812,7 +812,7 @@ class ActivationStore:
         An epoch visits every used position once; batches are cut from the endless sequence of
         epochs, so one may hold the end of an epoch and the beginning of the next. Rows are permuted
         over the whole store, and positions within buffers of about 2^18. The order depends on
-        seed and batch size alone, so `start_step=n` gives what would come after `n` batches.
+        seed and batch size alone, so `start_step=n` skips the first `n` batches.
 
         Raises
         ------
@@ -860,7 +860,7 @@ def as_activations(activations: Activations) -> ActivationStore | Tensor:
     Raises
     ------
     TypeError
-        If they are no activations, or not dense real numbers.
+        If they are not activations, or not dense real numbers.
     ValueError
         If a tensor or an array is not of shape `[n, d_in]`.
 
@@ -931,7 +931,7 @@ def _batches(activations: ActivationStore | Tensor, batch_size: int) -> Iterator
 
 
 def random_stream(*key: int) -> torch.Generator:
-    """A random stream of its own for every key of whole numbers.
+    """An independent random stream for every key of whole numbers.
 
     Examples
     --------
@@ -993,7 +993,7 @@ def _are_files(entries: Any) -> bool:
 
 
 def _check_size(path: Path, entry: Mapping[str, Any]) -> None:
-    """Compare a file's size with the manifest's: cheap, and finds what was cut short."""
+    """Compare a file's size with the manifest's: cheap, and finds truncated files."""
     file = path / entry["file"]
     found = file.stat().st_size if file.exists() else None
     if found != entry["bytes"]:

@@ -1,4 +1,4 @@
-"""The door: whether a model, activations and dictionaries belong together, decided in one place.
+"""The one place that decides whether a model, activations and dictionaries belong together.
 
 A contradiction is an error, a missing record is a warning, and `allow_mismatch=True`, which every
 analysis takes, turns errors into warnings.
@@ -61,9 +61,9 @@ def check_agreement(
 ) -> None:
     """Check that a model, activations and dictionaries belong together.
 
-    Compared are the model (`saekit.models.compare_models`: weights where both sides record them,
-    else name and revision, and how the weights were processed), the hook point, and `d_in`. A
-    plain tensor or array records nothing, so only its dimension counts.
+    It compares the model (`saekit.models.compare_models`: weights where both sides record them, else
+    name and revision, and how the weights were processed), the hook point, and `d_in`. A plain tensor
+    or array records nothing, so only its dimension counts.
 
     Parameters
     ----------
@@ -74,14 +74,14 @@ def check_agreement(
     dictionaries : sequence of Dictionary
         The dictionaries that it uses.
     allow_mismatch : bool
-        Warn instead of raising. Different `d_in` are an error all the same.
+        Warn instead of raising. A different `d_in` is always an error.
 
     Raises
     ------
     TypeError
-        If one of them is not what its place asks for, as when two arguments are swapped.
+        If an argument has the wrong type, for example because two were swapped.
     MismatchError
-        If two of them contradict each other; the sentence names both and the two values.
+        If two of them contradict each other; the message names both, with their values.
     ValueError
         If the model is in training mode.
 
@@ -103,7 +103,7 @@ def check_agreement(
     saekit.agreement.MismatchError: relu 8 (seed 0) at blocks.0.hook_resid_post ...
     """
     if model is not None and not isinstance(model, Module):
-        raise TypeError(f"model must be a model of saekit.load_model, found {type(model).__name__}.")
+        raise TypeError(f"model must be a model from saekit.load_model, found {type(model).__name__}.")
     require_dictionaries(**{f"dictionaries[{i}]": one for i, one in enumerate(dictionaries)})
     if isinstance(activations, Module | Dictionary | str | Path):
         found = type(activations).__name__
@@ -152,7 +152,7 @@ def check_agreement(
 def compare_records(
     dictionary: Dictionary, activations: Activations | StreamedActivations
 ) -> list[tuple[str, Any, Any]]:
-    """Everything that `check_agreement` compares: what, and its value for dictionary and activations.
+    """Everything that `check_agreement` compares: the name, and the values for dictionary and activations.
 
     Examples
     --------
@@ -181,7 +181,7 @@ def _of_dictionary(dictionary: Dictionary) -> dict[str, Any]:
 
 
 def _of_activations(activations: Activations | StreamedActivations) -> dict[str, Any]:
-    """What activations record; what they do not record is left out, and so is not asked for."""
+    """The record of activations; entries that they lack are left out and so not compared."""
     if isinstance(activations, Tensor | np.ndarray):
         activations = as_activations(activations)
     if isinstance(activations, Tensor):
@@ -197,7 +197,7 @@ def _of_activations(activations: Activations | StreamedActivations) -> dict[str,
 
 
 def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What two records both speak of."""
+    """The entries that two records have in common."""
     for what in ("d_in", "hook point"):
         if what in here and what in there:
             yield what, here[what], there[what]
@@ -206,7 +206,7 @@ def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tup
 
 
 def shown(value: Any) -> str:
-    """A compared value in a sentence or a table.
+    """A compared value as text, for a sentence or a table.
 
     Examples
     --------

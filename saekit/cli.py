@@ -37,7 +37,7 @@ Parser = argparse.ArgumentParser
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its options are added when it is asked for, so that others stay fast."""
+    """A subcommand: its options are added only when it is asked for, so that the others stay fast."""
 
     help: str
     add_options: Callable[[Parser], None]
@@ -46,7 +46,7 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; errors that people can mend end it with one sentence and status 1."""
+    """Run a command; errors that users can fix end it with one sentence and status 1."""
     listing = "\n".join(f"  {name:<11}{command.help}" for name, command in COMMANDS.items())
     top = Parser(
         prog="saekit",
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--quiet", action="store_true", help="show no progress bars")
-    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    top.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="what it takes")
+    top.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    top.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
     chosen = top.parse_args(arguments)
     command = COMMANDS[chosen.command]
     parser = Parser(
@@ -84,21 +84,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A KeyError's text is its message in quotes.
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         if too_large:
-            message = "this takes more memory than there is: choose smaller widths or batches."
+            message = "there is not enough memory: choose smaller widths or batches."
         offered = "--allow-mismatch" in parser._option_string_actions
         there = " Add --allow-mismatch if this is what you want." if offered else ""
         message = message.replace(" Pass allow_mismatch=True if this is what you want.", there)
         print(f"saekit {chosen.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        further = "; the same command goes on from here" if command.resumes else ""
+        further = "; repeat the command to resume" if command.resumes else ""
         print(f"saekit {chosen.command}: stopped{further}.", file=sys.stderr)
         return 130
     return 0
 
 
 def _too_large(error: Exception) -> bool:
-    """Whether there could not be a tensor of the size that was asked for."""
+    """Whether a tensor of the requested size could not be made."""
     if not isinstance(error, RuntimeError | TypeError):
         return isinstance(error, MemoryError)
     text = str(error).lower()
@@ -130,7 +130,7 @@ def _option(parser: Any, name: str, help: str, *, default: Any = None, **how: An
 
 
 def _given(options: argparse.Namespace, *names: str, **renamed: str) -> dict[str, Any]:
-    """The options out of these that were given, under the names of the function that takes them."""
+    """The options among these that were given, under the parameter names of the function that takes them."""
     names_there = {name: name for name in names} | renamed
     return {there: getattr(options, here) for here, there in names_there.items() if hasattr(options, here)}
 
@@ -167,7 +167,7 @@ def _with_file(parser: Parser, arguments: Sequence[str]) -> list[str]:
 
 
 def _settings_in(file: Path) -> dict[str, str | list[str]]:
-    """Options by name, each a text or a list of texts: what they mean is for the option to decide."""
+    """Options by name, each a string or a list of strings, which the option itself interprets."""
     import yaml
 
     from saekit.files import read_json
@@ -177,7 +177,7 @@ def _settings_in(file: Path) -> dict[str, str | list[str]]:
     else:
         try:
             text = file.read_text(encoding="utf-8")
-            # Texts alone, for in YAML `1e-3` is no number and `012` is ten.
+            # Strings only, since in YAML `1e-3` is not a number and `012` is ten.
             found, node = yaml.load(text, yaml.BaseLoader), yaml.compose(text, yaml.BaseLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
@@ -209,7 +209,7 @@ def _model_options(parser: Parser) -> None:
     _option(
         parser,
         "processing",
-        "weight processing to apply, as the SAEs were trained with",
+        "weight processing to apply: the one that the SAEs were trained with",
         default="none",
         nargs="+",
         choices=PROCESSING,
@@ -258,14 +258,14 @@ def _load_model(options: argparse.Namespace, **further: Any) -> TransformerBridg
 
 
 def _rows(options: argparse.Namespace, model: TransformerBridge) -> TokenRows:
-    """Token rows of the text that was asked for."""
+    """Token rows of the requested text."""
     from saekit.corpora import embedded_corpus, huggingface_dataset, pack, split, text_files
 
     documents: Iterable[Document]
     if not hasattr(options, "dataset"):
         for name in ("dataset_split", "documents"):
             if hasattr(options, name):
-                raise ValueError(f"--{name.replace('_', '-')} applies to --dataset alone.")
+                raise ValueError(f"--{name.replace('_', '-')} applies only to --dataset.")
     if hasattr(options, "text"):
         documents = text_files(options.text)
     elif hasattr(options, "dataset"):
@@ -329,7 +329,7 @@ def _train_options(parser: Parser) -> None:
         type=Path,
         metavar="FOLDER",
         help="the store that `saekit harvest` wrote, then the folder to write the dictionary to; with "
-        "--stream the latter alone",
+        "--stream only the latter",
     )
     _option(parser, "kind", "kind of SAE", default=KIND, choices=tuple(VARIANTS))
     general, own = parser.add_argument_group("training"), parser.add_argument_group("kinds of SAE")
@@ -337,7 +337,7 @@ def _train_options(parser: Parser) -> None:
     _setting_options(own, VARIANTS)
     default = _default(train, "checkpoint_every")
     _option(general, "checkpoint_every", "steps between checkpoints", default=default, type=_whole)
-    _option(general, "held_out", "store to measure the log on", default="a sample of the other", type=Path)
+    _option(general, "held_out", "store to measure the log on", default="a sample of the first", type=Path)
     _option(general, "device", "where to train, such as cuda", default=_default(train, "device"))
     _option(general, "tensorboard", "folder for the log in TensorBoard's format", metavar="FOLDER")
     _option(general, "wandb", "project of Weights & Biases to send the log to", metavar="PROJECT")
@@ -406,7 +406,7 @@ def _documented(made: type) -> dict[str, str]:
 
 
 def _first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence, which that of an abbreviation does not."""
+    """The first sentence; full stops of abbreviations do not end it."""
     return re.split(rf"(?<!{')(?<!'.join(map(re.escape, ABBREVIATIONS))})(?<=\.) ", " ".join(text.split()))[0]
 
 
@@ -424,9 +424,9 @@ def _train(options: argparse.Namespace) -> None:
     config = configure(getattr(options, "kind", KIND), _given(options, *known))
     stream = hasattr(options, "stream")
     if not stream and (given := [*_given(options, *TEXT_OPTIONS)]):
-        raise ValueError(f"--{given[0].replace('_', '-')} applies with --stream alone: a store is harvested.")
+        raise ValueError(f"--{given[0].replace('_', '-')} applies only with --stream: a store is harvested.")
     if len(options.places) != 2 - stream:
-        expected = "the dictionary's folder alone" if stream else "a store and the dictionary's folder"
+        expected = "only the dictionary's folder" if stream else "a store and the dictionary's folder"
         raise ValueError(f"Expected {expected}, found {' '.join(map(str, options.places))}.")
     folder = _output(options.places[-1])
     loggers: list[Logger] = (
@@ -496,7 +496,7 @@ def _report_options(parser: Parser) -> None:
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
-        help="warn where model, store and family contradict each other, instead of ending (default: no)",
+        help="warn where model, store and family contradict each other, instead of stopping (default: no)",
     )
     _model_options(parser)
 
@@ -507,7 +507,7 @@ def _report(options: argparse.Namespace) -> None:
     from saekit.report.report import write_report
     from saekit.series.embedded import embedded_store
 
-    # Of `..` or `.`, the name of the folder that it is.
+    # For `..` or `.`, the name of the folder itself.
     folder = _output(getattr(options, "out", f"report-{Path(options.family).resolve().name}"))
     family = load_family(options.family)
     own_store, own_model = hasattr(options, "store"), bool(_given(options, "model", "revision", "processing"))
@@ -525,7 +525,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _require_embedded(family: Family) -> None:
-    """Refuse, before anything is loaded, a family that the embedded activations do not belong to."""
+    """Refuse, before anything is loaded, a family that does not fit the embedded activations."""
     from saekit.models import EMBEDDED_MODEL
     from saekit.series.embedded import HOOK_POINT
 
@@ -540,7 +540,7 @@ def _require_embedded(family: Family) -> None:
 
 
 def _independent(family: Family, store: ActivationStore, *, allow_mismatch: bool, progress: bool) -> Family:
-    """The family with thresholds in place of competition between latents, which analyses cannot take."""
+    """The family with thresholds in place of competition between latents, which analyses cannot handle."""
     from saekit.convert import as_jumprelu
     from saekit.family import Family
 
@@ -563,8 +563,8 @@ def _independent(family: Family, store: ActivationStore, *, allow_mismatch: bool
 
 
 def _families_options(parser: Parser) -> None:
-    parser.add_argument("--again", action="store_true", help="train those that the package has instead")
-    parser.add_argument("--bundle", action="store_true", help="write those into the package")
+    parser.add_argument("--again", action="store_true", help="train the bundled members instead")
+    parser.add_argument("--bundle", action="store_true", help="write the bundled members into the package")
 
 
 def _families(options: argparse.Namespace) -> None:
@@ -611,7 +611,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _rounded(value: object) -> object:
-    """A number, also in words, with three digits; anything else as it is."""
+    """A number (or the text of one) with three digits; anything else as it is."""
     try:
         return f"{float(str(value)):.3g}"
     except ValueError:
@@ -629,13 +629,13 @@ COMMANDS = {
     ),
     "convert": Command("write an SAE in another library's format", _convert_options, _convert, resumes=False),
     "report": Command(
-        "write a page on whether a family is unique, complete and atomic",
+        "report whether the latents of a family are unique, complete and atomic",
         _report_options,
         _report,
         resumes=False,
     ),
     "families": Command(
-        "train the wider members of the bundled families, or all others again", _families_options, _families
+        "train wider members of the bundled families, or the bundled ones again", _families_options, _families
     ),
     "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
     "reproduce": Command(

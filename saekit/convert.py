@@ -30,9 +30,9 @@ class Conversion(Result):
     frame : DataFrame
         Before and after: `dictionary`, `l0`, `mse`, `fvu`.
     threshold : float or None
-        The common threshold, in the units that latents competed in; None if they did not compete.
+        The common threshold, in the units in which latents competed; None if they did not compete.
     share_changed : float
-        Of all entries active before or after, the share active in only one of the two.
+        Share of entries that are active only before or only after, among all that are active in either.
     n_tokens, n_excluded : int
         Tokens used and positions left out.
     """
@@ -76,9 +76,9 @@ def as_jumprelu(
     """Replace competition between latents, and normalisation of single rows, by constants.
 
     - The k-largest rule becomes one threshold for all latents and tokens: the mean over tokens of
-      the least activation that a token keeps. This is the rule by which BatchTopK gets its
-      inference threshold (Bussmann et al. 2024), with each token a batch of its own, because
-      TopK latents compete within a token.
+      the least activation that a token keeps. This is the rule by which BatchTopK gets its inference
+      threshold (Bussmann et al. 2024), with each token as a separate batch, because TopK latents
+      compete within a token.
     - A BatchTopK SAE that was saved without its threshold gets it by the same rule, from batches of
       `batch_size` tokens.
     - A normalisation of every row becomes one with the mean scale of all rows, which folds into
@@ -92,20 +92,20 @@ def as_jumprelu(
     activations : ActivationStore or Tensor
         A store (its excluded positions are left out) or raw activations `[n, d_in]`.
     constant_scale : bool
-        Replace the normalisation of rows. Without this a dictionary that normalises rows goes on
-        doing so: its latents no longer compete, but still cannot be moved.
+        Replace the normalisation of rows. Without this, a dictionary that normalises rows keeps doing
+        so: its latents no longer compete, but still cannot be moved.
     batch_size : int
         Tokens per batch.
     progress : bool
-        Show progress bars in tokens: one for measuring the constants, one for what they change.
+        Show progress bars in tokens: one for measuring the constants, one for measuring the change.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     ValueError
-        If the dictionary's latents are already independent, or none is ever active; if it does not
-        belong together with the activations, one of these is not finite, or there are none.
+        If the dictionary's latents are already independent, or none is ever active; if dictionary and
+        activations do not belong together, an activation is not finite, or there are none.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def as_jumprelu(
 
 
 def _compete(dictionary: Dictionary, batch: Batch, batch_k: int | None) -> SparseLatents:
-    """The latents of a batch that are left after they have competed, within tokens or in the batch."""
+    """The latents of a batch that win the competition, within tokens or within the batch."""
     latents = batch.latents(dictionary)
     if batch_k is None:
         return latents
@@ -176,7 +176,7 @@ def _compete(dictionary: Dictionary, batch: Batch, batch_k: int | None) -> Spars
 
 
 class _Constants:
-    """Means over tokens (or whole batches, for BatchTopK) of what differs between them."""
+    """Means over tokens (or whole batches, for BatchTopK) of the quantities that differ between them."""
 
     def __init__(self, dictionary: Dictionary, batch_k: int | None) -> None:
         self.dictionary, self.batch_k = dictionary, batch_k
@@ -215,7 +215,7 @@ class _Constants:
 
 
 def _ranks(dictionary: Dictionary, latents: SparseLatents) -> Tensor:
-    """What active latents compete by, `[active]`."""
+    """The values by which active latents compete, `[active]`."""
     if dictionary.rank_scale is None:
         return latents.values
     return latents.values * dictionary.rank_scale[latents.indices]
@@ -246,7 +246,7 @@ def _with_threshold(dictionary: Dictionary, threshold: float | None) -> Dictiona
 def _with_constant_scale(dictionary: Dictionary, centre: float, factor: float) -> Dictionary:
     """A dictionary that normalises rows by one centre and factor instead of each row's own.
 
-    Subtracting a row's mean is linear, so on the way in it stays exact: it moves into the encoder.
+    Subtracting a row's mean is linear, so on the input side it stays exact: it moves into the encoder.
     """
     W_enc, shrink = dictionary.W_enc.double(), 1.0
     if dictionary.normalization == "layer_norm":

@@ -1,7 +1,7 @@
 """Text: where it comes from, how it is split by document, and how it is packed into token rows.
 
 The embedded sources are read at run time from installed packages (`requirements/embedded.txt`);
-nothing of them is copied into this project.
+none of their text is copied into this project.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ KEPT_FOR_PROBING = (
     "159_code_Python",
     "160_code_HTML",
 )
-# Their labels leak, so they are no probing sets; their text is sound, and `further_prompts` reads it.
+# Their labels leak, so they cannot serve as probing sets; their text is sound, and `further_prompts`
+# reads it.
 LEAKY = {
     "100_news_fake": "one class is marked by its news agency",
     "161_agnews_0": "one class is made of other sets",
@@ -70,12 +71,12 @@ class Document:
     source : str
         The corpus that it comes from.
     title : str
-        What it is called there.
+        Its title there.
     whole : str
         Hash of the whole document that this is a passage of; its own hash if it is one. Passages
         of one document are never split between training and held-out text.
     topic : str
-        Its subject, where the source names one.
+        Its subject, if the source names one.
     """
 
     text: str
@@ -90,7 +91,7 @@ class Document:
 
     @cached_property
     def hash(self) -> str:
-        """Hash of the text, blind to case and to how it is spaced (16 hexadecimal digits)."""
+        """Hash of the text, blind to case and spacing (16 hexadecimal digits)."""
         return _digest(_normalise(self.text))
 
 
@@ -198,7 +199,7 @@ def huggingface_dataset(
     revision: str | None = None,
     limit: int | None = None,
 ) -> Iterator[Document]:
-    """Documents of a Hugging Face data set, streamed: nothing is downloaded that is not read.
+    """Documents of a Hugging Face data set, streamed: only what is read is downloaded.
 
     Parameters
     ----------
@@ -274,7 +275,7 @@ def embedded_corpus() -> list[Document]:
     """Read the embedded mix: 30 % Wikipedia leads, 30 % presidential addresses, 40 % probing prompts.
 
     The shares are of characters and hold for every beginning of the list, until the Wikipedia
-    leads end after about 3.4 million tokens; the other two go on without them. Long documents are
+    leads run out after about 3.4 million tokens; the other two continue without them. Long documents are
     cut into passages, so that a million tokens hold passages of nearly every address. The order
     is fixed.
     """
@@ -312,8 +313,8 @@ def _prompts(file: Path) -> list[str]:
 def passages(documents: Iterable[Document], *, characters: int = PASSAGE_CHARACTERS) -> list[Document]:
     """Cut long documents into passages of at most `characters`, at the end of a paragraph if one fits.
 
-    Else at the end of a line, of a sentence or of a word. Passages keep source and title, and
-    remember the whole document for `split`.
+    Otherwise at the end of a line, a sentence or a word. Passages keep source and title, and remember
+    the whole document for `split`.
 
     Examples
     --------
@@ -408,7 +409,7 @@ def split(documents: Iterable[Document], held_out: float = 0.1) -> tuple[list[Do
 
 
 def _distinct(documents: Iterable[Document]) -> list[Document]:
-    """Documents without those whose text was there before."""
+    """Documents without those that repeat an earlier text."""
     first: dict[str, Document] = {}
     for document in map(_document, documents):
         first.setdefault(document.hash, document)
@@ -434,7 +435,7 @@ class TokenRows:
     documents : list of dict
         `source`, `title`, `topic` and `hash` of each document.
     info : mapping
-        How the rows were made, as JSON values.
+        The settings that made the rows, as JSON values.
 
     Raises
     ------
@@ -514,8 +515,8 @@ def pack(
 
     The separator is `<|endoftext|>` if the tokenizer has it, else its end-of-text or
     beginning-of-text token. Only as many documents are tokenised as are needed. A language model
-    attends across separators, so what stands before a document in its row changes its activations
-    (as in Leask et al.'s own harvesting); with `one_document_per_row` nothing does.
+    attends across separators, so the text before a document in its row changes its activations (as in
+    Leask et al.'s own harvesting); `one_document_per_row` prevents this.
 
     Parameters
     ----------
@@ -530,12 +531,11 @@ def pack(
     prepend_bos : bool
         Begin every row with the beginning-of-text token, as most public SAEs expect.
     one_document_per_row : bool
-        Begin every document in a row of its own, after a separator (or the beginning-of-text token),
-        and fill its last row up with separators, which are excluded as special tokens and count
-        towards `n_tokens`. Documents longer than a row go on in the next one, after another
-        separator.
+        Begin every document in a new row, after a separator (or the beginning-of-text token), and
+        fill up its last row with separators, which are excluded as special tokens and count towards
+        `n_tokens`. Documents longer than a row continue in the next one, after another separator.
     name : str
-        What the corpus is called in tables and manifests.
+        Name of the corpus in tables and manifests.
 
     Raises
     ------
@@ -590,7 +590,7 @@ def pack(
         "documents": len(used),
         "source_tokens": _source_tokens(rows[1], used),
     }
-    if one_document_per_row:  # else left out, so that rows keep the hashes that they had before it was there
+    if one_document_per_row:  # else left out, so that older rows keep their hashes
         info["one_document_per_row"] = True
     return TokenRows(tokens=rows[0], document=rows[1], documents=used, info=info)
 

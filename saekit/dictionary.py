@@ -2,7 +2,7 @@
 
 Raw activations go in; every input centring, scaling and decoder norm has been moved into the
 weights, biases and thresholds, so that latents can be moved between dictionaries by gathering
-rows (`saekit.analysis`). `saekit.folding` makes it of an SAE as it was trained or published.
+rows (`saekit.analysis`). `saekit.folding` makes one from an SAE as it was trained or published.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ LAYOUTS = ("d_in, d_sae", "d_sae, d_in")
 LAYOUT_OF = {"W_enc": "enc_layout", "W_dec": "dec_layout"}
 NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
-# What `info` records of where activations come from; dictionaries made of others keep it.
+# What `info` records about the origin of activations; dictionaries made from others keep it.
 ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
 HOOK_POINT_SLIPS = ("hook", "hookname")  # other names of `hook_point`, in lower-case letters alone
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
 
 class Described:
-    """What `info` records of a dictionary, whether it has been read yet or not."""
+    """What `info` records about a dictionary, whether or not it has been read yet."""
 
     info: Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class Described:
 
 
 class RowScale(NamedTuple):
-    """How each row was normalised: what decoding needs of the input.
+    """How each row was normalised, which decoding needs to know.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ class Dictionary(Described):
         For a TopK SAE whose decoder rows had other norms: latents compete by
         `h * rank_scale`, `[d_sae]`.
     normalization : str, optional
-        Every row is normalised on its own before it is encoded: `"layer_norm"` (mean 0, unbiased
+        Every row is normalised by itself before it is encoded: `"layer_norm"` (mean 0, unbiased
         standard deviation 1) or `"constant_norm"` (norm `sqrt(d_in)`). Its latents are in units
         that differ from row to row, so they cannot be moved either, and `decode` needs to know
         the rows' scale (`row_scale`).
@@ -114,14 +114,14 @@ class Dictionary(Described):
 
     Notes
     -----
-    Tensors may be NumPy arrays and may require gradients, which they then lose. A dictionary computes
+    Tensors may be NumPy arrays; gradients are dropped. A dictionary computes
     in float32, or in float64 if one of its tensors has that dtype; half precision is widened to float32,
     which is exact. `Dictionary.from_weights` takes tensors of any orientation and norm.
 
     Raises
     ------
     TypeError
-        If a tensor does not hold floating-point numbers, or `info` holds what JSON cannot.
+        If a tensor does not hold floating-point numbers, or `info` holds a value that JSON cannot.
     ValueError
         If a shape does not fit, a value is not finite, or a threshold is negative.
 
@@ -191,7 +191,7 @@ class Dictionary(Described):
         dec_layout: str | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> Dictionary:
-        """A dictionary of raw tensors, in any orientation and with decoder rows of any norm.
+        """Make a dictionary from raw tensors, in any orientation and with decoder rows of any norm.
 
         The SAE computes `h = (x - b_dec) @ W_enc + b_enc` (or `x @ W_enc + b_enc`), keeps `h` where it
         exceeds its threshold, and adds up `latents @ W_dec + b_dec`. Decoder norms move into encoder,
@@ -201,8 +201,8 @@ class Dictionary(Described):
         Parameters
         ----------
         W_enc, W_dec : Tensor or array
-            Encoder and decoder, each `[d_in, d_sae]` or `[d_sae, d_in]`. Which of the two is told by
-            the sizes of biases and thresholds, or by `d_in`; where they leave it open, it is asked for.
+            Encoder and decoder, each `[d_in, d_sae]` or `[d_sae, d_in]`. The sizes of biases and
+            thresholds, or `d_in`, tell which; if they do not, an error asks for it.
         b_enc, b_dec : Tensor or array, optional
             Biases, `[d_sae]` and `[d_in]`; zero if left out.
         threshold : Tensor, array or float, optional
@@ -297,7 +297,7 @@ class Dictionary(Described):
 
     @property
     def identity(self) -> Identity:
-        """What results record of this dictionary; compared by content."""
+        """The identity that results record; compared by content."""
         return Identity(self.name, self.kind, self.width, self.seed, self.hook_point, self.content_hash)
 
     @property
@@ -470,7 +470,7 @@ class Dictionary(Described):
         if self.k is not None:
             why = f"keeps the {self.k} largest of each row"
         elif self.normalization is not None:
-            why = f"measures each row in a unit of its own ({self.normalization})"
+            why = f"measures each row in its own unit ({self.normalization})"
         else:
             return
         raise ValueError(
@@ -508,9 +508,9 @@ class Dictionary(Described):
     def save(self, folder: str | Path, *, half: bool = False) -> Path:
         """Write the weights and `dictionary.json` into `folder`.
 
-        The JSON, which names the weights' file and makes the folder a dictionary, comes last, and
-        each file replaces an old one in one step. A dictionary that is in the folder already is whole
-        until then: whenever the writing stops, the folder holds the old one or the new one. Only the
+        The JSON, which names the weights' file and makes the folder a dictionary, is written last,
+        and each file replaces an old one in one step. A dictionary already in the folder stays whole
+        until then: whenever writing stops, the folder holds the old one or the new one. Only the
         weights that the old JSON names are removed; all other files stay.
 
         Parameters
@@ -596,7 +596,7 @@ def identity_of(value: Identity | Dictionary) -> Identity:
 
 
 def require_dictionaries(**given: Any) -> None:
-    """Refuse arguments that are no `Dictionary`, by their names.
+    """Refuse arguments that are not a `Dictionary`, by name.
 
     Raises
     ------
@@ -687,7 +687,7 @@ def _tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _check_record(info: Mapping[str, Any], k: int | None, threshold: Any) -> None:
-    """Refuse a record of raw tensors that contradicts them or that nothing would read.
+    """Refuse a record of raw tensors that contradicts them or has a misspelt key.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Several processes as one: a thin layer on `torch.distributed` for what runs under `torchrun`.
+"""Several processes as one: a thin layer on `torch.distributed` for runs under `torchrun`.
 
 Code between `distributed()` and its end may call the functions here whether or not there are other
 processes: without `torchrun` there is one, and a sum over all processes is the tensor itself. All
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Processes may wait long for each other, as for the last shard; torchrun ends them if one fails.
+# Processes may wait a long time for each other, as for the last shard; torchrun ends them if one fails.
 TIMEOUT = timedelta(days=1)
 
 
@@ -52,12 +52,12 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which prints and writes what there is one of."""
+    """Whether this is process 0, which prints and writes for all."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this point."""
     all_reduce_sum(torch.zeros(1))  # dist.barrier() would occupy a GPU where there is one
 
 
@@ -69,7 +69,7 @@ def local_slice(n: int) -> slice:
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Replace a tensor by its sum over all processes, in place, and return it.
 
-    The same bits in every process. Shapes must agree.
+    The result has the same bits in every process. Shapes must agree.
     """
     if world_size() > 1:
         dist.all_reduce(tensor)

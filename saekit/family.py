@@ -17,7 +17,7 @@ from saekit.selection import Latents
 from saekit.settings import whole
 from saekit.warn import warn
 
-# What the members of a family share, by the names of `info`, as errors call it.
+# What the members of a family share: keys of `info`, with their names in errors.
 PLACE = {
     "hook_point": "hook point",
     "layer": "layer",
@@ -27,7 +27,7 @@ PLACE = {
 
 
 class Member(Protocol):
-    """What a family knows of a dictionary before it is asked for, such as an `Unfolded`."""
+    """What a family knows about a dictionary before it is asked for, such as an `Unfolded`."""
 
     @property
     def d_in(self) -> int: ...  # noqa: D102
@@ -55,7 +55,7 @@ class Comparison:
     Attributes
     ----------
     family : Family
-        Whose members they are; each is read when it is asked for.
+        The family; each member is read when it is asked for.
     small_key, large_key : tuple of int
         Width and seed of each.
     """
@@ -101,8 +101,8 @@ class Comparison:
 class Family:
     """Dictionaries of one kind over several widths, with second seeds where there are any.
 
-    A member that is not a `Dictionary` yet is read when it is asked for, and kept only as long as
-    somebody holds it: a loop over the family holds one while it reads the next. `Family(family)`
+    A member that is not yet a `Dictionary` is read when it is asked for, and kept only while
+    something refers to it: a loop over the family holds one while it reads the next. `Family(family)`
     reads and holds all of them.
 
     Parameters
@@ -120,7 +120,7 @@ class Family:
     Warns
     -----
     UserWarning
-        If some members record one of these and others do not: what is not recorded contradicts nothing.
+        If some members record one of these and others do not; a missing record contradicts nothing.
         If two members that have been read have the same weights.
 
     Examples
@@ -177,7 +177,7 @@ class Family:
         KeyError
             If the family does not hold it.
         ValueError
-            If it is read now, and what is read is no such dictionary.
+            If it is read now and turns out to be another dictionary.
         """
         seeds = self.seeds(width)
         if not seeds:
@@ -224,7 +224,7 @@ class Family:
 
     @property
     def without_null(self) -> list[int]:
-        """Widths of which there is one seed only, so that their numbers have no null beside them."""
+        """Widths with a single seed, whose numbers therefore have no null beside them."""
         return [width for width in self.widths if len(self.seeds(width)) == 1]
 
     def second_seed(self, width: int) -> Dictionary | None:
@@ -255,7 +255,7 @@ class Family:
                 foreign.append(header.parent.name)
         if foreign:
             raise ValueError(
-                f"{folder} holds {', '.join(foreign)}, not of this family: save it in a folder of its own."
+                f"{folder} holds {', '.join(foreign)}, not of this family: save it in a separate folder."
             )
         for key, name in names.items():
             self.get(*key).save(folder / name)
@@ -268,7 +268,7 @@ def _key(member: Dictionary | Member) -> tuple[int, int]:
 
 
 def _warn_of_copies(members: list[Dictionary]) -> None:
-    """Warn of members with the same weights: comparing them as two seeds would find that all is shared."""
+    """Warn of members with the same weights: compared as two seeds, they would share everything."""
     for first, second in combinations(members, 2):
         a, b = first.tensors(), second.tensors()
         if (
@@ -276,7 +276,7 @@ def _warn_of_copies(members: list[Dictionary]) -> None:
             and a.keys() == b.keys()
             and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
         ):
-            warn(f"{first.name} and {second.name} have the same weights, so they are no two seeds.")
+            warn(f"{first.name} and {second.name} have the same weights, so they are not two seeds.")
 
 
 def _require_one_place(members: list[Dictionary | Member]) -> None:
@@ -318,7 +318,7 @@ def _record(member: Dictionary | Member) -> dict[str, Any]:
     return {
         "d_in": member.d_in,
         "kind": member.kind,
-        # A local folder of a model is called by its own name, without the organisation.
+        # A local folder of a model is named without the organisation.
         "model": None if model is None else str(model).rpartition("/")[2],
         "model's weights": info.get("model_weights"),
         "processing of the model's weights": None

@@ -1,8 +1,8 @@
 """House style, and figures that can be cited: the same bytes on every run, with their numbers.
 
-A figure is saved with the data it shows (CSV), a record of what it was made from (JSON) and the files
-that a paper needs (PDF, LaTeX). Nothing written depends on the clock, on paths or on the user's
-matplotlib settings.
+A figure is saved with the data it shows (CSV), a record of its inputs (JSON) and the files that a
+paper needs (PDF, LaTeX). Nothing written depends on the clock, on paths or on the user's matplotlib
+settings.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def width_colours(widths: Sequence[int]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class KindStyle:
-    """How a kind of dictionary appears in figures, captions and tables.
+    """The look of a kind of dictionary in figures, captions and tables.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class KindStyle:
     line: str
 
 
-# What analyses make of trained dictionaries.
+# Kinds that analyses make from trained dictionaries.
 _MADE = {
     "meta": KindStyle("meta-SAE", "#44aa99", "h", "-"),
     "stitched": KindStyle("stitched", "#882255", "P", "--"),
@@ -235,7 +235,7 @@ class Plot:
     caption : str
         For a paper; its first sentence is the title.
     alt : str
-        What a reader who cannot see the figure needs.
+        Alternative text for a reader who cannot see the figure.
     made_from : mapping
         The dictionaries that the results are about, as JSON values (see `describe`).
     settings : mapping
@@ -270,8 +270,8 @@ class Plot:
         name : str
             File name without suffix, and LaTeX label.
         inputs, settings : mapping, optional
-            What else the figure was made from and with (see `saekit.provenance_of`): added to what
-            the results name, and in the place of an entry of the same name.
+            Further inputs and settings (see `saekit.provenance_of`): added to those that the results
+            name, and replacing entries of the same name.
         folder : str or Path, optional
             Where the files go; `figures_folder()` if left out.
         """
@@ -296,7 +296,7 @@ class Plot:
 
 
 def describe(*identities: Identity) -> dict[str, dict[str, Any]]:
-    """What a figure records of the dictionaries that its results are about, as JSON values.
+    """What a figure records about the dictionaries of its results, as JSON values.
 
     Examples
     --------
@@ -347,12 +347,11 @@ def save_figure(
     name : str
         File name without suffix and the LaTeX label: letters, digits, `-` and `_`.
     data : DataFrame
-        Exactly the plotted numbers. An index that has a name, or does not just count, becomes
-        columns.
+        Exactly the plotted numbers. An index that has a name, or is not a plain count, becomes columns.
     caption, alt : str
         Plain text. The first sentence of the caption is the title.
     inputs : mapping
-        What the figure was made from (names and hashes; see `saekit.provenance_of`), as JSON values.
+        The inputs of the figure (names and hashes; see `saekit.provenance_of`), as JSON values.
     settings : mapping
         Parameters that decide the numbers (theta, tokens, seeds), as JSON values.
     folder : str or Path
@@ -368,7 +367,7 @@ def save_figure(
     ValueError
         If the name is not usable, the data are empty or all missing, or caption or alt is blank.
     TypeError
-        If inputs or settings hold something that JSON cannot.
+        If inputs or settings hold a value that JSON cannot.
 
     Examples
     --------
@@ -445,7 +444,7 @@ def citation(name: str, *, folder: str | Path | None = None) -> str:
     Parameters
     ----------
     name : str
-        As it was saved.
+        The name under which it was saved.
     folder : str or Path, optional
         Where it is; `figures_folder()` if left out.
 
@@ -519,7 +518,7 @@ def write_index(folder: str | Path) -> Path:
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError(f"A figure's name is made of letters, digits, - and _; found {name!r}.")
+        raise ValueError(f"A figure's name may contain letters, digits, - and _; found {name!r}.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

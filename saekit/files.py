@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, named and checked by content."""
+"""Files on disk: written atomically, named and checked by content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If the file cannot be written; the sentence names `path`.
+        If the file cannot be written; the message names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
@@ -55,7 +55,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:
-    """Try a place before work starts whose results go there.
+    """Try a place before the work whose results go there starts.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def read_json(path: str | Path) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not JSON, or is nested too deeply to be read.
+        If the file is not JSON, or is nested too deeply.
     """
     path = Path(path)
     try:
@@ -179,8 +179,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 def parsing(path: str | Path, kind: str) -> Iterator[None]:
     """Turn whatever a parser raises on the bytes of a file into one sentence that names the file.
 
-    Parsers of foreign bytes raise nearly anything: struct errors, index errors, overflows. A file that
-    is missing or must not be read stays the error that it is.
+    Parsers of foreign bytes raise nearly anything: struct errors, index errors, overflows. The error
+    for a file that is missing or must not be read stays as it is.
     """
     try:
         yield
@@ -193,10 +193,10 @@ def parsing(path: str | Path, kind: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file's size and time of change, by which a later reader sees that it is still the same file.
+    """A file's size and modification time, which tell a later reader whether it is still the same file.
 
-    Tensors that are mapped from a file are read when they are used. A file that was cut in the
-    meantime would then end the process, and one that was written over would give other numbers.
+    Tensors that are mapped from a file are read when they are used. A file truncated in the meantime
+    would then crash the process, and one that was overwritten would give different numbers.
     """
 
     path: Path
@@ -205,17 +205,17 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp:
-        """The stamp of a file as it is now."""
+        """The current stamp of a file."""
         stat = path.stat()
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
     def check(self) -> None:
-        """Refuse a file that is no longer what it was.
+        """Refuse a file that has changed.
 
         Raises
         ------
         ValueError
-            If the file is gone or has another size or time of change.
+            If the file is gone or has another size or modification time.
         """
         if not self.path.is_file() or Stamp.of(self.path) != self:
             raise ValueError(f"{self.path} has changed since it was opened: open it again.")
@@ -230,14 +230,14 @@ def as_json(value: Any, what: str) -> Any:
     Parameters
     ----------
     value : mapping, sequence, number, string, Path or None
-        To be written as JSON later.
+        The value, to be written as JSON later.
     what : str
-        What it is called in an error.
+        Its name in errors.
 
     Raises
     ------
     TypeError
-        If a part of it has no form in JSON; the sentence names the part.
+        If a part of it has no form in JSON; the message names the part.
 
     Examples
     --------

@@ -51,22 +51,22 @@ class Unfolded(Described):
         A matrix `[d_in, d_in]` that activations are multiplied with from the right, and its
         inverse.
     normalization : str, optional
-        A normalisation of every token on its own, one of `saekit.dictionary.NORMALIZATIONS`.
+        A normalisation of every token by itself, one of `saekit.dictionary.NORMALIZATIONS`.
     k : int, optional
-        Of a TopK SAE: how many latents of a token are active at most.
+        For a TopK SAE: greatest number of active latents per token.
     rank_scale : Tensor, optional
         `[d_sae]`: TopK latents compete by `h` times this.
     batch_k : int, optional
-        Of a BatchTopK SAE that was saved without the threshold it should be used with.
+        For a BatchTopK SAE that was saved without its inference threshold: the k of training.
     rescaled : bool
         The threshold, and the competition of TopK latents, are about `h` times the norm of the
         decoder row.
     info : mapping
-        Kept with the dictionary.
+        Kept as the dictionary's `info`.
     origin : Path, optional
-        The file or folder that it was read from, to be named where it cannot be folded.
+        The file or folder that it was read from, named in errors.
     stamps : tuple of Stamp
-        Of the files that its tensors are views of.
+        Stamps of the files that its tensors are views of.
     """
 
     W_enc: Tensor
@@ -106,7 +106,7 @@ class Unfolded(Described):
         """The same function as a `Dictionary`, computed in float64 and kept in float32.
 
         Input normalisation and decoder norms move into encoder, biases and thresholds, so that
-        decoder rows have unit norm; latents are rescaled by the norm of what they add to `x_hat`.
+        decoder rows have unit norm; latents are rescaled by the norm of their contribution to `x_hat`.
         A latent whose decoder row is zero adds nothing: it keeps its unit and its row, and is never
         active where the threshold is about `h` times that norm.
 
@@ -115,7 +115,7 @@ class Unfolded(Described):
         latents : tensor, array, Series, list or slice, optional
             Only these latents, in this order (`saekit.selection.select_latents`); all if left out.
         dtype : torch.dtype
-            float32, or float64 if the result is to be kept in that.
+            Precision of the result: float32 or float64.
 
         Raises
         ------
@@ -128,16 +128,17 @@ class Unfolded(Described):
 
         Notes
         -----
-        Folding a gated SAE makes one test of two: with `w`, `b` and `t` a latent's folded encoder column,
-        bias and threshold, and `g = (x @ w + b - t) / gain` its gate, the dictionary compares
-        `fl(x @ w + b)` with `t`. Let `u` be the unit roundoff. Rounding `b` and `t` moves the comparison by
-        at most `u |b| + u t`, and rounding the sum by `u |x @ w + b|`, which at the gate is `u t`; the
-        rounding of `w` and of the inner product is relative to `x @ w`, as in the SAE itself. In all the
-        gate moves by at most `u (|b| + 2 t)`, to first order, which is compared with `|w| + |b - t|`: what
-        the gate reads from a row of unit norm, and its bias, in the same unit. Where `exp(r_mag)` is
-        small `w` and `b - t` are, and `t` is not. If the share exceeds 1e-5 in float32, the dictionary is
-        kept in float64, where `u` is 5e8 times smaller; if it does so in float64, folding is refused.
-        Latents with `t = 0` are exempt: theirs is the test of the magnitude, which is compared with 0.
+        Folding a gated SAE makes one test of two: with `w`, `b` and `t` a latent's folded encoder
+        column, bias and threshold, and `g = (x @ w + b - t) / gain` its gate, the dictionary compares
+        `fl(x @ w + b)` with `t`. Let `u` be the unit roundoff. Rounding `b` and `t` moves the
+        comparison by at most `u |b| + u t`, and rounding the sum by `u |x @ w + b|`, which at the
+        gate is `u t`; the rounding of `w` and of the inner product is relative to `x @ w`, as in the
+        SAE itself. In total the gate moves by at most `u (|b| + 2 t)`, to first order, which is
+        compared with `|w| + |b - t|`: the gate's input from a row of unit norm, and its bias, in the
+        same unit. Where `exp(r_mag)` is small `w` and `b - t` are, and `t` is not. If the share
+        exceeds 1e-5 in float32, the dictionary is kept in float64, where `u` is 5e8 times smaller; if
+        it does so in float64, folding is refused. Latents with `t = 0` are exempt: theirs is the test
+        of the magnitude, which is compared with 0.
 
         Examples
         --------
@@ -170,7 +171,7 @@ class Unfolded(Described):
         if latents is not None:
             if self.k is not None:
                 raise ValueError(
-                    f"Some latents of a TopK SAE are not an SAE: its {self.k} active ones are chosen of all."
+                    f"Some latents of a TopK SAE are not an SAE: its {self.k} active ones compete with all."
                 )
             index = select_latents(latents, self.width)
         width, device = len(index), self.W_enc.device
@@ -225,7 +226,7 @@ class Unfolded(Described):
         )
 
     def _block(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Some latents' encoder and bias on raw `x`, what they add to `x_hat`, and their own decoder norm."""
+        """Some latents' encoder and bias on raw `x`, contribution to `x_hat`, and own decoder norm."""
         encoder, decoder = self.W_enc[:, block].double(), self.W_dec[block].double()
         bias, own_norm = self.b_enc[block].double(), decoder.norm(dim=1)
         if self.gain is not None:
@@ -258,18 +259,18 @@ def _gate_lost(encoder: Tensor, bias: Tensor, threshold: Tensor, roundoff: float
 
 
 def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dictionary:
-    """A dictionary with other decoder rows, of any norm, its encoder as it was.
+    """A dictionary with other decoder rows, of any norm, and its encoder unchanged.
 
     The rows' norms are folded, so the same latents are active, with activations rescaled.
 
     Parameters
     ----------
     dictionary : Dictionary
-        Whose latents these are.
+        The dictionary to change.
     W_dec : Tensor
         `[width, d_in]`.
     kind : str
-        Of the result.
+        Kind of the result.
     """
     tensors: dict[str, Any] = {**dictionary.tensors(), "W_dec": W_dec}
     return Unfolded(

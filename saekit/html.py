@@ -53,7 +53,7 @@ def page(*parts: str) -> str:
     return f'{STYLE}<div class="saekit">{"".join(parts)}</div>'
 
 
-# JupyterLab leaves a bare sentence where the live widget of a notebook that was opened again would be.
+# In a reopened notebook, JupyterLab leaves a bare sentence in place of the live widget.
 _NO_MODEL = """<style>
 .jp-OutputArea-child:has(.saekit-static)
   + .jp-OutputArea-child:has(> .jupyter-widgets):not(:has(> .jupyter-widgets > *)) { display: none; }
@@ -92,7 +92,7 @@ _WHITE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
 
 
 def visible(text: str, *, leading_space: bool = False) -> str:
-    """Token text with whitespace that can be seen; not escaped yet.
+    """Token text with visible whitespace; not escaped yet.
 
     Newlines become ↵, tabs ⇥ and spaces ␣, except a single leading space, which is ordinary
     in running text (shown too with `leading_space`). An empty token is ∅.
@@ -171,7 +171,7 @@ def table(
     caption: str = "",
     numeric: Iterable[int] = (),
 ) -> str:
-    """Make a table of cells that are HTML already; `numeric` columns are aligned right."""
+    """Make a table of cells that are already HTML; `numeric` columns are aligned right."""
     right = set(numeric)
 
     def row(cells: Sequence[str], tag: str) -> str:

@@ -1,4 +1,4 @@
-"""The identity of a dictionary or a model: decided here, by content, and never parsed out of a name."""
+"""The identity of a dictionary or a model: decided here, by content, and never parsed from a name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UnrecordedWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What a result records about a dictionary.
+    """The record that a result keeps of a dictionary.
 
     Two are equal if their content is equal: only `hash` decides.
 
@@ -27,11 +27,11 @@ class Identity:
     name : str
         For tables and legends, such as `"relu 1152 (seed 0)"`.
     kind : str
-        The training variant, or whatever else made it; `"unknown"` if that is not recorded.
+        The training variant, or another origin; `"unknown"` if it is not recorded.
     width : int
         Number of latents.
     seed : int or None
-        Of the training run, if known.
+        Seed of the training run, if known.
     hook_point : str or None
         The hook point of its activations, if known.
     hash : str

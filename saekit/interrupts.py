@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back while work is in a state that it must not be left in."""
+"""Ctrl-C and SIGTERM, held back while work is in a state that must not be left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal asks the work to stop; `Interrupts` delivers it once the work has been kept."""
+    """A signal that asks the work to stop, delivered by `Interrupts` once the work has been saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -24,11 +24,11 @@ class Interrupts:
     """Lets work stop between two steps and never within one.
 
     Inside the `with` block SIGINT and SIGTERM raise `Stopped` at once, but inside `held()` only when
-    that block ends. `Stopped` is to be caught to keep the work, and raised again: at the end of the
+    that block ends. Catch `Stopped` to save the work, and raise it again: at the end of the
     `with` block the signal then takes its usual course (KeyboardInterrupt, or the end of the
     process). Signals that come after the first change nothing.
 
-    Signals reach the main thread alone, so in another thread this does nothing. Signals that the
+    Signals reach only the main thread, so in another thread this does nothing. Signals that the
     process ignores stay ignored.
     """
 
@@ -68,4 +68,4 @@ class Interrupts:
             signal.signal(signum, handler)
         if self._pending is not None:
             signal.raise_signal(self._pending)
-            raise KeyboardInterrupt  # where the process's own handler came back
+            raise KeyboardInterrupt  # where the process's own handler returned

@@ -1,7 +1,7 @@
-"""What a dictionary keeps and what it loses: one definition of each number, streamed.
+"""How well a dictionary reconstructs, and what that costs the model: one definition per number, streamed.
 
-All sums are float64. Excluded positions (special tokens, first positions, massive norms) do not
-enter `evaluate`; in `ce_degradation` the original activation passes through them.
+All sums are float64. Excluded positions (special tokens, first positions, massive norms) do not enter
+`evaluate`; in `ce_degradation` the original activation passes through them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Evaluation(Result):
     n_tokens, n_excluded : int
         Positions evaluated and left out.
     dictionary : Identity
-        What was evaluated.
+        Identity of the dictionary.
     reconstruction_bias : float
         `E[|z|^2] / E[<z, x - b_dec>]` of the latents' contribution `z = x_hat - b_dec`: under 1 if it is too
         small, so that scaling it up by the inverse lowers the error (shrinkage); 1 if no factor helps
@@ -107,7 +107,7 @@ def evaluate(
     Parameters
     ----------
     dictionary : Dictionary
-        What to evaluate.
+        The dictionary to evaluate.
     activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations
         `[n, d_in]`.
@@ -169,7 +169,7 @@ class EvaluationPass:
         self._row_errors.index_add_(0, rows, squared_norms(residual).cpu())
         self._row_tokens += torch.bincount(rows, minlength=len(self._row_tokens))
         for left, all_of_it in zip(residual.split(ROWS), target.double().split(ROWS), strict=True):
-            added = all_of_it - left  # what the latents contribute
+            added = all_of_it - left  # the contribution of the latents
             self._size += float(added.square().sum())
             self._along += float((added * all_of_it).sum())
         latents = batch.latents(dictionary)
@@ -253,9 +253,10 @@ class CEDegradation(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What all dictionaries share, and the `ce_degradation` of each by its name, in nats per token.
+        """The numbers that all dictionaries share, and the `ce_degradation` of each by name, in nats
+        per token.
 
-        Where several have one name, their places stand behind it, such as `"relu 64 [0]"`.
+        Where several have the same name, their places follow it, such as `"relu 64 [0]"`.
         """
         names = list(self.frame["dictionary"])
         keys = [f"{name} [{i}]" if names.count(name) > 1 else name for i, name in enumerate(names)]
@@ -298,7 +299,7 @@ def ce_degradation(
     batch_rows : int
         Rows per forward pass.
     everywhere : bool
-        Run the model with excluded positions replaced too, which takes as long again.
+        Also run the model with excluded positions replaced, which doubles the time.
     progress : bool
         Show a progress bar in rows.
     allow_mismatch : bool

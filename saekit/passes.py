@@ -1,4 +1,4 @@
-"""One pass over activations: batches encoded once for all who ask, and the sums that everyone needs."""
+"""One pass over activations: batches encoded once for all additions, and the sums they all need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saekit.sparse import SparseLatents
 
 @dataclass(eq=False)
 class Batch:
-    """Some tokens of a pass; what dictionaries make of them is computed once, when it is asked for.
+    """Some tokens of a pass; their latents and residuals are computed once, when they are asked for.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Batch:
         return self._latents[id(dictionary)]
 
     def residual(self, dictionary: Dictionary) -> Tensor:
-        """What the dictionary leaves of the tokens: `x - x_hat`, `[n, d_in]`."""
+        """The residual of the tokens, `x - x_hat`, `[n, d_in]`."""
         if id(dictionary) not in self._residuals:
             x_hat = dictionary.decode(self.latents(dictionary), dictionary.row_scale(self.x))
             self._residuals[id(dictionary)] = self.x - x_hat
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a pass went over.
+    """The tokens of a pass.
 
     Attributes
     ----------
@@ -82,9 +82,9 @@ class Tokens:
         Parameters
         ----------
         found : Tokens
-            Those that were given.
+            The tokens that were given.
         role : str
-            What was measured on these, such as `"The insertion"`.
+            The result that was measured on these, such as `"The insertion"`.
         allow_mismatch : bool
             Warn instead of raising.
 
@@ -121,22 +121,22 @@ def one_pass(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> Tokens:
-    """Go over activations once and hand every batch to all who add something up.
+    """Go over activations once and hand every batch to all additions.
 
-    Store and dictionaries are held against each other first (`check_agreement`).
+    Store and dictionaries are compared first (`check_agreement`).
 
     Parameters
     ----------
     activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     *additions : callable
-        Each is called with every `Batch`, in order. A dictionary that several of them ask is
-        encoded once.
+        Each is called with every `Batch`, in order. Tokens are encoded once, even if several of them
+        ask the same dictionary.
     dictionaries : sequence of Dictionary
-        Those that will be asked; batches are put on the first one's device. None if only the
+        The dictionaries that will be asked; batches are put on the first one's device. None if only the
         moments of the activations are wanted.
     purpose : str
-        What the pass is for, as a noun for progress bar and errors, such as `"insertion"`.
+        Purpose of the pass, as a noun for progress bar and errors, such as `"insertion"`.
     batch_size : int
         Tokens at a time.
     progress : bool

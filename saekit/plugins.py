@@ -1,4 +1,4 @@
-"""What other packages register with saekit, by entry points: variants and formats of their own."""
+"""Variants and formats that other packages register with saekit through entry points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def registered(group: str) -> Iterator[tuple[str, Any]]:
-    """What installed packages register in a group of entry points.
+    """Load what installed packages register in a group of entry points.
 
     Parameters
     ----------
@@ -18,12 +18,12 @@ def registered(group: str) -> Iterator[tuple[str, Any]]:
     Yields
     ------
     tuple
-        Where it comes from, for errors, and the object that was registered.
+        The origin, for errors, and the registered object.
 
     Raises
     ------
     ImportError
-        If an entry point does not load; the sentence names it and its package.
+        If an entry point does not load; the message names it and its package.
     """
     for point in sorted(entry_points(group=group), key=lambda point: (point.name, point.value)):
         package = "an unnamed package" if point.dist is None else point.dist.name

@@ -20,8 +20,8 @@ def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dic
     Parameters
     ----------
     **inputs : ActivationStore, Dictionary or Family
-        What a notebook or a figure reads, by the name it should have in the record; None is
-        left out. A family has one entry per member.
+        Inputs of a notebook or a figure, by their names in the record; None is left out. A family has
+        one entry per member.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dic
 
 
 def provenance_table(inputs: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """What `provenance_of` returned, to be read: hashes cut short, nothing where nothing applies.
+    """The output of `provenance_of` as a table to read: hashes shortened, blanks where nothing applies.
 
     Parameters
     ----------

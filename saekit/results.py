@@ -1,4 +1,4 @@
-"""What an analysis returns: a frozen dataclass with a summary, a short repr and its one obvious picture."""
+"""The result of an analysis: a frozen dataclass with a summary, a short repr and its obvious picture."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Result:
         raise NotImplementedError
 
     def plot(self, *args: Any, **options: Any) -> Any:
-        """The one obvious picture of this result, a `saekit.figures.Plot`.
+        """Draw the obvious picture of this result, a `saekit.figures.Plot`.
 
         Parameters
         ----------
         *args, **options
-            Of the function in `saekit.plots` that draws it.
+            Arguments of the function in `saekit.plots` that draws it.
 
         Raises
         ------
@@ -37,7 +37,7 @@ class Result:
         """
         if self._plot is None:
             raise TypeError(f"No plot shows a {type(self).__name__} alone: see saekit.plots.")
-        # By name and only now, since plots know of results and results know nothing of plots.
+        # By name and only now, since plots import results and results must not import plots.
         return getattr(import_module("saekit.plots"), self._plot)(self, *args, **options)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Latents as people select them: indices, masks, columns of a frame. The one place that reads them."""
+"""Selections of latents: indices, masks, columns of a frame. The one place that reads them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def select_latents(latents: Latents, width: int, *, what: str = "latents") -> Te
     Parameters
     ----------
     latents : tensor, array, Series, slice, list or other iterable
-        Whole numbers from 0 to `width - 1`, in any order and with repeats, or a Boolean mask with
-        one entry per latent. A Series counts by its values, whatever its index; but a Boolean one whose
-        index holds 0 to `width - 1` in another order, as in a sorted frame, goes by its index. A slice
-        means what it means to Python: one that reaches too far ends at the last latent.
+        Whole numbers from 0 to `width - 1`, in any order and with repeats, or a Boolean mask with one
+        entry per latent. A Series counts by its values, whatever its index; but a Boolean one whose
+        index holds 0 to `width - 1` in another order, as in a sorted frame, goes by its index. A
+        slice works as in Python: one that reaches too far ends at the last latent.
     width : int
         Number of latents there are to select from.
     what : str
-        What they are called in an error.
+        Their name in errors.
 
     Raises
     ------
     TypeError
         If they are neither whole numbers nor Booleans.
     IndexError
-        If one is out of range; negative numbers are.
+        If one is out of range; negative numbers are out of range.
     ValueError
         If a mask does not have `width` entries, they are not in one dimension, or 8-bit zeros and ones
         could be either a mask or numbers.
@@ -105,7 +105,7 @@ def _by_index(latents: pd.Series, width: int) -> pd.Series:
 
 
 def _values(latents: Any, what: str) -> Tensor:
-    """What was given as a tensor of whole numbers, Booleans or (to be refused) floats."""
+    """The selection as a tensor of whole numbers, Booleans or (to be refused) floats."""
     if latents is None or isinstance(
         latents, int | float | str | bytes | bytearray | Mapping | np.ma.MaskedArray | np.generic
     ):

@@ -1,4 +1,4 @@
-"""Settings as they are given, checked and normalised: the one place where this is done.
+"""Settings checked and normalised as they are given: the one place that does this.
 
 Notebooks hand over NumPy integers, zero-dimensional tensors and strings. Each function here takes
 the setting's name and the value, and returns a plain Python value or raises one sentence that
@@ -32,7 +32,7 @@ def normalise(settings: Any, rules: Mapping[str, Rule]) -> None:
     Raises
     ------
     TypeError, ValueError
-        As the rules do.
+        As the rules raise.
     """
     for field in fields(settings):
         if rule := rules.get(field.name):
@@ -98,7 +98,7 @@ def optional(rule: Rule) -> Rule:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, NumPy's and torch's too; no number stands for either.
+    """True or False, including NumPy's and torch's; numbers are refused.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def several(rule: Rule) -> Rule:
-    """A rule for a sequence, each of whose values has to meet another rule; a tuple comes out.
+    """A rule for a sequence whose values must each meet another rule; returns a tuple.
 
     A string is not a sequence here.
     """
@@ -150,12 +150,12 @@ def choice(name: str, value: Any, options: Collection[str]) -> str:
 
 
 def device(value: str | torch.device) -> torch.device:
-    """A device that torch has here.
+    """A device that torch has on this machine.
 
     Raises
     ------
     ValueError
-        If torch does not know it, or has none.
+        If torch does not know it, or the machine has none.
     """
     try:
         found = torch.device(value)

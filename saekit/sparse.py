@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Products of a batch with a wide encoder are taken a few rows at a time, so that what is looked
-# through is still in cache: at most so many elements, 16 MiB in single precision.
+# Products of a batch with a wide encoder are taken a few rows at a time, so that the part searched is
+# still in cache: at most this many elements, 16 MiB in single precision.
 CHUNK_ELEMENTS = 1 << 22
 
 # A latent can be active if its half-precision pre-activation falls short of the floor by less than
-# so many times the root mean square of the rounding error.
+# this many times the root mean square of the rounding error.
 MARGIN = 8.0
 MARGIN_ROWS = 16  # rows that the rounding error is measured on
-GROUPS = 8  # groups of columns per wanted latent, where the largest of a row are looked for
+GROUPS = 8  # groups of columns per wanted latent, in the search for a row's largest
 RESCORE_BELOW = 0.03  # share of candidates up to which rescoring them is faster than a full product
 
 # Above this share of active latents dense matrix products are faster than gathering rows: one
@@ -219,8 +219,8 @@ Cut = Callable[["SparseLatents"], Tensor]
 def affine(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     """`x @ W.T + b` for `W` by rows, `[n, d]`: `[..., d]` to `[..., n]`.
 
-    On a CPU through oneDNN where it can, which on many CPUs takes less than half the time of the
-    BLAS that torch would call.
+    On a CPU through oneDNN where it can, which on many CPUs takes less than half the time of the BLAS
+    that torch would call.
     """
     wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, W, b))
     if (
@@ -256,12 +256,11 @@ def encode_above(
     floor : float or Tensor
         One number, or one for each latent, `[width]`.
     k : int, optional
-        Keep the `k` largest of each row (and what ties with the last of them); for a floor that
-        is one number.
+        Keep the `k` largest of each row (and ties with the last of them); for a floor that is one number.
     cut : callable, optional
         Gives the smallest value to keep in each row, from all those above the floor.
     bf16_candidates : bool
-        Look for them in a product in bfloat16, with a margin of several times its rounding error,
+        Search for them in a bfloat16 product, with a margin of several times its rounding error,
         and compute the values of those found in full precision: the product takes half the time,
         and a latent is missed only where rounding exceeds the margin.
 
@@ -286,7 +285,7 @@ def encode_above(
 
 
 def _keep(latents: SparseLatents, cut: Cut, error: float | Tensor = 0.0) -> SparseLatents:
-    """What may be kept if the values can be off by an error, `[active]`."""
+    """The entries that may be kept if values can be off by an error, `[active]`."""
     smallest = cut(latents.with_values(latents.values - error))
     return latents.where(latents.values + error >= smallest.index_select(0, latents.rows))
 
@@ -296,8 +295,8 @@ def _candidates(
 ) -> SparseLatents:
     """Latents that may be above the floor and kept, from a product in bfloat16."""
     W_half = W_enc.bfloat16()
-    # With the floor in the bias a candidate is what is positive, and the rounding of the product
-    # itself vanishes where that is decided; only the bias is off by up to a part in 256.
+    # With the floor in the bias, a candidate is any positive entry, and the product's own rounding
+    # vanishes near zero, where that is decided; only the bias is off, by up to a part in 256.
     shifted = b_enc - floor
     margin = MARGIN * _rounding_error(x, W_enc, W_half)
     bias = (shifted + shifted.abs() / 256 + margin).bfloat16()
@@ -324,7 +323,7 @@ def _in_chunks(x: Tensor, width: int, encode: Callable[[Tensor], SparseLatents])
 
 
 def _above(h: Tensor, floor: float | Tensor, k: int | None) -> SparseLatents:
-    """Entries above the floor, and of the `k` largest of each row little more than these."""
+    """Entries above the floor; with `k`, little more than the `k` largest of each row."""
     active = h > floor
     if k is not None:
         active &= h >= _below_kth_largest(h, k)
@@ -332,9 +331,9 @@ def _above(h: Tensor, floor: float | Tensor, k: int | None) -> SparseLatents:
 
 
 def _positive(h: Tensor, k: int | None, error: Callable[[Tensor], Tensor]) -> SparseLatents:
-    """Entries of a bfloat16 tensor above zero, and with `k` what may be among the largest of a row.
+    """Entries of a bfloat16 tensor above zero; with `k`, those that may be among a row's largest.
 
-    As integers they compare faster, and alike where they are positive.
+    They are compared as integers, which is faster and equivalent for positive values.
     """
     integers = h.view(torch.int16)
     if k is None:
@@ -345,10 +344,10 @@ def _positive(h: Tensor, k: int | None, error: Callable[[Tensor], Tensor]) -> Sp
 
 
 def _below_kth_largest(h: Tensor, k: int) -> Tensor:
-    """At most the `k`-th largest of each row, and mostly little less, `[batch, 1]`.
+    """A lower bound on the `k`-th largest of each row, usually close to it, `[batch, 1]`.
 
     The maxima of groups of columns are among the row's values, so their `k`-th largest is no larger
-    than the row's; there are far fewer of them to look through.
+    than the row's; there are far fewer of them to search.
     """
     batch, width = h.shape
     size = max(1, width // (GROUPS * k))
@@ -358,7 +357,7 @@ def _below_kth_largest(h: Tensor, k: int) -> Tensor:
 
 
 def _rounding_error(x: Tensor, W_enc: Tensor, W_half: Tensor) -> Tensor:
-    """Root mean square of what rounding to bfloat16 does to inner products, measured on a few rows."""
+    """Root mean square of the error of inner products in bfloat16, measured on a few rows."""
     x = x[:: max(1, len(x) // MARGIN_ROWS)]
     zero = W_enc.new_zeros(len(W_enc))
     rounded = affine(x.bfloat16().float(), W_half.float(), zero)

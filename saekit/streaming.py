@@ -30,28 +30,28 @@ from saekit.settings import whole
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-SAMPLE_TOKENS = 1 << 15  # of the rows whose positions stand for all
+SAMPLE_TOKENS = 1 << 15  # tokens of the rows whose positions represent all
 
 
 class StreamedActivations:
     """A source of activations for `saekit.training.trainer.train` that keeps nothing on disk.
 
     Each epoch permutes the token rows and cuts them into buffers of equal size. A buffer is
-    harvested, its used positions are shuffled, and whole batches are drawn from it; then the next
-    one takes its place. Excluded are the same positions as in a store: special tokens, the first
-    position of each row, and norms over 10 times the median of the first 100k tokens.
+    harvested, its used positions are shuffled, and whole batches are drawn from it; then the next one
+    takes its place. The same positions as in a store are excluded: special tokens, the first position
+    of each row, and norms over 10 times the median of the first 100k tokens.
 
-    How many batches a buffer gives follows from its tokens alone: as many as the positions that
-    are neither special nor first fill. So the batch of any step is found without harvesting what
-    comes before it, but
+    The number of batches per buffer follows from its tokens alone: as many as the positions that are
+    neither special nor first can fill. So the batch of any step is found without harvesting the
+    earlier ones, but
 
     - positions that do not fill a batch, fewer than one batch per buffer, are left out until another
-      epoch shuffles them into another place;
+    epoch shuffles them into another place;
     - if more positions are excluded for their norm than were left out, the last batch of the
       buffer is filled up with the buffer's first positions again.
 
-    Within `saekit.distributed.distributed` the processes share the rows of a buffer and then
-    all hold the whole of it, so that all draw the same batches, the same as one process would.
+    Within `saekit.distributed.distributed` the processes share the rows of a buffer and then all hold
+    the whole of it, so that all draw the batches that one process would.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class StreamedActivations:
     hook_point : str
         Where to read; heads of `attn.hook_z` are concatenated.
     buffer_tokens : int
-        Positions held at most, excluded ones counted; a buffer is whole rows.
+        Greatest number of positions held, including excluded ones; a buffer consists of whole rows.
     dtype : torch.dtype
         Held as float32 or bfloat16, on the model's device.
     batch_rows : int
@@ -121,7 +121,7 @@ class StreamedActivations:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What is harvested from which model and text, as in the manifest of a store."""
+        """Description of the harvest (model, text, settings), as in the manifest of a store."""
         return {
             **self._described,
             "buffer_rows": self.buffer_rows,
@@ -139,7 +139,7 @@ class StreamedActivations:
     def positions(self) -> Tensor:
         """Used positions of rows spread evenly over the data, about 2^15, `[n]`, int64, ascending.
 
-        A sample for estimates: which of the others are used shows only when they are harvested. A
+        A sample for estimates: whether the others are used is known only once they are harvested. A
         position is `row * context_length + column`.
         """
         n_rows, ctx = self.rows.n_rows, self.rows.context_length
@@ -159,7 +159,7 @@ class StreamedActivations:
     def read(self, positions: Latents) -> Tensor:
         """Activations at any positions `[n]`, in their order, as float32 `[n, d_in]` on the CPU.
 
-        Their rows are harvested for it, once per call.
+        Their rows are harvested for this, once per call.
 
         Raises
         ------
@@ -179,8 +179,8 @@ class StreamedActivations:
     def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
         """Endless batches `[batch_size, d_in]` of used positions, float32, in random order.
 
-        The order depends on seed and batch size alone, so `start_step=n` gives what would come
-        after `n` batches, harvesting no buffer but the one that batch is drawn from.
+        The order depends on seed and batch size alone, so `start_step=n` skips the first `n` batches
+        and harvests only the buffer that the next one is drawn from.
 
         Raises
         ------

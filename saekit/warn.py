@@ -13,7 +13,7 @@ INSIDE = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__fi
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the first frame outside saekit and torch, however deep the call lies.
+    """Warn at the first frame outside saekit and torch, however deep the call is.
 
     torch counts because its decorators, such as `no_grad`, stand between the functions of saekit.
 
@@ -22,7 +22,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     message : str
         One sentence.
     category : type of Warning
-        Of the warning.
+        Category of the warning.
     """
     frame, level = sys._getframe(1), 2
     while frame.f_code.co_filename.startswith(INSIDE) and frame.f_back is not None:

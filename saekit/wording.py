@@ -28,7 +28,7 @@ def share(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits and a true minus sign."""
+    """A number with this many significant digits and a true minus sign."""
     if value != value:
         return MISSING
     size = abs(value)
@@ -42,7 +42,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def fixed(value: float, decimals: int = 2) -> str:
-    """A number with so many decimals and a true minus sign."""
+    """A number with this many decimals and a true minus sign."""
     return MISSING if value != value else f"{value:.{decimals}f}".replace("-", "−")
 
 
@@ -52,7 +52,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:
-    """A number of things, such as "1 latent" or "1,200 dictionaries"; the plural is with an s if left out."""
+    """A number of things, such as "1 latent" or "1,200 dictionaries"; the plural ends in s if left out."""
     return f"{n:,} {one if n == 1 else many or f'{one}s'}"
 
 

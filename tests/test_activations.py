@@ -504,7 +504,7 @@ def test_a_store_of_an_array_holds_it(array, tmp_path):
         batches = torch.cat(list(itertools.islice(store.shuffled(25, seed=0), 2)))
         assert sorted(map(tuple, batches.tolist())) == sorted(map(tuple, array.tolist()))
         for read in (lambda store=store: store.tokens, lambda store=store: store.document):
-            with pytest.raises(ValueError, match="made of an array, so it holds no tokens"):
+            with pytest.raises(ValueError, match="made from an array, so it holds no tokens"):
                 read()
     half = from_array(tmp_path / "half", array, dtype=torch.bfloat16)
     assert torch.equal(half.read(half.positions), array.bfloat16().float())

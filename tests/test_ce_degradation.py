@@ -79,7 +79,7 @@ def test_the_summary_names_the_ce_degradation_of_each_dictionary(model, store):
 
 
 def test_swapped_arguments_are_named(model, store):
-    with pytest.raises(TypeError, match=r"model must be a model of saekit\.load_model, found Dictionary"):
+    with pytest.raises(TypeError, match=r"model must be a model from saekit\.load_model, found Dictionary"):
         ce_degradation(make(d_in=16), model, store)
     with pytest.raises(TypeError, match=r"dictionaries\[0\] must be a Dictionary, found ActivationStore"):
         ce_degradation(model, store, make(d_in=16))

@@ -96,10 +96,10 @@ def test_what_an_option_does_not_apply_to_is_an_error(store, tmp_path, fails, te
     )
     assert "k does not apply to relu" in fails(*places, "--kind", "relu", "--width", 8, "--k", 2)
     assert "The width of the relu dictionary to train must be given" in fails(*places)
-    assert "--bos applies with --stream alone" in fails(*places, "--width", 48, "--bos")
-    assert "Expected the dictionary's folder alone" in fails(*places, "--stream", "--width", 48)
+    assert "--bos applies only with --stream" in fails(*places, "--width", 48, "--bos")
+    assert "Expected only the dictionary's folder" in fails(*places, "--stream", "--width", 48)
     assert "Expected a store and the dictionary's folder" in fails(*places[:2], "--width", 48)
-    assert "--documents applies to --dataset alone" in fails(
+    assert "--documents applies only to --dataset" in fails(
         "harvest", tmp_path / "store", *text_options, "--documents", 3
     )
     assert "smollm2-135m-instruct is embedded and has no revisions" in fails(
@@ -371,7 +371,7 @@ def test_an_interrupt_is_one_sentence_that_is_true(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("saekit.activations.ActivationStore.open", lambda *_: None)
     monkeypatch.setattr("saekit.cli._default", lambda function, name: None)
     assert main(["train", "a", str(tmp_path / "sae"), "--width", "48"]) == 130
-    assert capsys.readouterr().err == "saekit train: stopped; the same command goes on from here.\n"
+    assert capsys.readouterr().err == "saekit train: stopped; repeat the command to resume.\n"
     monkeypatch.setattr("saekit.loading.publishing.convert_sae", stop)
     assert main(["convert", "a", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "saekit convert: stopped.\n"
@@ -399,8 +399,8 @@ def test_a_json_file_that_cannot_be_read_is_named(content, store, tmp_path, fail
     ("options", "message"),
     [
         (["--width", "8", "--lr", "1e30"], "diverged"),
-        (["--width", f"{10**11}"], "more memory than there is"),
-        (["--width", f"{10**20}"], "more memory than there is"),
+        (["--width", f"{10**11}"], "not enough memory"),
+        (["--width", f"{10**20}"], "not enough memory"),
     ],
 )
 def test_training_that_cannot_be_done_ends_with_a_sentence(options, message, store, tmp_path, fails):

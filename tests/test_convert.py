@@ -121,7 +121,7 @@ def test_rows_of_one_scale_lose_nothing_by_a_constant_one(x, normalization, k) -
 def test_rows_of_many_scales_are_converted_at_a_price_that_is_reported(x) -> None:
     made = parameters(D_IN, WIDTH, seed=3) | {"normalization": "layer_norm"}
     sae = Unfolded(**made, info={"kind": "jumprelu"}).fold()
-    with pytest.raises(ValueError, match="measures each row in a unit of its own"):
+    with pytest.raises(ValueError, match="measures each row in its own unit"):
         insertion(sae, sae, x)
     result = as_jumprelu(sae, x)
     scales = sae.row_scale(x)

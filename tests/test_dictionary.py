@@ -172,7 +172,7 @@ def test_a_normalised_row_is_not_decoded_without_its_scale():
     dictionary = replace(make(), normalization="layer_norm")
     with pytest.raises(ValueError, match=r"normalises every row \(layer_norm\).*row_scale"):
         dictionary.decode(torch.zeros(3, 40))
-    with pytest.raises(ValueError, match=r"unit of its own.*as_jumprelu"):
+    with pytest.raises(ValueError, match=r"its own unit.*as_jumprelu"):
         dictionary.gather([0])
     with pytest.raises(ValueError, match="normalization must be one of 'layer_norm'"):
         replace(make(), normalization="batch_norm")

@@ -51,7 +51,7 @@ class Labels(Result):
         (tuples of the tokens most promoted and suppressed) and `agrees` (whether one of the top
         tokens is among those promoted, surrounding space aside).
     tokens : csr_array
-        What the words are taken from: the share of each token in the latent's strongest evidence,
+        The source of the words: the share of each token in the latent's strongest evidence,
         float64 `[width, vocabulary]`. Rows sum to 1; those of dead latents are empty.
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
@@ -122,15 +122,15 @@ def label_latents(
     Parameters
     ----------
     dictionary : Dictionary
-        Whose latents to describe.
+        The dictionary whose latents to describe.
     activations : LatentActivations
-        Of this dictionary, collected over `store`.
+        Activations of this dictionary, collected over `store`.
     store : ActivationStore
         Holds the tokens.
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     logits : LogitTable, optional
-        Of this dictionary.
+        Logit table of this dictionary.
     min_count : int
         Leave tokens that occur less often out of the top tokens: their means are noise.
     progress : bool
@@ -144,8 +144,7 @@ def label_latents(
 
     Notes
     -----
-    Leask et al. (ICLR 2025) have a language model write the descriptions; these are ours, and need
-    none.
+    In Leask et al. (ICLR 2025) a language model writes the descriptions; these are our own and need none.
 
     Examples
     --------
@@ -245,9 +244,9 @@ def label_meta_latents(
     meta : MetaSAE
         The meta-SAE.
     labels : sequence of Labels
-        Of the latents of each of its bases, in order.
+        Labels of the latents of each of its bases, in order.
     logits : LogitTable, optional
-        Of `meta.dictionary`.
+        Logit table of `meta.dictionary`.
     progress : bool
         Show a progress bar in meta-latents.
 
@@ -259,8 +258,8 @@ def label_meta_latents(
 
     Notes
     -----
-    The dashboard published with Leask et al. (ICLR 2025) describes a meta-latent by what its five
-    most active latents share, in a language model's words; the weighting is ours.
+    The dashboard published with Leask et al. (ICLR 2025) describes a meta-latent, in a language
+    model's words, by what its five most active latents have in common; the weighting is ours.
 
     Examples
     --------
@@ -352,7 +351,7 @@ def _labels(
 
 
 def _text(found: Sequence[str]) -> str:
-    """A label out of words: one line, whatever the tokens are."""
+    """A label made of words: one line, whatever the tokens are."""
     shown = (word if word.isprintable() and word.strip() else repr(word) for word in found[:N_WORDS])
     return SEPARATOR.join(shown) or "dead"
 

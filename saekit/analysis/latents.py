@@ -52,7 +52,7 @@ class LatentActivations(Result):
     values : Tensor
         The activations there, float32 `[entries]`.
     tokens : Tokens
-        What was gone over.
+        Number and moments of the tokens.
     store : str or None
         Content hash of the store; None for a plain tensor.
     """
@@ -148,7 +148,7 @@ class LatentActivations(Result):
         return self.positions[part], self.values[part]
 
     def top(self, latent: int, n: int = 10) -> tuple[Tensor, Tensor]:
-        """The up to `n` positions of greatest activation, greatest first, and the values there."""
+        """Up to `n` positions of greatest activation, greatest first, and the values there."""
         n = settings.whole("n", n, at_least=0)
         positions, values = self.entries(latent)
         order = values.argsort(descending=True, stable=True)[:n]
@@ -181,9 +181,9 @@ class LatentActivations(Result):
         bins : int
             Number of intervals.
         n : int
-            Positions to sample from each, as far as it has as many.
+            Positions to sample from each, or all of them if there are fewer.
         seed : int
-            Of the samples.
+            Seed of the samples.
 
         Returns
         -------
@@ -219,7 +219,7 @@ class LatentActivations(Result):
         Raises
         ------
         ValueError
-            If the two stores differ in content: positions mean other tokens there.
+            If the two stores differ in content, so that positions mean different tokens.
         """
         if self.store is not None and self.store != store.content_hash:
             raise ValueError(
@@ -595,7 +595,8 @@ def require_vocabulary(vocabulary: Sequence[str] | PreTrainedTokenizerBase, n_to
     Raises
     ------
     ValueError
-        If it holds fewer than `n_tokens` strings; a tokenizer may, since models pad their vocabulary.
+        If it holds fewer than `n_tokens` strings; a tokenizer may hold fewer, since models pad their
+        vocabulary.
     TypeError
         If it is neither.
 
@@ -632,13 +633,14 @@ IN_BLOCK = re.compile(r"blocks\.\d+\.(\w+\.)*hook_\w+")
 def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = False) -> None:
     """Refuse logit effects of directions that are not in the residual stream.
 
-    Only there does the unembedding say what a direction promotes: inside a block (`attn.hook_z`,
-    `attn.hook_q`, `mlp.hook_post`) dimensions may agree with `d_model`, and mean something else.
+    Only in the residual stream does the unembedding show which tokens a direction promotes. Inside a
+    block (`attn.hook_z`, `attn.hook_q`, `mlp.hook_post`), dimensions may equal `d_model` and mean
+    something else.
 
     Parameters
     ----------
     dictionary : Dictionary
-        Whose directions are to be read.
+        The dictionary whose directions are projected onto tokens.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -825,7 +827,7 @@ class TopTokens(Result):
     latent : int
         Which latent.
     by : str
-        What the tokens are ordered by: `"mean"` or `"lift"`.
+        The order of the tokens: by `"mean"` or `"lift"`.
     frame : DataFrame
         One row per token, greatest first: `token_id`, `token`, `count` (occurrences at used
         positions), `n_active` (those with the latent active), `mean` (activation over all
@@ -873,7 +875,7 @@ def top_tokens(
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     n : int
-        At most so many tokens.
+        Greatest number of tokens.
     by : {"mean", "lift"}
         Greatest mean activation over all occurrences of the token, or greatest lift.
     min_count : int

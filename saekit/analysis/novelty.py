@@ -38,7 +38,7 @@ from saekit.results import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Insertion(Result):
-    """What inserting each latent of a large dictionary alone does to a small one.
+    """The effect of inserting each latent of a large dictionary, alone, into a small one.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Insertion(Result):
     half_tokens : tuple of int
         Tokens of each half.
     tokens : Tokens
-        What was passed over: it tells the tokens from others.
+        Number and moments of the tokens, which tell them from others.
     mse_small, mse_large, fvu_small, fvu_large, l0_small, l0_large : float
         The two dictionaries on these tokens. MSE: squared error summed over dimensions,
         averaged over tokens.
@@ -140,7 +140,7 @@ class Insertion(Result):
         return self.matches.cosine[alive].numpy(), gain[alive].numpy()
 
     def roc(self) -> pd.DataFrame:
-        """ROC curve of the cosine as a sign of the gain: `theta`, `fpr`, `tpr`.
+        """ROC curve of the cosine as a predictor of the gain: `theta`, `fpr`, `tpr`.
 
         Positive: `novel_gain`; predicted positive: best cosine under `theta`. Dead latents are
         left out.
@@ -358,7 +358,7 @@ class InsertionComparison(Result):
     def frame(self) -> pd.DataFrame:
         """One row per measure (the keys of `Insertion.summary`), one column per insertion.
 
-        A column is called after the widths, or after the width and the other seed: `"24 → 48"`,
+        A column is named after the widths, or after the width and the other seed: `"24 → 48"`,
         `"24, seed 1"`.
         """
         columns = {f"{self.result.small.width} → {self.result.large.width}": self.result}
@@ -441,7 +441,7 @@ def _prediction(theta: float, cosine: np.ndarray, gain: np.ndarray) -> dict[str,
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupInsertion(Result):
-    """What inserting whole groups of latents does to a small dictionary.
+    """The effect of inserting whole groups of latents into a small dictionary.
 
     Attributes
     ----------
@@ -498,7 +498,7 @@ def group_insertion(
     small, large : Dictionary
         The dictionaries that `insertion` compared.
     insertion : Insertion
-        Decides which latents are novel, and what each does alone.
+        Decides which latents are novel, and gives the effect of each alone.
     activations : ActivationStore, Tensor or array
         The tokens that `insertion` was measured on: a store (its excluded positions are left out and
         counted) or raw activations `[n, d_in]`.
@@ -563,7 +563,7 @@ class GroupInsertionPass:
         self._sums: dict[tuple[str, ...], GroupGains] = {}
         for names, masks in partitions.items():
             self._groups |= dict(zip(names, masks, strict=True))
-            # Each group is a step of its own from the start.
+            # Each group is a separate step from the start.
             step = torch.full((large.width,), NEVER)
             for number, mask in enumerate(masks, start=1):
                 step[mask] = number

@@ -72,13 +72,13 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
     Parameters
     ----------
     dictionary : Dictionary
-        What to imitate.
+        The dictionary to imitate.
     null : {"columns permuted", "random directions"}
         Either the values of each dimension are shuffled among the latents (which keeps every
         dimension's distribution and with it the mean direction; encoder and decoder alike), or
-        directions are drawn evenly from the sphere.
+        directions are drawn uniformly from the sphere.
     seed : int
-        Of the shuffle or draw.
+        Seed of the shuffle or draw.
 
     Returns
     -------
@@ -112,17 +112,17 @@ def null_dictionary(dictionary: Dictionary, null: str, *, seed: int = 0) -> Dict
 
 
 def turned_dictionary(dictionary: Dictionary, W_dec: Tensor, *, seed: int = 0) -> Dictionary:
-    """A dictionary whose decoder rows are as far from the own ones as `W_dec`, in random directions.
+    """A dictionary whose decoder rows lie as far from its own as `W_dec` does, but in random directions.
 
     Parameters
     ----------
     dictionary : Dictionary
-        Whose latents these are; its encoder stays as it is.
+        The dictionary to change; its encoder stays as it is.
     W_dec : Tensor
         `[width, d_in]`: each row of the result has this row's norm, and this row's cosine with the
         dictionary's own direction.
     seed : int
-        Of the directions.
+        Seed of the directions.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def turned_dictionary(dictionary: Dictionary, W_dec: Tensor, *, seed: int = 0) -
 
 
 def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
-    """Directions drawn evenly from the sphere, `[n, d]`.
+    """Directions drawn uniformly from the sphere, `[n, d]`.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
 
 
 def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
-    """Rows without the structure that a meta-SAE is to find.
+    """Rows without the structure that a meta-SAE looks for.
 
     Parameters
     ----------
@@ -159,10 +159,10 @@ def null_rows(rows: Tensor, kind: str, *, seed: int = 0) -> Tensor:
         `[n, d]`.
     kind : str
         `"columns permuted"`: each column permuted within itself, so that every dimension keeps its
-        distribution, and dimensions become independent. `"Gaussian"`: Gaussian rows, given that
-        their mean and covariance are exactly those of `rows`.
+        distribution, and dimensions become independent. `"Gaussian"`: Gaussian rows whose mean and
+        covariance are exactly those of `rows`.
     seed : int
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------

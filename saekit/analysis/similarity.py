@@ -213,13 +213,12 @@ class BestMatches(Result):
     cosine : Tensor
         Greatest cosine of each large latent's decoder direction, `[large.width]`.
     index : Tensor
-        The small latent that it is reached with, int64 `[large.width]`.
+        The small latent that reaches it, int64 `[large.width]`.
     same_index_share : float
         Of the large latents whose index exists in the small dictionary, the share whose best
-        match has the same index. Far above `chance` it betrays shared initial rows.
+        match has the same index. A value far above `chance` betrays shared initial rows.
     chance : float
-        What `same_index_share` would be if every match were equally likely: one over the
-        small width.
+        The value of `same_index_share` if every match were equally likely: one over the small width.
     """
 
     small: Identity
@@ -349,12 +348,12 @@ def nearest(
     Parameters
     ----------
     dictionary : Dictionary or Tensor
-        What to look up: the latents of a dictionary, or directions `[n, d_in]` of any norm.
+        The directions to look up: the latents of a dictionary, or directions `[n, d_in]` of any norm.
     other : Dictionary
         Where to look. If its content is that of `dictionary`, a latent is not its own
         neighbour.
     k : int
-        Neighbours of each.
+        Number of neighbours of each.
     latents : tensor, array, Series, slice or list, optional
         Only these latents (rows) of `dictionary`, in this order, see
         `saekit.selection.select_latents`.

@@ -26,7 +26,7 @@ STATUSES = ("split", "identical", "refined", "lost")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Splitting(Result):
-    """What becomes of a small dictionary's latents in a larger one.
+    """The fate of a small dictionary's latents in a larger one.
 
     Attributes
     ----------
@@ -223,9 +223,9 @@ class SplittingTree(Result):
     def nodes(self) -> pd.DataFrame:
         """One row per latent: `width`, `latent`, `parent`, `cosine`, `novel`, `children`, `status`.
 
-        `parent` is -1 and `cosine` that of the best match for novel latents; at the smallest
-        width `parent` is -1, `cosine` NaN and `novel` False. `status` is what becomes of the
-        latent at the next width, and `"leaf"` at the greatest width.
+        `parent` is -1 and `cosine` that of the best match for novel latents; at the smallest width
+        `parent` is -1, `cosine` NaN and `novel` False. `status` is the latent's fate at the next
+        width, and `"leaf"` at the greatest width.
         """
         parts = []
         for place, width in enumerate(self.widths):

@@ -27,7 +27,7 @@ from saekit.identity import Identity
 from saekit.passes import one_pass
 from saekit.results import Result
 
-EXACT_COSINES = 1 << 25  # Up to so many cosines (5,792 squared) they are held at once: 256 MB in float64.
+EXACT_COSINES = 1 << 25  # Up to this many cosines (5,792 squared) are held at once: 256 MB in float64.
 CANDIDATES = 32  # best matches of each latent that a matching of wider dictionaries chooses from
 TIE = 1e-9  # by how much going without a match is worth less than the last candidate
 STATUSES = ("shared", "crowded", "alone")
@@ -55,9 +55,9 @@ class Uniqueness(Result):
     frame_b : DataFrame
         The same for the latents of `b`.
     exact : bool
-        Whether the matching is certainly the best one.
+        Whether the matching is known to be optimal.
     gap : float
-        By how much the best matching's mean cosine could at most exceed this one's; 0 if exact.
+        Upper bound on how far the mean cosine of the optimal matching exceeds this one's; 0 if exact.
     n_tokens, n_excluded : int
         Tokens that activations were compared on and positions left out; 0 without activations.
     """
@@ -152,7 +152,7 @@ class Uniqueness(Result):
 
     @property
     def by_status(self) -> pd.DataFrame:
-        """What sets the latents of `a` apart that the other dictionary lacks.
+        """How the latents of `a` that the other dictionary lacks differ from the others.
 
         Returns
         -------
@@ -192,12 +192,12 @@ def measure_uniqueness(
 ) -> Uniqueness:
     """Match the latents of two dictionaries one to one, so that the sum of their cosines is greatest.
 
-    Every latent of the narrower dictionary gets a partner of its own in the other one. Up to
-    `exact_cosines` cosines the matching is the best one (Hungarian algorithm). Beyond, pairs are
-    chosen from the best matches of each latent in both directions only; a latent may instead go
-    without, at the worth of the last of its own candidates. If none does, the matching is still the
-    best one: no pair that was left out could be worth more. Those that go without are matched among
-    themselves in the same way, and `gap` bounds what that can have cost.
+    Every latent of the narrower dictionary gets a distinct partner in the other one. Up to
+    `exact_cosines` cosines the matching is optimal (Hungarian algorithm). Beyond that, pairs are
+    chosen only from the best matches of each latent in both directions; a latent may also go
+    unmatched, at the value of its last candidate. If none does, the matching is still optimal, since
+    no pair left out could be worth more. Unmatched latents are matched among themselves in the same
+    way, and `gap` bounds the loss.
 
     Parameters
     ----------
@@ -457,7 +457,7 @@ class FamilyUniqueness(Result):
     Attributes
     ----------
     kind : str
-        Of the family.
+        Kind of the family.
     theta : float
         Cosine from which two matched latents count as the same one.
     results : mapping
@@ -562,7 +562,7 @@ def family_uniqueness(
         Tokens on which the activations of matched latents are compared; each dictionary encodes
         them once.
     seed : int
-        Of the nulls (see `null_dictionary`).
+        Seed of the nulls (see `null_dictionary`).
     progress : bool
         Show a progress bar in matched pairs of dictionaries.
     allow_mismatch : bool

@@ -1,4 +1,4 @@
-"""Is a loaded SAE what it was published as? Its recorded numbers beside measured ones."""
+"""Whether a loaded SAE is the one that was published: its recorded numbers beside measured ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saekit.results import Result
 from saekit.settings import real
 from saekit.warn import warn
 
-L0_TOLERANCE = 0.3  # relative: texts differ, and so do the positions that are left out
+L0_TOLERANCE = 0.3  # relative, since texts and excluded positions differ
 EXPLAINED_VARIANCE_TOLERANCE = 0.05
 
 
@@ -59,20 +59,20 @@ def check_sae(
     """Compare a dictionary with its record, and warn where they disagree.
 
     A tensor in the wrong orientation, a forgotten bias, a model whose weights were processed in
-    another way: each shows in L0 or in explained variance (`1 - FVU`) long before it shows in a
+    another way: each shows up in L0 or in explained variance (`1 - FVU`) long before it shows up in a
     figure.
 
     Parameters
     ----------
     dictionary : Dictionary
-        Recorded are `info["expected_l0"]` and `info["expected_explained_variance"]`, and with a store
-        as `activations` also everything that `saekit.agreement` compares.
+        Its record is `info["expected_l0"]` and `info["expected_explained_variance"]`, and with a
+        store as `activations` also everything that `saekit.agreement` compares.
     activations : ActivationStore, Tensor or array
         A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
     l0_tolerance : float
-        Largest relative difference of L0 that agrees.
+        Largest relative difference of L0 that counts as agreement.
     explained_variance_tolerance : float
-        Largest absolute difference of explained variance that agrees.
+        Largest absolute difference of explained variance that counts as agreement.
 
     Warns
     -----

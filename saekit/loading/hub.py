@@ -1,7 +1,7 @@
 """Files of a model hub: fetched once, checked against the hub's own checksums, found again offline.
 
-Everything goes through `huggingface_hub`, its cache, its progress bars and its access tokens. A
-transfer that breaks is taken up where it broke; files that are whole are not fetched again.
+Everything goes through `huggingface_hub`, its cache, its progress bars and its access tokens. An
+interrupted transfer resumes; complete files are not fetched again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PUBLIC = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file or folder of a repository, as it lies in the local cache.
+    """A file or folder of a repository in the local cache.
 
     Attributes
     ----------
     path : Path
-        Of the local copy.
+        Path of the local copy.
     repo, commit : str
-        The repository and the commit that the revision meant.
+        The repository, and the commit of the revision.
     checksums : dict
         SHA-256 of each file, by its path in the repository.
     """
@@ -50,11 +50,11 @@ class Fetched:
 def fetch(repo: str, path: str = "", revision: str = "main") -> Fetched:
     """Files of a repository that make an SAE, downloaded where they are not in the cache yet.
 
-    Of a folder, what lies right in it and has one of `SUFFIXES`; of a file, that file and the JSON
-    files beside it and one folder up, where settings are kept. What a revision means is asked of
-    the hub (`HF_ENDPOINT` if it is set) every time; if the hub is away, it means what it meant at
-    the last time, or what the cache has for it, whichever program has downloaded that. A commit's files
-    are read from the cache without asking.
+    For a folder, these are the files directly in it that have one of `SUFFIXES`; for a file, that
+    file and the JSON files beside it and one folder up, where settings are kept. The hub
+    (`HF_ENDPOINT` if it is set) is asked every time which commit a revision is; if it cannot be
+    reached, the last answer counts, or the commit that the cache has for the revision, whichever
+    program downloaded it. A commit's files are read from the cache without asking.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ def fetch(repo: str, path: str = "", revision: str = "main") -> Fetched:
     FileNotFoundError
         If the hub has no such repository, revision or path, or it holds no such files.
     PermissionError
-        If the hub wants to know who asks.
+        If the hub requires a login.
     ConnectionError
-        If the hub is away and the files are not in the cache.
+        If the hub cannot be reached and the files are not in the cache.
     ValueError
-        If a file is not what the hub lists, or is no longer what was downloaded.
+        If a file differs from the hub's checksum, or from the one downloaded earlier.
     """
     request = {"repo": repo, "path": path, "revision": revision}
     record_file = home() / "hub" / f"{hash_json(request)}.json"
@@ -136,7 +136,7 @@ def _look_up(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]]:
 
 
 def _cached(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]] | None:
-    """The commit and the checksums of files that some other program has put into the hub's cache.
+    """The commit and the checksums of files that another program has put into the hub's cache.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def _cached(repo: str, path: str, revision: str) -> tuple[str, dict[str, str]] |
 
 
 def _verified(local: Path, name: str, checksum: str) -> str:
-    """SHA-256 of a file that has the checksum; one that has another is removed from the cache.
+    """SHA-256 of a file with the right checksum; a file with another one is removed from the cache.
 
     A checksum of 64 digits is SHA-256, as the hub lists it for large files; one of 40 is that of
     git, as it lists it for the others.
@@ -199,7 +199,7 @@ def hub_api() -> Any:
 
 @contextmanager
 def _one_sentence(repo: str, path: str, revision: str) -> Iterator[None]:
-    """Turn what goes wrong into one sentence, without the chain of what led to it."""
+    """Turn errors into one sentence, without the chain of their causes."""
     from huggingface_hub import errors
 
     what, where = f"{repo}/{path}".rstrip("/"), hub_endpoint()

@@ -1,11 +1,11 @@
 """From a name to an SAE or a family: the one place where names, paths and hub ids are resolved.
 
-A source is looked for in this order, and the first that is there is taken:
+A source is looked up in this order, and the first match is taken:
 
-1. A file or folder, as typed: `~` is the user's home, and a relative path counts from the working
-   directory of the moment. A folder `relu` beside a notebook so comes before the bundled family.
-2. A glob that files or folders match, such as `"saes/width_*"`. What exists as typed is no glob, so
-   brackets in the names of folders need no escape.
+1. A file or folder, as typed: `~` is the user's home, and a relative path starts at the current
+working directory. So a folder `relu` beside a notebook comes before the bundled family.
+2. A glob that files or folders match, such as `"saes/width_*"`. A path that exists as typed is not a
+glob, so brackets in folder names need no escape.
 3. A bundled family (`"relu"`, `"batchtopk"`), or a member of one (`"relu/1152-seed0"`).
 4. A published SAE, a release or a part of one, by the names of `releases_table`.
 5. A place on the hub, `"organisation/repository"` or `"organisation/repository/path"`.
@@ -50,7 +50,7 @@ class Saved(Described):
         if others := recognise(folder):
             raise ValueError(
                 f"{folder} holds a dictionary of saekit and an SAE of {' and '.join(others)}: keep each in a "
-                "folder of its own."
+                "separate folder."
             )
         header = read_header(folder)
         return cls(folder, header["d_in"], header["width"], header["info"])
@@ -70,8 +70,8 @@ class Saved(Described):
 def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dictionary | Member]:
     """The SAEs that a source leads to, in the order of this module's description.
 
-    Bundled ones are read at once, others when they are asked for; nothing is downloaded here but an SAE
-    that is named by its place on the hub.
+    Bundled ones are read at once, others when they are asked for; only an SAE that is named by its
+    place on the hub is downloaded here.
 
     Parameters
     ----------
@@ -88,11 +88,11 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
     Raises
     ------
     FileNotFoundError
-        If there is nothing of this name, or a local place holds no SAE.
+        If nothing has this name, or a local place holds no SAE.
     ValueError
         If the files of an SAE do not follow their format.
     PermissionError, ConnectionError
-        If the hub does not give the files, or is away.
+        If the hub refuses the files, or cannot be reached.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
 
 
 def local_to(folder: Path, source: str) -> str:
-    """A source that a file in `folder` names: made absolute if it is a path or glob there, else as it is.
+    """A source named in a file of `folder`: made absolute if it is a path or glob there, else as it is.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def _typed(source: str | Path) -> Path:
 
 
 def _matches(path: Path) -> list[Path]:
-    """What matches a glob, each once: links to folders above are not followed for ever."""
+    """The matches of a glob, each once: links to parent folders are not followed forever."""
     if not any(character in path.as_posix() for character in "*?["):
         return []
     base = next(parent for parent in path.parents if parent.exists())
@@ -172,7 +172,7 @@ def _matches(path: Path) -> list[Path]:
 
 
 def _local(typed: Path, places: list[Path]) -> Sequence[Member]:
-    """SAEs at what was typed, right below it where it is a folder of them, or at what its glob matches."""
+    """SAEs at a path as typed, directly below it if it is a folder of SAEs, or at the matches of its glob."""
     if places == [typed] and typed.is_dir() and not is_sae(typed):
         places = sorted(typed.glob("*"))
     if places == [typed]:
@@ -213,7 +213,7 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     source : str or Path
         A file or folder of an SAE; the name of a published SAE (`releases_table`), such as
         `"gpt2-small-res-jb/blocks.8.hook_resid_pre"`; or a file or folder on the hub, as
-        `"organisation/repository/path"`. `saekit.loading.names` gives the order in which it is looked for.
+        `"organisation/repository/path"`. `saekit.loading.names` gives the order in which it is looked up.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -228,9 +228,9 @@ def open_sae(source: str | Path, *, revision: str | None = None) -> Unfolded:
     FileNotFoundError
         If there is nothing of this name, or it holds no SAE.
     ValueError
-        If there are several, or the files do not follow their format, or differ from what was published.
+        If there are several, or the files do not follow their format, or differ from the published ones.
     PermissionError, ConnectionError
-        If the hub does not give the files, or is away (see `saekit.loading.hub.fetch`).
+        If the hub refuses the files, or cannot be reached (see `saekit.loading.hub.fetch`).
 
     Examples
     --------
@@ -258,11 +258,11 @@ def load_sae(
     Parameters
     ----------
     source : str or Path
-        What `open_sae` takes, a folder that `Dictionary.save` wrote, or a member of a bundled family,
-        such as `"relu/1152-seed0"`.
+        Anything that `open_sae` takes, a folder that `Dictionary.save` wrote, or a member of a
+        bundled family, such as `"relu/1152-seed0"`.
     latents : tensor, array, Series, list or slice, optional
-        Only these latents, in this order (`saekit.selection.select_latents`); all if left out. Of a
-        foreign format memory is used for these alone.
+        Only these latents, in this order (`saekit.selection.select_latents`); all if left out. For a
+        foreign format, memory is used only for these.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -313,15 +313,15 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
         such SAEs; `"relu"` or `"batchtopk"` for the bundled families (see `bundled_table`), which are
         read at once; published SAEs (see `releases_table`), such as
         `"gpt2-small-res-jb-feature-splitting"` or `"gemma-scope-2b-pt-res/layer_12"`, of which each
-        is downloaded when it is asked for; or a list of these and of whatever `load_sae` takes.
-        `saekit.loading.names` gives the order in which a name is looked for.
+        is downloaded when it is asked for; or a list of these and of anything that `load_sae` takes.
+        `saekit.loading.names` gives the order in which a name is looked up.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing of this name, or it holds no dictionaries.
+        If nothing has this name, or it holds no dictionaries.
     ValueError
-        If the SAEs make no family, or a file is no SAE.
+        If the SAEs do not form a family, or a file is not an SAE.
 
     Examples
     --------

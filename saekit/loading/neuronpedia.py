@@ -1,9 +1,9 @@
 """Neuronpedia: links to pages, lists and embeds of them, and readers of pages and bulk files.
 
-A dictionary knows its place there by `info["neuronpedia_id"]`, such as
-`"gpt2-small/8-res_fs49152-jb"`: a model and a source. Neuronpedia folds decoder norms when it loads an
-SAE, so its activations are in the units of a saekit `Dictionary`. Nothing here uses the network but
-`fetch_feature` and a browser that shows an `embed`.
+A dictionary records its place there as `info["neuronpedia_id"]`, such as
+`"gpt2-small/8-res_fs49152-jb"`: a model and a source. Neuronpedia folds decoder norms when it loads
+an SAE, so its activations are in the units of a saekit `Dictionary`. Only `fetch_feature`, and a
+browser that shows an `embed`, use the network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saekit.selection import Latents, select_latent, select_latents
 
 SITE = "https://www.neuronpedia.org"
 LIST_LIMIT = 150  # longer quick lists are not found
-ANY_WIDTH = 1 << 40  # more latents than any source has, where its number is not known
+ANY_WIDTH = 1 << 40  # more latents than any source has, for sources of unknown width
 PARTS = ("explanation", "plots", "test", "activations", "link", "steer")
 
 
@@ -96,7 +96,7 @@ def quick_list_url(source: Dictionary | str, latents: Latents, *, name: str) -> 
 
 @dataclass(frozen=True)
 class Embed:
-    """A page in a frame, which a notebook shows and a browser loads.
+    """A page in a frame, which a notebook shows and the browser loads.
 
     Attributes
     ----------
@@ -176,15 +176,15 @@ class Feature:
     latent : int
         Its number there.
     descriptions : tuple of str
-        Explanations, as they come.
+        Explanations, in Neuronpedia's order.
     density : float or None
         Share of tokens on which it is active.
     max_activation : float or None
-        The greatest that was seen.
+        Greatest activation seen.
     logits : DataFrame
         `token`, `logit` and `promoted`: the tokens promoted most and suppressed most.
     activations : tuple of DataFrame
-        One a context: `token`, `activation`.
+        One per context: `token`, `activation`.
     """
 
     source: str
@@ -197,7 +197,7 @@ class Feature:
 
 
 def read_feature(source: str | Path | Mapping[str, Any]) -> Feature:
-    """A latent's page, from the JSON of Neuronpedia's interface.
+    """A latent's page, from the JSON of Neuronpedia's API.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def read_feature(source: str | Path | Mapping[str, Any]) -> Feature:
     Raises
     ------
     ValueError
-        If it does not name the latent that it is about, or a part has another form.
+        If it does not name its latent, or a part has another form.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def fetch_feature(source: Dictionary | str, latent: int, *, timeout: float = 10.
     FileNotFoundError
         If Neuronpedia has no such latent.
     ConnectionError
-        If it cannot be reached.
+        If Neuronpedia cannot be reached.
     """
     address = latent_url(source, latent).replace(SITE, f"{SITE}/api/feature", 1)
     try:
@@ -320,8 +320,8 @@ def explanations(path: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         `latent`, `description`, `model` (that wrote it) and `method`, sorted by latent; a latent may
-        have several. `frame.groupby("latent")["description"].first()` gives one to each, to stand
-        beside `saekit.label_latents`.
+        have several. `frame.groupby("latent")["description"].first()` gives one for each, to compare
+        with `saekit.label_latents`.
 
     Raises
     ------

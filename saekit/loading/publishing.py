@@ -1,4 +1,4 @@
-"""SAEs handed on: converted into another library's files, or pushed to the hub with a model card."""
+"""SAEs for others: converted into another library's files, or pushed to the hub with a model card."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def convert_sae(
     Parameters
     ----------
     source : str or Path
-        What `load_sae` takes; or a folder, glob or name of several SAEs that make a family.
+        Anything that `load_sae` takes; or a folder, glob or name of several SAEs that form a family.
     out : str or Path
-        Folder to write, made if needed. Of several SAEs each gets a folder `<width>-seed<seed>` in it.
+        Folder to write, made if needed. With several SAEs, each gets a folder `<width>-seed<seed>` in it.
     format : str
         `"saelens"` or `"dictionary_learning"`, see `save_sae`, or `"saekit"`.
     revision : str, optional
@@ -76,21 +76,22 @@ def push_to_hub(
 ) -> str:
     """Upload a dictionary or a family to the hub in SAELens' layout, with a model card.
 
-    The repository is made if needed, and everything is uploaded in one commit by `huggingface_hub`. A model
-    card that is there already is left as it is.
+    The repository is made if needed, and everything is uploaded in one commit by `huggingface_hub`.
+    An existing model card is left as it is.
 
     Parameters
     ----------
     sae : Dictionary or Family
-        What to upload, see `save_sae`. Each member of a family gets a folder `<width>-seed<seed>`.
+        The SAE or family to upload, see `save_sae`. Each member of a family gets a folder
+        `<width>-seed<seed>`.
     repo : str
         `"organisation/name"`.
     path : str
         Folder in the repository; its root if left out.
     private : bool
-        Whether a repository that is made can be seen by its owners only.
+        Whether a new repository is visible only to its owners.
     message : str, optional
-        Of the commit.
+        Message of the commit.
 
     Returns
     -------
@@ -100,11 +101,11 @@ def push_to_hub(
     Raises
     ------
     ValueError
-        If SAELens has no place for a part of a dictionary (see `save_sae`), or `repo` is no name.
+        If SAELens cannot express a part of a dictionary (see `save_sae`), or `repo` is not a valid name.
     PermissionError
         If the hub does not let the user write there.
     ConnectionError
-        If the hub is away.
+        If the hub cannot be reached.
     """
     members = [sae] if isinstance(sae, Dictionary) else list(sae)
     places = {"" if isinstance(sae, Dictionary) else _folder(member): member for member in members}
@@ -127,7 +128,7 @@ def push_to_hub(
 
 
 def model_card(places: dict[str, Dictionary], repo: str) -> str:
-    """The README of a repository: what its SAEs are, and how they are loaded.
+    """The README of a repository: a table of its SAEs, and how to load them.
 
     Parameters
     ----------
@@ -194,7 +195,7 @@ def _write(dictionary: Dictionary, folder: Path, format: str) -> None:
 
 @contextmanager
 def _uploading(repo: str) -> Iterator[None]:
-    """Turn what goes wrong while writing to the hub into one sentence."""
+    """Turn errors in writing to the hub into one sentence."""
     from huggingface_hub import errors
 
     where = hub_endpoint()

@@ -1,9 +1,9 @@
-"""Published SAEs: where they lie, what they were trained on, and what is expected of them.
+"""Published SAEs: where they are, what they were trained on, and what to expect of them.
 
-The table was made where no hub could be reached: that a repository is there, and its layout, are
-as SAELens' registry and the releases' own pages give them, and no commit is pinned. Whatever is
-loaded is checked against the hub's checksums and against the table's `d_in`, `width` and `kind`,
-and its `info` names the commit that was used.
+The table was made without access to a hub: repositories and their layouts are those of SAELens'
+registry and of the releases' own pages, and no commit is pinned. Every SAE that is loaded is checked
+against the hub's checksums and against the table's `d_in`, `width` and `kind`, and its `info` names
+the commit that was used.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class PublishedSAE:
     release, member : str
         `"release/member"` is its name for `load_sae`.
     repo, path, revision : str
-        Where it lies on the hub.
+        Where it is on the hub.
     format : str
-        Of its files, by the names of `saekit.loading.formats`.
+        Format of its files, by its name in `saekit.loading.formats`.
     model : str
-        As `load_model` takes it.
+        Name of the model, as `load_model` takes it.
     processing : mapping
-        Of the model's weights, as `load_model` takes it: those flags that are on.
+        Processing of the model's weights, as `load_model` takes it: the flags that are on.
     hook_point : str
         Where its activations come from.
     kind : str
@@ -47,7 +47,7 @@ class PublishedSAE:
     neuronpedia_id : str, optional
         Model and source on Neuronpedia.
     expected_l0, expected_explained_variance : float, optional
-        As published, on the publisher's text.
+        The published values, on the publisher's text.
     """
 
     release: str
@@ -136,7 +136,7 @@ def releases_table() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row for each, by `release` and `member`; columns are the parameters of `PublishedSAE`.
+        One row per SAE, by `release` and `member`; columns are the parameters of `PublishedSAE`.
         `load_sae("release/member")` loads one, `load_family("release")` those of several widths.
 
     Examples
@@ -152,7 +152,7 @@ def releases_table() -> pd.DataFrame:
 # ------------------------------------------------------------------------------ the table
 
 _gpt2 = partial(PublishedSAE, model="gpt2", d_in=768)
-# Bloom's SAEs read a residual stream that was centred, as TransformerLens' default once had it.
+# Bloom's SAEs read a centred residual stream, formerly the default of TransformerLens.
 _bloom = partial(_gpt2, format="SAELens", kind="relu", processing={"center_writing_weights": True})
 
 
@@ -202,7 +202,7 @@ def _bloom_layers() -> Iterator[PublishedSAE]:
 
 def _openai() -> Iterator[PublishedSAE]:
     """OpenAI's version 5 (k = 32, layer-normalised input), in the mirrors that have SAELens' layout."""
-    # What ends in .pt is a folder there as well.
+    # Names that end in .pt are folders there too.
     for size, width, ending in (("32k", 32768, ".pt"), ("128k", 131072, "")):
         for layer in range(12):
             yield _gpt2(
@@ -221,7 +221,7 @@ def _openai() -> Iterator[PublishedSAE]:
 
 
 def _attention() -> Iterator[PublishedSAE]:
-    """Kissane and Krzyzanowski's, on the concatenated outputs of the attention heads."""
+    """Kissane and Krzyzanowski's SAEs on the concatenated outputs of the attention heads."""
     # SAELens lists explained variances down to -7.6 for these, so none is taken as expected.
     for layer, (width, l0, l1, decay, version) in enumerate(
         (
@@ -283,7 +283,7 @@ def _gemma_scope() -> Iterator[PublishedSAE]:
 
 
 def _pythia() -> Iterator[PublishedSAE]:
-    """Marks et al.'s on the residual stream of Pythia 70M, converted to SAELens' layout."""
+    """Marks et al.'s SAEs on the residual stream of Pythia 70M, converted to SAELens' layout."""
     for layer in range(6):
         yield PublishedSAE(
             release="pythia-70m-deduped-res-sm",

@@ -1,6 +1,6 @@
-"""One function a figure: results in, a figure with its numbers, caption and alt text out.
+"""One function per figure: results in, a figure with its numbers, caption and alt text out.
 
-Nothing is computed here that a result does not say, except for histograms. Captions and alt texts
+Nothing is computed here that a result does not hold, except for histograms. Captions and alt texts
 state the numbers of the data that they are given.
 """
 

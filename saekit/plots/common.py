@@ -1,4 +1,4 @@
-"""What the plots share: names, provenance and axes."""
+"""Shared by the plots: names, provenance and axes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Pair(Protocol):
-    """What names a comparison: results of two dictionaries, by identity or whole."""
+    """A comparison to name: results of two dictionaries, by identity or whole."""
 
     @property
     def small(self) -> Identity | Dictionary: ...  # noqa: D102
@@ -48,7 +48,7 @@ def pair_name(result: Pair) -> str:
 
 
 def pair_names(results: Sequence[Pair]) -> list[str]:
-    """Names of comparisons that tell them apart, by as little as does.
+    """Names of comparisons that tell them apart, as short as possible.
 
     Kind and width, and a hook point where the two of a pair have different ones; then seeds, hook
     points and at last hashes, where two pairs would otherwise share a name.
@@ -153,7 +153,7 @@ def on_all_tokens(results: Sequence[Any]) -> str:
 
 
 def made_from(*results: Any) -> dict[str, Any]:
-    """What a plot records of the dictionaries that results, or parts of results, are about."""
+    """The record that a plot keeps of the dictionaries of its results, or of parts of results."""
     names = ("small", "large", "a", "b", "dictionary")
     found = [getattr(result, name, None) for result in results for name in names]
     found += [each for result in results for each in getattr(result, "dictionaries", ())]

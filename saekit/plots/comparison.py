@@ -23,7 +23,7 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
     Parameters
     ----------
     result : DictionaryComparison
-        Of matched dictionaries.
+        Comparison of matched dictionaries.
     reference : str
         The one that all others are compared with.
     groups : mapping of str to str

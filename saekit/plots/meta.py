@@ -174,7 +174,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
 
 
 def meta_sweep(result: MetaSweep) -> Plot:
-    """Explained variance of meta-SAEs against their width, a line for each k.
+    """Explained variance of meta-SAEs against their width, one line per k.
 
     Parameters
     ----------
@@ -258,7 +258,8 @@ def related_latents(result: RelatedLatents) -> Plot:
 
     Notes
     -----
-    Leask et al. (ICLR 2025), figure 1, and the related-latents graph of the post before it.
+    Leask et al. (ICLR 2025), figure 1, and the related-latents graph of the LessWrong post "Showing
+    SAE Latents Are Not Atomic Using Meta-SAEs", which preceded it.
 
     Examples
     --------
@@ -492,7 +493,7 @@ def meta_splitting(
     meta : MetaSAE
         Trained on the family of `tree`.
     tree : SplittingTree
-        Of the same family.
+        Tree of the same family.
     width, latent : int
         The root.
     labels : sequence of Labels, optional
@@ -583,7 +584,7 @@ def active_meta_latents(result: MetaSplitting) -> Plot:
     Parameters
     ----------
     result : MetaSplitting
-        Of a meta-SAE on a family.
+        Splitting through a meta-SAE trained on a family.
 
     Notes
     -----

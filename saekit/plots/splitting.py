@@ -43,7 +43,7 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
     Parameters
     ----------
     similarity : FamilySimilarity
-        Of a family; one panel per pair of neighbouring widths.
+        Similarity within a family; one panel per pair of neighbouring widths.
 
     Notes
     -----

@@ -153,7 +153,7 @@ def stitching_curve(
             for axes in column[len(drawn) :]:
                 axes.set_visible(False)
             drawn[-1].tick_params(labelbottom=True)
-            drawn[-1].xaxis.set_in_layout(len(drawn) == len(rows))  # else it hangs where no panel is
+            drawn[-1].xaxis.set_in_layout(len(drawn) == len(rows))  # otherwise it hangs below an empty place
             drawn[-1].set_xlabel("step")
         main = panels[:, 0]
         if random is not None:
@@ -192,7 +192,7 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
     Parameters
     ----------
     results : Stitching or sequence of Stitching
-        Of one pair or of several: one panel per pair, one line per order.
+        Paths of one pair or of several: one panel per pair, one line per order.
     random : sequence of RandomOrders
         Random orders (`random_orders`) of the moves of some of the results.
 

@@ -163,10 +163,10 @@ def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation |
     Parameters
     ----------
     evaluations : Evaluation or sequence of Evaluation
-        Of dictionaries of any kinds, widths and seeds. The line of a kind follows the lowest
-        seed of each width; other seeds are open markers.
+        Dictionaries of any kinds, widths and seeds. The line of a kind follows the lowest seed of
+        each width; other seeds are open markers.
     ce : CEDegradation, optional
-        Of the same dictionaries.
+        CE degradation of the same dictionaries.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation |
 
 
 def _ce_of(evaluations: Sequence[Evaluation], ce: CEDegradation) -> list[float]:
-    """CE degradation of the evaluated dictionaries, which it names only."""
+    """CE degradation of the evaluated dictionaries, matched by name."""
     names = [str(evaluation.dictionary) for evaluation in evaluations]
     found = ce.frame.set_index("dictionary")["ce_degradation"]
     missing = sorted(set(names) - set(found.index))
@@ -458,7 +458,7 @@ def density_histogram(evaluations: Evaluation | Sequence[Evaluation]) -> Plot:
     Parameters
     ----------
     evaluations : Evaluation or sequence of Evaluation
-        Of dictionaries of any kinds and widths; one panel per kind.
+        Dictionaries of any kinds and widths; one panel per kind.
 
     Raises
     ------
@@ -532,7 +532,7 @@ def density_histogram(evaluations: Evaluation | Sequence[Evaluation]) -> Plot:
 
 
 def _summary_of_counts(part: pd.DataFrame) -> dict[str, Any]:
-    """Of the number of active latents per token: mean, 5% and 95% quantiles, end of the axis, maximum."""
+    """Mean, 5% and 95% quantiles, end of the axis and maximum of the number of active latents per token."""
     active, tokens = part["active"].to_numpy(), part["tokens"].to_numpy()
     below = np.cumsum(tokens) / tokens.sum()
     low, high, end = (int(active[np.searchsorted(below, share)]) for share in (0.05, 0.95, 0.9999))

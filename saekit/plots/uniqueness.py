@@ -76,7 +76,7 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
                 for (comparison, other, null), bins in groups_of(part, ["comparison", "other", "null"]):
                     share = bins["share"].to_numpy()
                     if null:
-                        if comparison == part["comparison"].iloc[0]:  # those of the first one will do
+                        if comparison == part["comparison"].iloc[0]:  # those of the first one suffice
                             axes.stairs(share, edges, color=NULL, linestyle=NULL_DASHES[null], linewidth=0.9)
                     elif other == "other seed":  # the first one filled, further ones as outlines
                         axes.stairs(share, edges, color=SEEDS, fill=not axes.patches, linewidth=0.9)

@@ -75,11 +75,11 @@ class Table:
     Attributes
     ----------
     name : str
-        Of its CSV, without suffix.
+        Name of its CSV, without suffix.
     caption : str
         Meaning of the columns.
     frame : DataFrame
-        Written to the CSV in full.
+        The table, written to the CSV in full.
     shown : mapping
         Columns to show, with their headings.
     """

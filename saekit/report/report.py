@@ -68,8 +68,8 @@ def write_report(
     Parameters
     ----------
     family : Family
-        Of at least two widths, whose latents do not depend on each other. Further seeds give the
-        nulls; where there are none the page reports it.
+        A family of at least two widths, whose latents do not depend on each other. Further seeds give
+        the nulls; the page states where there are none.
     store : ActivationStore
         Held-out tokens at the family's hook point.
     folder : str or Path
@@ -101,14 +101,14 @@ def write_report(
         If the family has fewer than two widths, or latents that depend on each other (TopK: see
         `saekit.as_jumprelu`), or a setting is out of range.
     TypeError
-        If `family` is no `Family`.
+        If `family` is not a `Family`.
     OSError
         If nothing can be written to the folder.
 
     Notes
     -----
     Leask et al. (ICLR 2025): a canonical set of units is unique, complete and atomic. Each section
-    gives its numbers beside their nulls. Everything that can be refused is refused before any work.
+    gives its numbers beside their nulls. All input is checked before any work starts.
     """
     if not isinstance(family, Family):
         raise TypeError(f"family must be a Family, found {type(family).__name__}: use saekit.load_family.")

@@ -1,1 +1,1 @@
-"""The paper's series on the embedded model: what a user of other SAEs does not need."""
+"""The paper's series on the embedded model; users of other SAEs do not need it."""

@@ -1,10 +1,9 @@
-"""The bundled families: how they are trained, and how they come into the package.
+"""The bundled families: their training, and how they get into the package.
 
-`saekit families` trains what the package lacks, the `WIDE` members, on 15 million tokens;
-`saekit families --again` trains the `MEMBERS` that the package has, on the 5 million tokens that they
-were trained on. Both keep what they train under `saekit.files.home()` and resume.
-`saekit families --bundle` writes `MEMBERS` into the package, in half precision, with the tables of
-what they are and how far they have converged.
+`saekit families` trains the `WIDE` members, which the package lacks, on 15 million tokens; `saekit
+families --again` trains the bundled `MEMBERS` again, on their 5 million tokens. Both keep the results
+under `saekit.files.home()` and resume. `saekit families --bundle` writes `MEMBERS` into the package,
+in half precision, with tables of their properties and convergence.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ MEMBERS = {
     "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (4608, 0)),
     "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (4608, 0)),
 }
-# Trained on more text. Seeds beyond the first have an initialisation and a data order of their own.
+# Trained on more text. Further seeds differ in initialisation and data order.
 WIDE = ((36864, 0), (18432, 0), (9216, 0), (9216, 1), (9216, 2), (2304, 2))
 WIDE_TOKENS = 15_000_000
-NICENESS = 10  # training takes days, and gives way to everything else
-HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision will do
+NICENESS = 10  # training takes days, and yields to other processes
+HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision is used
 
 
 def config(kind: str, width: int, seed: int, *, data_seed: int | None = None) -> TrainingConfig:
@@ -67,7 +66,7 @@ def config(kind: str, width: int, seed: int, *, data_seed: int | None = None) ->
 
 
 def trained_folder(kind: str, train_store: ActivationStore) -> Path:
-    """Where `train_families` keeps a family; another recipe or other data, another folder.
+    """The folder in which `train_families` keeps a family; it depends on recipe and data.
 
     It depends on the recipe at one width, so that members can be added to those that are there.
     """
@@ -81,7 +80,7 @@ def train_families(*, again: bool = False, progress: bool = True) -> dict[str, P
     Parameters
     ----------
     again : bool
-        Train the members that the package has instead.
+        Train the bundled members instead.
     progress : bool
         Show a progress bar in tokens.
 
@@ -103,7 +102,7 @@ def train_families(*, again: bool = False, progress: bool = True) -> dict[str, P
         (config(kind, width, seed, data_seed=data_seed), _member_folder(folders[kind], width, seed))
         for kind, width, seed, data_seed in members
     ]
-    # The longest first, so that no core is left with it at the end.
+    # The longest first, so that no core is left alone with it at the end.
     runs.sort(key=lambda run: -run[0].width)
     train_side_by_side(runs, train_store, held_out, snapshots=True, niceness=NICENESS, progress=progress)
     return folders

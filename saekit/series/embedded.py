@@ -23,7 +23,7 @@ HOOK_POINT = "blocks.12.hook_resid_post"
 CONTEXT_LENGTH = 128
 TRAIN_TOKENS = 5_000_000
 HELD_OUT_TOKENS = 100_000
-EDITION = ""  # of the embedded rows: change it ("-2", ...) when they change, which a test notices
+EDITION = ""  # edition of the embedded rows: change it ("-2", ...) when they change, which a test notices
 
 
 def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> TokenRows:
@@ -32,11 +32,11 @@ def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> Toke
     Parameters
     ----------
     model : TransformerBridge
-        Its tokenizer packs the text.
+        The model whose tokenizer packs the text.
     part : {"train", "held-out"}
         Which side of the split by documents.
     n_tokens : int
-        Positions wanted.
+        Number of positions.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def embedded_rows(model: TransformerBridge, *, part: str, n_tokens: int) -> Toke
 
 
 def _training_documents() -> Iterator[Document]:
-    """The training side of the embedded mix (13 million tokens), then what else there is to train on."""
+    """The training side of the embedded mix (13 million tokens), then all other text to train on."""
     yield from split(embedded_corpus())[0]
     yield from further_prompts()
 

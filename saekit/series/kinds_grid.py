@@ -1,8 +1,8 @@
-"""Kinds of SAE at equal width and sparsity: what each pays in reconstruction (the frontier).
+"""Kinds of SAE at equal width and sparsity: the frontier of reconstruction against sparsity.
 
-`saekit kinds` trains a dictionary of every kind, width and sparsity of the grid below on the
-embedded store, under `saekit.files.home()`, and writes two tables into the package: what each
-dictionary is worth, and how many latents its tokens use. A rerun trains only what is missing.
+`saekit kinds` trains a dictionary of every kind, width and sparsity of the grid below on the embedded
+store, under `saekit.files.home()`, and writes two tables into the package: the quality of each
+dictionary, and the number of latents that its tokens use. A rerun trains only the missing ones.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from saekit.training.side_by_side import measure, train_side_by_side
 from saekit.training.variants import VARIANTS
 
 WIDTHS = (1152, 2304)
-ACTIVE = (16, 32, 64)  # active latents a token
-HISTOGRAM = (2304, 32)  # width and active latents a token of the dictionaries whose tokens are counted
+ACTIVE = (16, 32, 64)  # active latents per token
+HISTOGRAM = (2304, 32)  # width and active latents per token of the dictionaries whose tokens are counted
 STEPS = 2_500
 BATCH_SIZE = 512
 LEARNING_RATE = 2e-3  # at width 1152
@@ -54,18 +54,18 @@ def target_l0(config: TrainingConfig) -> int:
 
 
 def trained_folder(config: TrainingConfig, train_store: ActivationStore) -> Path:
-    """Where `train_kinds` keeps a dictionary; other settings or data, another folder."""
+    """The folder in which `train_kinds` keeps a dictionary; it depends on settings and data."""
     settings = hash_json([config.describe(), train_store.content_hash])[:12]
     return home() / "kinds" / f"{config.variant.kind}-{config.width}-{target_l0(config)}-{settings}"
 
 
 def train_kinds(*, progress: bool = True) -> list[tuple[TrainingConfig, Dictionary]]:
-    """Train what is missing of the grid, resuming where a run was stopped.
+    """Train the missing dictionaries of the grid, resuming interrupted runs.
 
     Returns
     -------
     list of (TrainingConfig, Dictionary)
-        All of the grid, in the order of `configs`.
+        The whole grid, in the order of `configs`.
     """
     train_store = embedded_store("train", progress=progress)
     runs = [(config, trained_folder(config, train_store)) for config in configs()]
@@ -83,7 +83,7 @@ def write_tables(*, progress: bool = True) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As in `saekit.family.kinds_table`.
+        The table, as in `saekit.series.tables.kinds_table`.
     """
     writable_folder(BUNDLED)
     trained = train_kinds(progress=progress)
@@ -111,8 +111,8 @@ def active_histogram(dictionaries: Iterable[Dictionary], activations: Activation
     Returns
     -------
     DataFrame
-        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many; counts that no
-        token has are left out.
+        `kind`, `width`, `active` (latents) and `tokens` with exactly that many; counts that no token
+        has are left out.
     """
     parts = []
     for dictionary in dictionaries:

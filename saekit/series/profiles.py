@@ -1,7 +1,7 @@
 """Profiles: which model, text and families the notebook series runs on, as JSON files.
 
-`embedded.json` is the default; `gpt2.json` is the paper's own model and SAEs. A file of one's own
-has the same keys: those of `Profile`, with `Model`, `Text` and `Plan` below them.
+`embedded.json` is the default; `gpt2.json` is the paper's own model and SAEs. A file of your own has
+the same keys: those of `Profile`, with `Model`, `Text` and `Plan` below them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEFAULT = SHIPPED / "embedded.json"
 
 @dataclass(frozen=True)
 class Model:
-    """The language model, by the parameters of `load_model`; a folder may be relative to the profile."""
+    """The language model: parameters of `load_model`; a folder may be relative to the profile."""
 
     name: str
     revision: str | None = None
@@ -48,16 +48,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Text:
-    """What the model reads: a data set, text files, or (if neither is named) the embedded corpus.
+    """The text for the model: a data set, text files, or (if neither is named) the embedded corpus.
 
     Parameters
     ----------
     dataset, split, text_column, revision, limit
-        Of a Hugging Face data set, as for `huggingface_dataset`.
+        Parameters of `huggingface_dataset`.
     files : sequence of str
         Globs of text files, relative to the profile.
     context_length, prepend_bos
-        Of the rows, as for `pack`.
+        Parameters of `pack`.
     train_tokens, held_out_tokens : int
         Positions to train missing dictionaries on, and to measure on.
     shown : sequence of str
@@ -79,17 +79,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where a family comes from.
+    """The origin of a family.
 
     Parameters
     ----------
     sources : sequence of str
-        What `load_family` takes; folders and globs may be relative to the profile.
+        Sources for `load_family`; folders and globs may be relative to the profile.
     train : sequence of mapping
-        Dictionaries that nobody published: parameters of `TrainingConfig`, with that of the
+        Dictionaries that are not published: parameters of `TrainingConfig`, with that of the
         variant's sparsity (`target_l0` or `k`). They are trained once, on the profile's own text. As
-        the second seed of a published SAE such a dictionary is a null that includes the trainer
-        and the text, not the seed alone.
+        the second seed of a published SAE, such a dictionary is a null that includes trainer and
+        text, not only the seed.
     """
 
     sources: Sequence[str] = ()
@@ -98,7 +98,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the notebook series runs on.
+    """The model, text and families that the notebook series runs on.
 
     Parameters
     ----------
@@ -107,16 +107,15 @@ class Profile:
     model : Model
         The language model.
     hook_point : str
-        Where its activations are read.
+        The hook point at which its activations are read.
     text : Text
-        What it reads.
+        The text that it reads.
     families : mapping
         A `Plan` for each kind: the series compares `"relu"` with `"batchtopk"`.
     notebooks : mapping
-        Notebooks of the series to run, by name, each with the parameters that it has other values
-        for.
+        Notebooks of the series to run, by name, each with the parameters to change.
     checks : mapping
-        What should be found, see `saekit.series.published_numbers`.
+        The numbers to expect, see `saekit.series.published_numbers`.
     """
 
     file: Path
@@ -129,7 +128,7 @@ class Profile:
 
     @property
     def name(self) -> str:
-        """What the profile is called."""
+        """Name of the profile."""
         return self.file.stem
 
     def local(self, source: str) -> str:
@@ -143,7 +142,7 @@ class Profile:
         Parameters
         ----------
         source : str or Path
-            The name of a shipped one, or a JSON file.
+            The name of a profile that comes with saekit, or a JSON file.
 
         Raises
         ------
@@ -197,7 +196,7 @@ def build(part: type, value: Any, where: str) -> Any:
 
 
 def load_series() -> Series:
-    """What the notebook series runs on: the profile `SAEKIT_PROFILE`, else the embedded default.
+    """The series that the notebooks run on: the profile `SAEKIT_PROFILE`, else the embedded default.
 
     Examples
     --------
@@ -209,14 +208,14 @@ def load_series() -> Series:
 
 
 def store_for(family: Family, *, n_tokens: int = 100_000, progress: bool = True) -> ActivationStore:
-    """Held-out activations for a family: of the model, processing and hook point that it names.
+    """Held-out activations for a family, from the model, processing and hook point that it names.
 
     The model reads the embedded corpus; its activations are harvested on the first call and kept.
 
     Parameters
     ----------
     family : Family
-        Its smallest dictionary is read; what its `info` has as `model` is a name for `load_model`.
+        The family. Its smallest dictionary is read; `info["model"]` is a name for `load_model`.
     n_tokens : int
         Positions.
     progress : bool
@@ -225,7 +224,7 @@ def store_for(family: Family, *, n_tokens: int = 100_000, progress: bool = True)
     Raises
     ------
     ValueError
-        If the family does not say what it is for.
+        If the family does not name its model and hook point.
     FileNotFoundError
         If its model cannot be reached.
     """
@@ -255,7 +254,7 @@ class Series:
     Parameters
     ----------
     profile : Profile
-        What to load.
+        The profile to load.
     progress : bool
         Show progress bars.
     """
@@ -269,7 +268,7 @@ class Series:
 
     @property
     def is_embedded(self) -> bool:
-        """Whether this is the embedded default, whose findings the notebooks claim."""
+        """Whether this is the embedded default, on which the notebooks' claims were found."""
         return self.profile.file == DEFAULT
 
     @cached_property
@@ -285,13 +284,13 @@ class Series:
         return self._store("held-out", self.profile.text.held_out_tokens, torch.float32)
 
     def train(self, n_tokens: int | None = None) -> ActivationStore:
-        """Activations on training documents, in bfloat16; as many as the profile says if left out."""
+        """Activations on training documents, in bfloat16; as many as the profile gives if left out."""
         return self._store("train", n_tokens or self.profile.text.train_tokens, torch.bfloat16)
 
     def family(self, kind: str, widths: Iterable[int] | None = None) -> Family:
-        """The family of a kind, of these widths alone or of all.
+        """The family of a kind, of these widths or of all.
 
-        What the profile trains itself is trained now, and goes on where it was stopped.
+        Dictionaries that the profile trains itself are trained now, or resumed.
 
         Raises
         ------
@@ -317,9 +316,9 @@ class Series:
         return tuple(dict.fromkeys(sources))
 
     def require(self, claims: Mapping[str, bool]) -> None:
-        """Print what holds, and insist on it on the embedded default.
+        """Print which claims hold, and insist on them for the embedded default.
 
-        Another family may well contradict what was found there; then that is the result.
+        Another family may well contradict what was found there; that is then the result.
 
         Raises
         ------
@@ -341,7 +340,7 @@ class Series:
         model = profile.model
         settings: list[Any] = [profile.hook_point, model.name, model.revision, dict(model.processing)]
         settings += [vars(text), [hash_file(file) for file in files]]
-        if Path(profile.local(model.name)).is_dir():  # which may hold other weights than before
+        if Path(profile.local(model.name)).is_dir():  # a local folder may hold other weights than before
             settings.append(describe_model(self.model)["weights"])
         name = f"{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}-{hash_json(settings)[:8]}"
         path = home() / "stores" / f"{profile.name}-{name}"

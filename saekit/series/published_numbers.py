@@ -1,8 +1,8 @@
-"""What a profile's own SAEs should show: published numbers beside the ones found here.
+"""Published numbers for a profile's SAEs beside the ones found here.
 
-A profile's `checks` name the dictionaries to look at (`Subject`) and, under `expected`, one entry
-for each number of `MEASURES`: what it is, what was published, between which bounds it agrees, and
-where it was published.
+A profile's `checks` name the dictionaries to look at (`Subject`) and, under `expected`, one entry for
+each number of `MEASURES`: its description, the published value, the bounds within which a value
+agrees, and the source.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Subject:
     Parameters
     ----------
     width, small : int
-        Of the SAE that is decomposed, and of the one that its meta-latents are compared with.
+        Width of the SAE that is decomposed, and of the one that its meta-latents are compared with.
     narrow : sequence of int
         Widths of the SAEs whose latents stand in for meta-latents.
     latent : int
@@ -63,7 +63,7 @@ class Subject:
 
 
 class Findings:
-    """What is measured for the checks, each thing once and when it is asked for."""
+    """The measurements for the checks, each made once, when it is asked for."""
 
     def __init__(self, series: Series, subject: Subject) -> None:
         self.series, self.subject = series, subject
@@ -155,20 +155,20 @@ MEASURES: dict[str, Callable[[Findings], float]] = {
 
 @dataclass(frozen=True)
 class Expected:
-    """A published number, and when what is found here agrees with it.
+    """A published number, and the bounds within which a value found here agrees with it.
 
     Parameters
     ----------
     measure : str
         One of `MEASURES`.
     what : str
-        What it is, for the table.
+        Its description, for the table.
     paper : float or str
-        What was published.
+        The published value.
     source : str
-        Where.
+        The source.
     low, high : float, optional
-        The least and the greatest that agrees.
+        The least and the greatest value that agrees.
     """
 
     measure: str
@@ -186,7 +186,7 @@ class Expected:
 
 
 def expectations(profile: Profile) -> tuple[Subject, list[Expected]] | None:
-    """What a profile's checks ask for; None if they ask for nothing.
+    """The checks of a profile; None if it has none.
 
     Raises
     ------
@@ -204,24 +204,24 @@ def expectations(profile: Profile) -> tuple[Subject, list[Expected]] | None:
 
 
 def published(series: Series) -> Family:
-    """The published SAEs: what the profile's first family does not train itself."""
+    """The published SAEs: the members that the profile's first family does not train itself."""
     plan = next(iter(series.profile.families.values()))
     return load_family([series.profile.local(source) for source in plan.sources])
 
 
 def recorded(series: Series) -> pd.DataFrame:
-    """Every published SAE beside what is recorded of it (`check_sae`), one at a time in memory.
+    """Every published SAE beside its record (`check_sae`), one at a time in memory.
 
     Returns
     -------
     DataFrame
-        `what`, `paper` (what is recorded), `low` and `high` (between which a number agrees), `found`,
-        `holds`, `source`.
+        `what`, `paper` (the recorded value), `low` and `high` (the bounds within which a number
+        agrees), `found`, `holds`, `source`.
     """
     rows = []
     for member in published(series):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the table says it
+            warnings.simplefilter("ignore", UserWarning)  # the table shows it
             frame = check_sae(member, series.held_out).frame
         for what, row in frame.iterrows():
             paper = row["recorded"]
@@ -236,12 +236,12 @@ def recorded(series: Series) -> pd.DataFrame:
 
 
 def measured(series: Series) -> pd.DataFrame:
-    """The profile's expected numbers beside what is found here.
+    """The profile's expected numbers beside those found here.
 
     Returns
     -------
     DataFrame
-        As of `recorded`; empty if the profile expects nothing.
+        As for `recorded`; empty if the profile expects nothing.
 
     Raises
     ------
@@ -260,5 +260,5 @@ def measured(series: Series) -> pd.DataFrame:
 
 
 def _say(value: Any) -> Any:
-    """Weight processing by what is on; anything else as it is."""
+    """Weight processing as the flags that are on; anything else as it is."""
     return ", ".join(name for name in value if value[name]) or "none" if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Run the notebook series from top to bottom and keep what it produced."""
+"""Run the notebook series from top to bottom and keep its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saekit.series.embedded import embedded_store
 from saekit.series.profiles import DEFAULT, Profile, Series
 
 CELL_TIMEOUT = 900  # seconds
-EMBEDDED = "embedded"  # tag of cells that are about the embedded default alone
+EMBEDDED = "embedded"  # tag of cells that apply only to the embedded default
 
 
 def notebooks() -> list[Path]:
@@ -49,7 +49,7 @@ def run_notebook(path: Path) -> list[str]:
     Returns
     -------
     list of str
-        What the cells tagged `headline` printed.
+        The lines that cells tagged `headline` printed.
 
     Raises
     ------
@@ -114,16 +114,16 @@ def reproduce(*, progress: bool = True) -> str:
 
 
 def reproduce_profile(profile: Profile, folder: str | Path, *, progress: bool = True) -> pd.DataFrame:
-    """Run the series on another model and other families, and check what is known of them.
+    """Run the series on another model and other families, and check their published numbers.
 
-    First every published SAE is loaded and compared with what is recorded of it, and what nobody
-    published is trained; then the notebooks run; then the rest is checked. What is there already, of
-    the same notebook, profile and version of saekit, is not done again.
+    First every published SAE is loaded and compared with its record, and unpublished ones are
+    trained; then the notebooks run; then the rest is checked. Results of the same notebook, profile
+    and version of saekit that are already there are kept.
 
     Parameters
     ----------
     profile : Profile
-        What to run on.
+        The profile to run on.
     folder : path
         Executed notebooks go to `notebooks`, figures to `figures`, and the checks to `checks.csv`.
     progress : bool
@@ -142,15 +142,15 @@ def reproduce_profile(profile: Profile, folder: str | Path, *, progress: bool = 
         If a notebook lacks a parameter of the profile, the profile's checks are wrong, or the folder
         is the project's own.
     nbclient.exceptions.CellExecutionError
-        If a cell raises; what was done before is kept.
+        If a cell raises; earlier results are kept.
     """
     from saekit.series.published_numbers import expectations, measured, recorded
 
-    asked = expectations(profile)  # now, so that a slip is not found after the notebooks
+    asked = expectations(profile)  # now, so that a mistake is found before the notebooks run
     prepared = {name: prepared_notebook(name, profile) for name in profile.notebooks}
     folder, series = Path(folder).resolve(), Series(profile, progress=progress)
     if folder == project_root().resolve():
-        raise ValueError(f"{folder} holds the series itself: executed notebooks need a folder of their own.")
+        raise ValueError(f"{folder} holds the series itself: give a separate folder for executed notebooks.")
     environment = {"SAEKIT_PROFILE": str(profile.file), "SAEKIT_FIGURES": str(folder / "figures")}
 
     def check_recorded(file: Path) -> None:
@@ -158,7 +158,7 @@ def reproduce_profile(profile: Profile, folder: str | Path, *, progress: bool = 
         for kind in profile.families:
             series.family(kind)
         if asked is not None:
-            open_sae(profile.local(asked[0].released))  # what must be downloaded is, before the notebooks run
+            open_sae(profile.local(asked[0].released))  # downloads happen before the notebooks run
 
     def check(file: Path) -> None:
         write_index(folder / "figures")
@@ -226,20 +226,20 @@ def prepared_notebook(name: str, profile: Profile) -> Any:
 
 
 def _note(profile: Profile) -> str:
-    """What a reader should know of a notebook that is not about the embedded default."""
+    """A note for readers of a notebook that does not run on the embedded default."""
     trained = [
         f"{kind} {settings['width']} (seed {settings.get('seed', 0)})"
         for kind, plan in profile.families.items()
         for settings in plan.train
     ]
     note = (
-        f"Run with the profile `{profile.name}`. The text speaks of the embedded default; what is claimed of "
-        "it is printed below as true or false of this run."
+        f"Run with the profile `{profile.name}`. The text describes the embedded default; its claims are "
+        "printed below as true or false for this run."
     )
     if trained:
         note += (
-            f" Trained here, since nobody published them: {', '.join(trained)}. Beside a published SAE such "
-            "a second seed is a null that includes the trainer and the text, not the seed alone."
+            f" Trained here, since they are not published: {', '.join(trained)}. Beside a published SAE, "
+            "such a second seed is a null that includes trainer and text, not only the seed."
         )
     return note
 

@@ -1,4 +1,4 @@
-"""Tables of the series: what the bundled families are, and how every kind of SAE compares."""
+"""Tables of the series: the bundled families, and a comparison of every kind of SAE."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from saekit.loading.names import BUNDLED
 
 
 def bundled_table() -> pd.DataFrame:
-    """What the bundled dictionaries are: a row for each, as measured when they were bundled.
+    """The bundled dictionaries: one row for each, as measured when they were bundled.
 
     Returns
     -------
     DataFrame
         `kind`, `width`, `seed`, `tokens` and `steps` of training, on the embedded held-out tokens
         `l0`, `fvu`, `dead_fraction`, `ce_degradation`, `loss_recovered_zero`, and
-        `half_precision_fvu_change`, the relative change of FVU by storing them in half precision.
+        `half_precision_fvu_change`, the relative change of FVU due to half precision.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def kinds_table() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `kind`, `width`, `target_l0` (active latents a token asked for, the k of TopK kinds),
+        `kind`, `width`, `target_l0` (active latents per token asked for, the k of TopK kinds),
         `tokens` and `steps` of training, and on the embedded held-out tokens `l0`, `fvu`,
         `dead_fraction`, `ce_degradation`, `loss_recovered_zero`.
 
@@ -57,12 +57,12 @@ def kinds_table() -> pd.DataFrame:
 
 
 def kinds_l0_table() -> pd.DataFrame:
-    """How many latents held-out tokens use, for each kind at one width and sparsity.
+    """Number of active latents on held-out tokens, for each kind at one width and sparsity.
 
     Returns
     -------
     DataFrame
-        `kind`, `width`, `active` (latents) and `tokens` that have exactly so many.
+        `kind`, `width`, `active` (latents) and `tokens` with exactly that many.
 
     Examples
     --------

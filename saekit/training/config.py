@@ -10,7 +10,7 @@ from typing import Any
 from saekit.settings import choice, flag, normalise, optional, positive, share, whole
 from saekit.training.variants import VARIANTS, Variant
 
-WARMUP, WARMUP_SHARE = 200, 10  # steps of warm-up, at most one in so many of the run
+WARMUP, WARMUP_SHARE = 200, 10  # steps of warm-up; the longest, as one part in this many of the run
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class TrainingConfig:
     decay : float
         Last part of training, from 0 to 1, over which the learning rate falls to zero.
     log_every : int
-        Steps between evaluations; each is a row of the log.
+        Steps between evaluations; each adds a row to the log.
     bf16_candidates : bool
-        Look for active latents in bfloat16 and compute their values in float32, see
+        Search for active latents in bfloat16 and compute their values in float32, see
         `saekit.sparse.encode_above`: faster for wide dictionaries where the device has bfloat16.
     data_seed : int, optional
-        Seed of the data order alone; `seed` if left out. Recorded only where it is given, so that
-        records from before it existed stay valid.
+        Seed of the data order alone; `seed` if left out. Recorded only if it is given, so that older
+        records stay valid.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class TrainingConfig:
         return min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
 
     def schedule(self, step: int) -> tuple[float, Any]:
-        """Everything about a step that depends on its number: learning rate, and the variant's phase."""
+        """Everything about a step that depends on its number: learning rate and the variant's phase."""
         return self.lr_at(step), self.variant.phase(step / self.steps)
 
     @property
@@ -153,8 +153,8 @@ def configure(kind: str, settings: Mapping[str, Any]) -> TrainingConfig:
     Raises
     ------
     ValueError
-        If there is no such kind or setting, a setting does not apply to this kind, or as
-        the width is missing, or as `TrainingConfig`.
+        If there is no such kind or setting, a setting does not apply to this kind, the width is
+        missing, or as for `TrainingConfig`.
     TypeError
         As `TrainingConfig`.
 

@@ -1,4 +1,4 @@
-"""Where the rows of a training log go: a file, TensorBoard, Weights & Biases, or a class of one's own."""
+"""Where the rows of a training log go: a file, TensorBoard, Weights & Biases, or a class of your own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Row = Mapping[str, float]
 
 
 class Logger(Protocol):
-    """What `train(loggers=...)` calls. Rows are those of `TrainingResult.log`.
+    """The interface of `train(loggers=...)`. Rows are those of `TrainingResult.log`.
 
-    A row may come a second time after a run was killed: the run goes on from its last checkpoint.
+    A row may come a second time after a run was killed, since it resumes from its last checkpoint.
     """
 
     def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        """A run begins, or goes on after these rows; `settings` are those of the config."""
+        """A run begins, or resumes after these rows; `settings` are those of the config."""
 
     def log(self, row: Row) -> None:
         """There is a new row."""
@@ -30,9 +30,9 @@ class Logger(Protocol):
 
 
 class CSVLogger:
-    """Write the log as a CSV file, a line as soon as there is a row.
+    """Write the log as a CSV file, row by row as it comes.
 
-    A run that goes on from a checkpoint begins with the rows of that checkpoint, so the file is the
+    A run that resumes from a checkpoint begins with the rows of that checkpoint, so the file is the
     same whether or not the run was interrupted.
 
     Parameters
@@ -53,7 +53,7 @@ class CSVLogger:
         self._written = False
 
     def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:  # noqa: ARG002
-        """Write the rows that there are."""
+        """Write the rows so far."""
         lines = [_line(rows[0]), *(_line(row.values()) for row in rows)] if rows else []
         write_bytes(self.path, "".join(lines).encode())
         self._written = bool(rows)
@@ -65,7 +65,7 @@ class CSVLogger:
         self._written = True
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: every row is on disk."""
 
 
 def _line(values: Any) -> str:
@@ -75,12 +75,12 @@ def _line(values: Any) -> str:
 
 
 class TensorBoardLogger:
-    """Write the log for TensorBoard, a scalar for each column.
+    """Write the log for TensorBoard, one scalar per column.
 
     Parameters
     ----------
     folder : path
-        Of the event files. Rows that a resumed run repeats replace the earlier ones.
+        Folder of the event files. Rows that a resumed run repeats replace the earlier ones.
 
     Raises
     ------
@@ -98,7 +98,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        """Open the folder, and drop what an interrupted run wrote after its last checkpoint."""
+        """Open the folder, and drop the rows that an interrupted run wrote after its last checkpoint."""
         purged = int(rows[-1]["step"]) + 1 if rows else 0
         self._writer = self._writer_class(str(self.folder), purge_step=purged)
         self._writer.add_text("settings", f"{name}: {dict(settings)}", purged)
@@ -120,9 +120,9 @@ class WandbLogger:
     Parameters
     ----------
     project : str
-        The project; the run is called as the dictionary is.
+        The project; the run is named after the dictionary.
     **options
-        What else `wandb.init` takes. With `id=` and `resume="allow"` a run that goes on from a
+        Further arguments of `wandb.init`. With `id=` and `resume="allow"`, a run resumed from a
         checkpoint stays one run there too.
 
     Raises

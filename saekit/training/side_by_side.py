@@ -1,4 +1,4 @@
-"""Training runs side by side, and the measurements of the dictionaries that come out."""
+"""Training runs side by side, and measurements of the resulting dictionaries."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def train_side_by_side(
     """Train the missing dictionaries in processes of one thread each, and resume interrupted runs.
 
     This is faster than one run after the other on all cores, and gives the same bits however many
-    cores there are. A run that fails does not keep the others from ending. An interrupt reaches
-    every run, and each keeps its state.
+    cores there are. A run that fails does not stop the others. An interrupt reaches every run, and
+    each saves its state.
 
     Parameters
     ----------
     runs : sequence of (TrainingConfig, Path)
-        The settings of each run and the folder to keep its dictionary and `log.csv` in, in the
-        order to begin with. A folder that holds a dictionary already is left as it is.
+        The settings of each run and the folder for its dictionary and `log.csv`, in starting order. A
+        folder that already holds a dictionary is left as it is.
     train_store, held_out : ActivationStore
-        What to train on, and what the log is measured on.
+        Activations to train on, and those on which the log is measured.
     snapshots : bool
         Keep the decoder at every row of the log, in half precision, as `snapshots/<step>`.
     niceness : int
-        How much the processes give way to others, as for the command `nice`.
+        Priority of the processes, as for the command `nice`.
     progress : bool
         Show a progress bar in tokens, which moves when a run ends.
     """
@@ -80,7 +80,7 @@ def train_side_by_side(
                 bar.update(waiting[done].steps * waiting[done].batch_size)
         except (KeyboardInterrupt, SystemExit):
             for process in {*multiprocessing.active_children()} - {*others}:
-                process.terminate()  # each keeps its state first
+                process.terminate()  # each saves its state first
             raise
 
 
@@ -88,7 +88,7 @@ def _begin_worker(niceness: int) -> None:
     torch.set_num_threads(1)
     if hasattr(os, "nice"):
         os.nice(niceness)
-    # Ctrl-C ends a worker once its run is kept: the next run must not begin.
+    # Ctrl-C ends a worker once its run is saved: the next run must not begin.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -115,7 +115,7 @@ def _run(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: 
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
-    """Where a run keeps its decoder as it was at this step."""
+    """File in which a run keeps its decoder at this step."""
     return folder / "snapshots" / f"{step:07d}.safetensors"
 
 

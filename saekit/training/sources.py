@@ -17,7 +17,7 @@ SAMPLE = 32_768  # positions that the input's mean and scale are estimated from
 
 @runtime_checkable
 class Source(Protocol):
-    """What training needs of activations: `ActivationStore` and `StreamedActivations` have it."""
+    """The activations that training needs: `ActivationStore` and `StreamedActivations` have this."""
 
     @property
     def d_in(self) -> int: ...  # noqa: D102

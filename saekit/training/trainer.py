@@ -1,4 +1,4 @@
-"""Train a dictionary: the loop, its state, and checkpoints of it.
+"""Train a dictionary: the loop, its state and its checkpoints.
 
 Activations are centred and scaled to norm `sqrt(d_in)` on average before they reach a variant,
 so one set of hyper-parameters fits every hook point; the result is folded back to raw
@@ -44,7 +44,7 @@ BLOCK = 1024  # decoder rows that stay in cache between two passes over them
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingResult(Result):
-    """A trained dictionary and how training went.
+    """A trained dictionary and the log of its training.
 
     Attributes
     ----------
@@ -86,15 +86,15 @@ def train(
 ) -> TrainingResult:
     """Train one dictionary.
 
-    With a checkpoint, training that was interrupted goes on where it was stopped, to the same bits
-    as if it had not been. Ctrl-C and SIGTERM take effect after the step that they fall into, whose
-    state is kept first; after a kill the last checkpoint counts.
+    With a checkpoint, an interrupted run resumes where it stopped and ends with the same bits as if
+    it had not been interrupted. Ctrl-C and SIGTERM take effect after the current step, whose state is
+    saved first; after a kill, the run resumes from the last checkpoint.
 
-    A run can be extended: the same config with more steps goes on from the checkpoint to the same
-    bits as if it had been that long from the start. What lies behind must be the same in both runs,
-    so it goes on from before the learning rate began to fall (that state is kept beside the
-    checkpoint, as `.before-decay`), and a run whose warm-up was shorter because it was short
-    cannot be extended.
+    A run can be extended: the same config with more steps resumes from the checkpoint and ends with
+    the same bits as if it had been that long from the start. The steps so far must be the same in
+    both runs, so it resumes from the state before the learning rate began to fall (kept beside the
+    checkpoint, as `.before-decay`), and a short run whose warm-up was therefore shorter cannot be
+    extended.
 
     Within `saekit.distributed.distributed` every process takes its share of each batch, and all
     hold the same parameters after each step: those of one process, up to the order of sums.
@@ -104,18 +104,18 @@ def train(
     config : TrainingConfig
         Variant, width, seed, length and optimiser settings.
     activations : ActivationStore, StreamedActivations, Tensor or array
-        What to train on: a store, activations harvested meanwhile, or raw ones `[n, d_in]`.
+        Activations to train on: a store, activations harvested during training, or raw ones `[n, d_in]`.
     held_out : ActivationStore, StreamedActivations, Tensor or array, optional
-        What the log's FVU and L0 are measured on; a sample of `activations` if left out.
+        Activations on which the log's FVU and L0 are measured; a sample of `activations` if left out.
     device : str or torch.device
         Where to train, such as `"cuda"`. The dictionary that is returned is on the CPU.
     checkpoint : path, optional
-        A file to keep the state of training in; once training has ended, it holds the result. The
-        log is kept beside it, as `.csv`.
+        A file for the state of training; once training has ended, it holds the result. The log is
+        kept beside it, as `.csv`.
     checkpoint_every : int
         Steps between checkpoints; one more is written at the end.
     loggers : sequence of Logger
-        Where the rows of the log go as they come, such as `TensorBoardLogger(folder)`.
+        Receivers of the log's rows as they come, such as `TensorBoardLogger(folder)`.
     on_log : callable, optional
         Called with the folded dictionary and the step whenever there is a row of the log.
     progress : bool
@@ -130,7 +130,7 @@ def train(
         activations of another hook point), torch has no such device, or the checkpoint is damaged
         or belongs to another config or other data.
     OSError
-        If nothing can be written where the checkpoint is to be.
+        If the checkpoint cannot be written.
     FloatingPointError
         If the loss stops being finite; the last checkpoint stays.
 
@@ -179,7 +179,7 @@ def train(
                 _go_on(run, batches, interrupts, write_row, bar, checkpoint_every)
             except BaseException:
                 if run.between_steps:
-                    with suppress(OSError):  # the checkpoint before is there
+                    with suppress(OSError):  # the previous checkpoint is there
                         run.keep()
                 raise
         return TrainingResult(run.dictionary().to("cpu"), pd.DataFrame(run.log))
@@ -193,7 +193,7 @@ def _go_on(
     bar: tqdm,
     checkpoint_every: int,
 ) -> None:
-    """Take the steps that are left, write rows and checkpoints; stop between steps alone."""
+    """Take the remaining steps, write rows and checkpoints; stop only between steps."""
     config, plateau_end = run.config, run.config.plateau_end
     while True:
         with interrupts.held():
@@ -213,7 +213,7 @@ def _go_on(
 
 @contextmanager
 def _plain_torch(device: torch.device) -> Iterator[None]:
-    """Torch as training needs it, whatever a notebook has switched on or off for its own work."""
+    """Torch's settings as training needs them, whatever a notebook has set."""
     dtype = torch.get_default_dtype()
     with ExitStack() as entered:
         for context in (torch.inference_mode(False), torch.enable_grad()):
@@ -228,7 +228,7 @@ def _plain_torch(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _begun(loggers: Sequence[Logger], run: _Run) -> Iterator[Sequence[Logger]]:
-    """Loggers that know of the run, each ended however it ends; one process logs for all."""
+    """Loggers told of the run's begin, each ended however the run ends; one process logs for all."""
     listening = loggers if is_main() else ()
     with ExitStack() as begun:
         for logger in listening:
@@ -238,7 +238,7 @@ def _begun(loggers: Sequence[Logger], run: _Run) -> Iterator[Sequence[Logger]]:
 
 
 def before_decay(checkpoint: Path) -> Path:
-    """Where the state is kept from which a run can be extended.
+    """The file with the state from which a run can be extended.
 
     Examples
     --------
@@ -326,7 +326,7 @@ class _Run:
         self._diverged(f"the loss is {loss}")
 
     def _require_finite(self) -> None:
-        """Refuse to keep parameters that a step has just ruined."""
+        """Refuse to save parameters that a step has just ruined."""
         for name, parameter in self.sae.parameters.items():
             if not torch.isfinite(parameter).all():
                 self._diverged(f"{name} holds values that are not finite")
@@ -345,7 +345,7 @@ class _Run:
         return bool(due) and (not self.log or self.log[-1]["step"] != self.step)
 
     def log_row(self, dictionary: Dictionary, sample: Tensor) -> dict[str, float]:
-        """Append a row to the log, and return what of it the progress bar shows."""
+        """Append a row to the log, and return the part of it that the progress bar shows."""
         result = evaluate(dictionary, sample)
         row = {
             "step": self.step,
@@ -399,13 +399,13 @@ class _Run:
             raise OSError(
                 error.errno,
                 f"The checkpoint of step {self.step} cannot be written ({error.strerror}); training again "
-                "with the same settings goes on from the one before",
+                "with the same settings resumes from the previous one",
                 str(self.checkpoint),
             ) from error
         self.unsaved = False
 
     def keep_for_extension(self) -> None:
-        """Write the state that a longer run would go on from."""
+        """Write the state from which a longer run would resume."""
         if self.checkpoint is not None:
             self._save(before_decay(self.checkpoint))
 
@@ -419,7 +419,7 @@ class _Run:
         write_tensors(path, self._tensors(), {"saekit": json.dumps(state)})
 
     def resume(self) -> None:
-        """Take up the state of the checkpoint, if there is one.
+        """Resume from the checkpoint, if there is one.
 
         Raises
         ------
@@ -430,7 +430,7 @@ class _Run:
         if path is None:
             return
         for file in (path, before_decay(path), path.with_suffix(".csv")) if is_main() else ():
-            for leftover in path.parent.glob(f".{file.name}.*"):  # of a write that was killed
+            for leftover in path.parent.glob(f".{file.name}.*"):  # left by a write that was killed
                 leftover.unlink()
         if not path.exists():
             return
@@ -460,7 +460,7 @@ class _Run:
     def _common(
         self, path: Path, state: dict[str, Any], saved: dict[str, Tensor]
     ) -> tuple[Path, tuple[dict[str, Any], dict[str, Tensor]]]:
-        """The latest state of a run of another length that this run would have come to as well."""
+        """The latest state of a run of another length that this run would also have reached."""
         steps, warmup = state["config"]["steps"], self.config.warmup_steps
         other = replace(self.config, steps=steps, warmup=warmup)
         shared = min(self.config.plateau_end, other.plateau_end)
@@ -475,7 +475,7 @@ class _Run:
         raise ValueError(
             f"{path} is of a run of {other.steps} steps, of which the first {shared} are the same in one of "
             f"{self.config.steps}; no state from there is kept in {path.name} or {earlier.name}, so training "
-            "cannot go on from it: name another checkpoint, or delete this one to start over."
+            "cannot resume from it: name another checkpoint, or delete this one to start over."
         )
 
 
@@ -488,14 +488,14 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} does not say format {FORMAT!r}, so training does not go on from it.")
+        raise ValueError(f"{path} does not have format {FORMAT!r}, so training does not resume from it.")
     return state, saved
 
 
 def _remove_parallel(W_dec: Tensor) -> None:
     """Remove from the gradient of unit rows the component along the rows.
 
-    It would change their norm, which is fixed, and only disturb Adam's averages.
+    It would change their norm, which is fixed, and would only disturb Adam's averages.
     """
     assert W_dec.grad is not None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The base of the explorers: a state, its widgets, their life in a notebook, and visible errors."""
+"""The base of the explorers: a state, its widgets, their life cycle in a notebook, and visible errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saekit.wording import listed
 def guard(method: Callable[..., None]) -> Callable[..., None]:
     """Make a callback of an `Explorer` show its error in the status line.
 
-    Front ends do not show errors of callbacks, so without this they would go unnoticed. With
+    Front ends do not show errors in callbacks, so without this they would go unnoticed. With
     `SAEKIT_STRICT=1` the error is raised as well.
     """
 
@@ -64,7 +64,7 @@ class LatentState(State):
     width, latent : int
         The selection.
     follow : callable
-        `follow(old_width, latent, width)` gives the latent to go to when the width changes.
+        `follow(old_width, latent, width)` returns the latent to show when the width changes.
     """
 
     order: ClassVar[tuple[str, ...]] = ("width", "latent")
@@ -212,7 +212,7 @@ class Explorer:
 
     @guard
     def _go(self, target: tuple[int, int] | None) -> None:
-        """Go to a (width, latent) that was chosen in a list."""
+        """Go to a (width, latent) chosen in a list."""
         if not self._rendering and target is not None:
             self.show(width=target[0], latent=target[1])
 
@@ -271,7 +271,7 @@ class Explorer:
         self._changed()
 
     def _assign(self, selection: Mapping[str, Any]) -> None:
-        for name in type(self.state).order:  # what a trait follows comes before it
+        for name in type(self.state).order:  # a trait comes after the one that it follows
             if name in selection:
                 setattr(self.state, name, selection[name])
 

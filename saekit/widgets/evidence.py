@@ -46,7 +46,7 @@ MIN_COUNT = 5  # occurrences from which a token's mean is more than noise
 
 
 class Evidence:
-    """What the latents of one dictionary fire on and promote.
+    """The words, contexts and tokens that the latents of one dictionary fire on and promote.
 
     Its methods take a latent as a whole number and raise an `IndexError` if there is no such latent
     (`saekit.selection.select_latent`).
@@ -60,7 +60,7 @@ class Evidence:
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     logits : LogitTable or str, optional
-        Tokens that each latent promotes, or the reason why there are none, to show in their place.
+        Tokens that each latent promotes, or the reason why there are none, shown in their place.
     sources : sequence of str, optional
         Show contexts from these sources only (all if left out).
 
@@ -295,8 +295,8 @@ def collect_evidence(
     Parameters
     ----------
     family : Family
-        Of any hook point. Off the residual stream there are no logit effects, and the explorers
-        show the reason in their place.
+        A family at any hook point. Off the residual stream there are no logit effects, and the
+        explorers show the reason in their place.
     store : ActivationStore
         Activations of the same model and hook point.
     model : TransformerBridge
@@ -355,7 +355,7 @@ def require_evidence(evidence: object, wanted: Identity, explorer: str) -> Evide
     Raises
     ------
     TypeError
-        If it is no evidence.
+        If it is not evidence.
     ValueError
         If it is about another dictionary.
     """
@@ -381,7 +381,7 @@ def require_evidence_of_each(
     Raises
     ------
     TypeError
-        If it is no mapping, or holds something that is no evidence.
+        If it is not a mapping, or holds something that is not evidence.
     ValueError
         If a width has no evidence, or evidence about another dictionary.
     """

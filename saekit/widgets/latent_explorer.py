@@ -27,7 +27,7 @@ class LatentExplorer(Explorer):
     family : Family
         Dictionaries by width.
     evidence : mapping of int to Evidence
-        About each width (`saekit.collect_evidence`).
+        Evidence about each width (`saekit.collect_evidence`).
     width : int, optional
         The width to start at; the smallest if left out.
     latent : int, optional
@@ -67,7 +67,7 @@ class LatentExplorer(Explorer):
         evidence = require_evidence_of_each(
             evidence, (family[width].identity for width in family.widths), "LatentExplorer"
         )
-        # Held, all of it: a click should not have to read a dictionary.
+        # The whole family is held: a click should not have to read a dictionary.
         self.family, self.evidence, self.n_contexts = Family(family), evidence, n_contexts
         width = family.widths[0] if width is None else width
         if latent is None:

@@ -108,12 +108,12 @@ class MetaExplorer(Explorer):
     meta : MetaSAE
         From `saekit.meta_sae`; its base dictionaries differ in width.
     evidence : mapping of int to Evidence
-        About each base, by width (`saekit.collect_evidence`).
+        Evidence about each base, by width (`saekit.collect_evidence`).
     unembedding : Tensor
         `[d_model, vocab]`, such as `saekit.models.unembedding(model)`. Logit effects are shown only if
         the bases are on the residual stream.
     labels : Labels, optional
-        Of the meta-latents (`saekit.label_meta_latents`); if left out, a meta-latent is named by the
+        Labels of the meta-latents (`saekit.label_meta_latents`); if left out, a meta-latent is named by the
         words of the latents that it is most active on.
     width, latent : int, optional
         Where to start; by default the first latent of the widest base that is not dead and has the
@@ -135,7 +135,7 @@ class MetaExplorer(Explorer):
 
     Notes
     -----
-    Leask et al. (ICLR 2025): the dashboard published with the paper, both of its pages in one.
+    Leask et al. (ICLR 2025): this combines both pages of the dashboard published with the paper.
 
     Examples
     --------

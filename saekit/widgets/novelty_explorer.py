@@ -72,11 +72,11 @@ class NoveltyExplorer(Explorer):
     insertion : Insertion
         Between two widths, from `saekit.insertion`.
     evidence : Evidence
-        About the large dictionary (`saekit.collect_evidence`).
+        Evidence about the large dictionary (`saekit.collect_evidence`).
     null : Insertion, optional
         Between two seeds of one of the widths, on the same tokens.
     small_evidence : Evidence, optional
-        About the small dictionary, to show the best match as well.
+        Evidence about the small dictionary, to show the best match as well.
     theta : float, optional
         Where to start; the insertion's own theta if left out.
 

@@ -20,7 +20,7 @@ MAX_NODES = 60  # nodes of the tree as text
 
 
 class SplittingExplorer(Explorer):
-    """Walk the splitting tree: the latent, its parent, its children and what each fires on.
+    """Walk the splitting tree: the latent, its parent, its children and the tokens each fires on.
 
     Changing the width goes to the ancestor or the most similar descendant of that width, or to its
     most split latent if there is neither.

@@ -44,14 +44,14 @@ class StitchingState(State):
 
 
 class StitchingExplorer(Explorer):
-    """Scrub along a stitching curve: the latents moved, what they fire on, and the gain or cost.
+    """Scrub along a stitching curve: the latents moved, the tokens they fire on, and the gain or cost.
 
     Parameters
     ----------
     stitching : Stitching
         From `saekit.stitch`.
     small_evidence, large_evidence : Evidence
-        About the two dictionaries (`saekit.collect_evidence`).
+        Evidence about the two dictionaries (`saekit.collect_evidence`).
     step : int, optional
         Where to start; by default at the move with the greatest gain.
 

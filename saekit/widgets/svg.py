@@ -161,7 +161,7 @@ class Scatter:
     Parameters
     ----------
     cosine, change : ndarray
-        Of the latents that are not dead, `[n]`.
+        Values of the latents that are not dead, `[n]`.
     """
 
     width, height, left, right, top, bottom = 410, 290, 58, 12, 26, 36
@@ -329,7 +329,7 @@ class Curve:
         ]
 
     def _path(self, y: np.ndarray) -> str:
-        # Of the points that fall on the same half pixel one is enough.
+        # One point per half pixel is enough.
         places = np.round(2 * np.stack([self._at, y]))
         keep = np.sort(np.unique(places, axis=1, return_index=True)[1])
         points = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(self._at[keep], y[keep], strict=True))

@@ -206,7 +206,7 @@ def test_parameters_are_injected_after_those_of_the_notebook(tmp_path, monkeypat
 
 def test_the_committed_notebooks_and_figures_are_not_written_over(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match="need a folder of their own"):
+    with pytest.raises(ValueError, match="give a separate folder"):
         reproduce_profile(Profile.load("gpt2"), ".", progress=False)
 
 

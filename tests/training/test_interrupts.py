@@ -161,7 +161,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "write_tensors", write_until_full)
-        with pytest.raises(OSError, match=r"checkpoint of step 20 cannot be written .* goes on from"):
+        with pytest.raises(OSError, match=r"checkpoint of step 20 cannot be written .* resumes from"):
             train(settings, X, checkpoint=checkpoint, checkpoint_every=10, progress=False)
     assert step_of(checkpoint) == 10
     assert same(train(settings, X, checkpoint=checkpoint, progress=False), whole)

@@ -317,7 +317,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is damaged or not a checkpoint"):
         run(config(), activations(), checkpoint=checkpoint)
     saekit.files.write_tensors(checkpoint, {"W": torch.zeros(2)})
-    with pytest.raises(ValueError, match="does not say format"):
+    with pytest.raises(ValueError, match="does not have format"):
         run(config(), activations(), checkpoint=checkpoint)
 
 

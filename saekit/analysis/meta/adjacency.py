@@ -1,7 +1,7 @@
-"""Two graphs on the latents of a dictionary: who shares a meta-latent, and who is near whom.
+"""Two graphs on the latents of a dictionary: which share a meta-latent, and which are close together.
 
-[LW] stands for the authors' post "Showing SAE latents are not atomic using meta-SAEs" (Bussmann,
-Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
+[LW] is the LessWrong post "Showing SAE Latents Are Not Atomic Using Meta-SAEs" (Bussmann, Pearce,
+Leask et al., 2024), which preceded Leask et al. (ICLR 2025).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOWEST = -1.1  # below every cosine
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdjacencyOverlap(Result):
-    """Whether latents that share a meta-latent are those that are near the same smaller latent.
+    """Whether latents that share a meta-latent are those close to the same latent of a smaller dictionary.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class AdjacencyOverlap(Result):
         One row per graph to compare with, that of the smaller dictionary and that of as many random
         directions: `graph`, `tau` (the cosine to exceed), `n_edges` and `n_edges_meta` (of this
         graph and of that of shared meta-latents), `n_shared`, `overlap` (shared edges over the
-        latter's), `chance` (what the overlap is on average if the graph's nodes are shuffled).
+        latter's), `chance` (the average overlap if the graph's nodes are shuffled).
     """
 
     dictionary: Identity
@@ -83,8 +83,8 @@ def adjacency_overlap(
     """Compare the graph of shared meta-latents with that of shared neighbours in a smaller dictionary.
 
     In the first, two latents are joined if a meta-latent is active on both. In the second, if the
-    cosines of both with one and the same latent of the smaller dictionary exceed tau, which is
-    chosen so that there are as many edges (as near as ties let it).
+    cosines of both with the same latent of the smaller dictionary exceed tau, which is chosen so that
+    there are as many edges (up to ties).
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def adjacency_overlap(
     base : int
         Place in `meta.bases` of the dictionary whose latents are joined.
     seed : int
-        Of the random directions.
+        Seed of the random directions.
     progress : bool
         Show a progress bar in latents whose neighbours have been counted.
     allow_mismatch : bool

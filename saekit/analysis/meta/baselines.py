@@ -1,9 +1,10 @@
 """Baselines and nulls for the variance of decoder directions that a meta-SAE explains.
 
-That a meta-SAE explains much of the variance of a dictionary's directions means something only
-beside what other dictionaries and encoders explain with as many terms, and beside what it would
-explain of rows without structure (Leask et al., "Showing SAE latents are not atomic using
-meta-SAEs", 2024, have the first three; the others are ours).
+The variance of a dictionary's directions that a meta-SAE explains means something only beside the
+variance that other dictionaries and encoders explain with as many terms, and beside the variance that
+it would explain of rows without structure. The first three dictionaries of the table are those of the
+LessWrong post "Showing SAE Latents Are Not Atomic Using Meta-SAEs" (Bussmann, Pearce, Leask et al.,
+2024); the others are ours.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class MetaBaselines(Result):
     meta : Identity
         The meta-SAE.
     terms : int
-        Its k, which every baseline has too, unless the frame has another number.
+        Its k. Every baseline has the same, unless the frame gives another number.
     dictionaries : mapping
         `Identity` of each variant that is a dictionary, by its name in the frame.
     frame : DataFrame
@@ -80,15 +81,15 @@ class MetaBaselines(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Who wins at the same number of terms.
+        """Which variant explains most with the same number of terms.
 
         `meta`, `terms`, `explained_variance` of the meta-SAE; the best baseline with non-negative
         coefficients, with signed ones, and of dictionaries no wider than the meta-SAE
-        (`best_non_negative`, `best_signed`, `best_no_wider`, and each with
-        `_explained_variance`); `n_baselines` at as many terms and `n_beaten` of them; `nulls`, the
-        explained variance of each by name. Matching pursuit on the meta-dictionary itself is no
-        baseline here: `own_pursuit` and `own_pursuit_signed` are its explained variance. Where
-        rows were held out, the same for these, under `held_out`.
+        (`best_non_negative`, `best_signed`, `best_no_wider`, and each with `_explained_variance`);
+        `n_baselines` at as many terms and `n_beaten` of them; `nulls`, the explained variance of each
+        by name. Matching pursuit on the meta-dictionary itself does not count as a baseline:
+        `own_pursuit` and `own_pursuit_signed` are its explained variance. Where rows were held out,
+        the same for these, under `held_out`.
         """
         result = {"meta": str(self.meta), "terms": self.terms, **self._compare("explained_variance")}
         if self.frame["explained_variance_held_out"].notna().all():
@@ -144,7 +145,7 @@ def meta_baselines(
     refit_steps : int, optional
         Steps to refit an encoder for; by default as many as the meta-SAE was trained for.
     seed : int
-        Of random directions, k-means, refits and nulls.
+        Seed of random directions, k-means, refits and nulls.
     progress : bool
         Show a progress bar in variants.
     allow_mismatch : bool
@@ -158,10 +159,10 @@ def meta_baselines(
 
     Notes
     -----
-    Every dictionary adds its terms to an offset: the meta-dictionary to its own bias (also where
-    it keeps its encoder but not its directions), all others to the mean of the rows. Matching
-    pursuit looks among unit directions, and is greedy: the best terms can only do better. Directions of
-    smaller dictionaries and random ones never saw the rows; anything that learns from rows (k-means,
+    Every dictionary adds its terms to an offset: the meta-dictionary to its own bias (also where it
+    keeps its encoder but not its directions), all others to the mean of the rows. Matching pursuit
+    searches unit directions greedily: the best terms can only do better. Directions of smaller
+    dictionaries and random directions never saw the rows; anything that learns from rows (k-means,
     principal components, refits) sees those that the meta-SAE was trained on.
 
     Examples
@@ -334,10 +335,10 @@ class _Table:
 def matching_pursuit(rows: Tensor, atoms: Tensor, terms: int, *, signed: bool) -> SparseLatents:
     """Orthogonal matching pursuit: each row as a sum of a few of the atoms, chosen one by one.
 
-    The next atom is the one with the greatest inner product with what is left (in absolute value,
-    if `signed`); the coefficients of all chosen atoms are then those of least squares, or of
-    non-negative least squares. Signed, this is `sklearn.linear_model.orthogonal_mp` for many rows
-    at a time.
+    The next atom is the one with the greatest inner product with the residual (in absolute value, if
+    `signed`); the coefficients of all chosen atoms are then those of least squares, or of
+    non-negative least squares. Signed, this is `sklearn.linear_model.orthogonal_mp` for many rows at
+    a time.
 
     Parameters
     ----------
@@ -445,8 +446,8 @@ def non_negative_least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Te
         solution = least_squares(gram, target, positive)
         negative = positive & (solution <= 0)
         if negative.any():
-            # As far towards the solution as no coefficient turns negative; the first ones to
-            # reach zero leave.
+            # Go towards the solution until a coefficient would turn negative; those that reach zero
+            # leave.
             reach = torch.where(negative, found / (found - solution), torch.inf).nan_to_num(nan=0.0)
             step = reach.amin(1, keepdim=True).clamp(max=1)
             found = found + step * (solution - found)
@@ -468,7 +469,7 @@ def non_negative_least_squares(gram: Tensor, target: Tensor, used: Tensor) -> Te
 
 @dataclass(frozen=True)
 class _FixedDecoder(BatchTopK):
-    """BatchTopK that learns an encoder alone, for directions that are given."""
+    """BatchTopK that trains only the encoder, for given directions."""
 
     directions: Tensor | None = None
     kind: ClassVar[str] = "batchtopk-encoder"
@@ -499,17 +500,17 @@ class _EncoderOnly(SAE):
 def refit_encoder(rows: Tensor, directions: Tensor, config: TrainingConfig) -> Dictionary:
     """A BatchTopK encoder for given directions, trained by the trainer of any SAE.
 
-    The decoder and its bias, the mean of the rows, stay as they are; the encoder begins as the
-    directions.
+    The decoder and its bias, the mean of the rows, stay as they are; the encoder is initialised with
+    the directions.
 
     Parameters
     ----------
     rows : Tensor
-        To train on, `[n, d_in]`.
+        Rows to train on, `[n, d_in]`.
     directions : Tensor
-        Of unit norm, `[width, d_in]`.
+        Directions of unit norm, `[width, d_in]`.
     config : TrainingConfig
-        Of a BatchTopK SAE: its settings but for the decoder.
+        Settings of a BatchTopK SAE, apart from the decoder.
 
     Examples
     --------
@@ -550,7 +551,7 @@ def spread_rows(rows: np.ndarray, n: int, *, seed: int) -> np.ndarray:
     n : int
         Rows to choose.
     seed : int
-        Of the choice.
+        Seed of the choice.
 
     Returns
     -------
@@ -575,7 +576,7 @@ def spread_rows(rows: np.ndarray, n: int, *, seed: int) -> np.ndarray:
     first = random.choice(len(rows), p=uniform / uniform.sum())
     centres, nearest = [first], distances(np.array([first]))
     for _ in range(1, n):
-        # Several candidates are drawn by squared distance, and the one that lowers the sum most stays.
+        # Several candidates are drawn by squared distance, and the one that lowers the sum most is kept.
         drawn = random.uniform(size=2 + int(np.log(n))) * (nearest @ uniform)
         found = np.searchsorted(np.cumsum(nearest.ravel(), dtype=np.float64), drawn)
         candidates = np.minimum(found, len(rows) - 1)

@@ -65,7 +65,7 @@ def measure_rebuilt_ce(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> CERebuilt:
-    """Measure a dictionary with its decoder rebuilt from meta-latents, its encoder as it was.
+    """Measure a dictionary with its decoder rebuilt from meta-latents and its encoder unchanged.
 
     Parameters
     ----------
@@ -74,13 +74,13 @@ def measure_rebuilt_ce(
     meta : MetaSAE
         The meta-SAE.
     store : ActivationStore
-        Held-out tokens: all for the FVU.
+        Held-out tokens; all are used for the FVU.
     base : int
         Place in `meta.bases` of the dictionary to measure.
     max_rows : int
         Rows of tokens for the cross-entropy, spread evenly over the store.
     seed : int
-        Of the random turn.
+        Seed of the random directions.
     progress : bool
         Show progress bars.
     allow_mismatch : bool
@@ -96,7 +96,7 @@ def measure_rebuilt_ce(
 
     Notes
     -----
-    In the authors' code only, without published numbers. The control, an error of the same size in
+    Found only in the authors' code, without published numbers. The control, an error of the same size in
     a random direction, is ours.
 
     Examples

@@ -126,11 +126,11 @@ class Members(Result):
     meta_latent : int
         Which meta-latent.
     label : str
-        What it is about; empty without labels.
+        Its label; empty without labels.
     n_latents : int
-        Latents of all bases that it is active on.
+        Number of latents, over all bases, that it is active on.
     frame : DataFrame
-        One row per latent, that with the greatest activation first: `base`, `width`, `latent`,
+        One row per latent, in order of activation: `base`, `width`, `latent`,
         `label` (empty without labels), `activation`, `share` (of the sum of the activations of
         the latent's meta-latents).
     """
@@ -266,7 +266,7 @@ def related_latents(
     latent, base : int
         A latent of one of its bases.
     n_meta, n_members : int
-        At most so many meta-latents, and other latents of each.
+        Greatest number of meta-latents, and of other latents of each.
     labels : sequence of Labels, optional
         Of the latents of each base.
     meta_labels : Labels, optional
@@ -389,9 +389,9 @@ def side_by_side(
     small : Dictionary
         A smaller dictionary.
     n : int
-        At most so many of each.
+        Greatest number of each.
     labels, meta_labels, small_labels : Labels, optional
-        Of the base, the meta-latents and the smaller dictionary.
+        Labels of the base, the meta-latents and the smaller dictionary.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -523,11 +523,11 @@ def cosine_distributions(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> CosineDistributions:
-    """How near meta-latents, latents and smaller dictionaries' latents are to each other.
+    """Cosines between meta-latents, latents and the latents of smaller dictionaries.
 
-    Within each dictionary: every latent's nearest neighbour. Of every meta-latent: the nearest
-    latent, in the base and in smaller dictionaries. Of every latent of the base: the nearest
-    meta-latent, and the nearest latent of smaller dictionaries.
+    Within each dictionary, the nearest neighbour of every latent; for every meta-latent, the nearest
+    latent in the base and in smaller dictionaries; for every latent of the base, the nearest
+    meta-latent and the nearest latent in smaller dictionaries.
 
     Parameters
     ----------
@@ -540,8 +540,8 @@ def cosine_distributions(
     theta : float
         Cosine from which two directions count as the same.
     seed : int
-        Of the random directions that each comparison is repeated with: as many, drawn evenly from
-        the sphere, and looked up in the same dictionary (or within themselves).
+        Seed of the random directions with which each comparison is repeated: as many of them, drawn
+        uniformly from the sphere, and looked up in the same dictionary (or within themselves).
     progress : bool
         Show a progress bar in comparisons.
     allow_mismatch : bool
@@ -613,13 +613,13 @@ class MetaSplitting(Result):
         One row per parent and child: `parent_width`, `parent`, `width`, `latent`, `cosine`,
         `status` (the parent's: split, identical or refined), `n_parent`, `n_child` and `n_shared`
         meta-latents, `kept` (share of the parent's that the child has; NaN if it has none),
-        `kept_chance` (what a latent of the child's width drawn at random keeps on average),
+        `kept_chance` (the average for a random latent of the child's width),
         `inherited` (share of the child's activations that is on the parent's meta-latents).
     split : DataFrame
         One row per latent that splits: `width`, `latent`, `children`, `n_meta_latents`, `common`
         (those that all children have too, a tuple), `n_common`.
     counts : DataFrame
-        How many meta-latents latents have: `width`, `n_active`, `n_latents`, `share` (of the
+        Number of meta-latents per latent: `width`, `n_active`, `n_latents`, `share` (of the
         width's latents).
     dictionaries : tuple of Identity
         The meta-SAE and its bases.
@@ -701,9 +701,9 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
 
     Notes
     -----
-    [LW] shows an example and the distribution of the number of active meta-latents by width;
-    counting what is kept, and chance, are ours. That a child is near its parent by definition makes
-    it keep more than chance. As the authors note, latents that recur at every width are
+    [LW] shows an example and the distribution of the number of active meta-latents by width; the
+    shares that are kept, and chance, are ours. A child is close to its parent by definition, so it
+    keeps more than chance. As the authors note, latents that recur at every width are
     over-represented among the directions that such a meta-SAE is trained on.
 
     Examples
@@ -785,6 +785,6 @@ def _texts(labels: Labels | None, latents: Sequence[int] | np.ndarray) -> list[s
 
 
 def _require(labels: Labels | None, identity: Identity, what: str) -> None:
-    """Refuse labels of another dictionary than the one that they are to name latents of."""
+    """Refuse labels of a dictionary other than the one whose latents they are to name."""
     if labels is not None:
         labels.dictionary.require(identity, f"The dictionary of the {what}' labels")

@@ -77,7 +77,7 @@ def multiple_choice_test(
     seed: int = 0,
     progress: bool = False,
 ) -> MultipleChoice:
-    """Ask for every latent which of some meta-latents is its own, going by tokens alone.
+    """Ask of every latent which of several meta-latents is its own, judging by tokens alone.
 
     A latent stands for the distribution of tokens that its label comes from (`Labels.tokens`),
     weighted by inverse document frequency (the logarithm of the number of
@@ -90,15 +90,15 @@ def multiple_choice_test(
     meta : MetaSAE
         The meta-SAE.
     labels : Labels
-        Of the base's latents.
+        Labels of the base's latents.
     base : int
         Place in `meta.bases` of the dictionary to ask about; its latents alone describe the
         meta-latents.
     n_options : int
-        The latent's strongest meta-latent, and distractors drawn evenly from those that are active
+        The latent's strongest meta-latent, and distractors drawn uniformly from those that are active
         on other latents but not on it.
     seed : int
-        Of the distractors, and of the shuffle in the null.
+        Seed of the distractors, and of the shuffle in the null.
     progress : bool
         Show a progress bar in questions, those of the null included.
 
@@ -112,10 +112,10 @@ def multiple_choice_test(
 
     Notes
     -----
-    That Leask et al. (ICLR 2025) have a language model explain meta-latents is known, their scores
-    are not; the test, and its scoring without a network, are ours. Frequent meta-latents are own
-    ones more often than distractors, and what they are about is broader: the null, in which each
-    latent has another's meta-latents, shows how much that alone helps.
+    Leask et al. (ICLR 2025) have a language model explain meta-latents but give no scores; the test,
+    and its scoring without a network, are ours. A frequent meta-latent is the right answer more often
+    than a distractor is, and its tokens are broader: the null, in which each latent has another's
+    meta-latents, shows how much that alone helps.
 
     Examples
     --------

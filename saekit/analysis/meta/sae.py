@@ -60,7 +60,7 @@ class Recipe:
     aux_share : float
         Dead meta-latents in it, as a share of the width.
     dead_after : int
-        Batches that a meta-latent has been silent for when it counts as dead.
+        Silent batches after which a meta-latent counts as dead.
 
     Raises
     ------
@@ -91,7 +91,7 @@ class Recipe:
             object.__setattr__(self, name, value)
 
     def config(self, n_rows: int, *, width: int, k: int, seed: int) -> TrainingConfig:
-        """The trainer's config for so many rows to train on."""
+        """The trainer's config for this number of rows to train on."""
         batch = max(1, round(self.batch * n_rows)) if self.batch < 1 else min(round(self.batch), n_rows)
         variant = BatchTopK(
             k=k,
@@ -122,14 +122,15 @@ RECIPES = {
 }
 """The published recipes.
 
-`"iclr"`: the text of Leask et al. (ICLR 2025). `"lesswrong"`: the post that came before it and its
-released weights. `"saebench"`: the `meta_structure` evaluation of SAEBench; its width ratio is 1/4
-and not 1/21, so its numbers do not compare with theirs.
+`"iclr"`: the text of Leask et al. (ICLR 2025). `"lesswrong"`: the LessWrong post "Showing SAE Latents
+Are Not Atomic Using Meta-SAEs", which preceded it, and its released weights. `"saebench"`: the
+`meta_structure` evaluation of SAEBench; its width ratio is 1/4 and not 1/21, so its numbers do not
+compare with theirs.
 
-Where the trainer or what is published leaves a gap, the nearest thing stands in. The auxiliary
-loss and the time to death are known for `"lesswrong"` alone, and taken from it. Adam averages with
-rates 0.9 and 0.99 (as `"lesswrong"`; SAEBench has 0.999). SAEBench draws batches with replacement,
-the trainer without, epoch by epoch.
+Where a setting is not published, or the trainer does not have it, the nearest one stands in. The
+auxiliary loss and `dead_after` are known for `"lesswrong"` alone, and the others take them from it.
+Adam averages with rates 0.9 and 0.99 (as `"lesswrong"`; SAEBench has 0.999). SAEBench draws batches
+with replacement, the trainer without, epoch by epoch.
 """
 
 
@@ -254,7 +255,7 @@ class MetaSAE(Result):
         return self.dictionary.decode(self.decomposition)
 
     def rebuilt(self, base: int = -1) -> Dictionary:
-        """A base dictionary whose decoder rows are their reconstructions, its encoder as it was.
+        """A base dictionary whose decoder rows are their reconstructions, its encoder unchanged.
 
         The reconstructions' norms are folded into encoder and threshold, as in every `Dictionary`:
         the same latents are active, with activations rescaled.
@@ -337,7 +338,7 @@ class MetaSAE(Result):
         Parameters
         ----------
         latent : int
-            Of the base dictionary.
+            Number of a latent of the base dictionary.
         base : int
             Place of the dictionary in `bases`; the last by default.
 
@@ -366,7 +367,7 @@ class MetaSAE(Result):
         meta_latent : int
             The meta-latent.
         n : int
-            At most so many.
+            Greatest number of latents.
         base : int, optional
             Place in `bases` of the only dictionary to look in.
 
@@ -424,7 +425,7 @@ class MetaSAE(Result):
 
     @classmethod
     def load(cls, folder: str | Path, source: Dictionary | Family | Sequence[Dictionary]) -> MetaSAE:
-        """Read what `save` wrote, for the dictionaries that it was trained on.
+        """Read a saved meta-SAE, given the dictionaries that it was trained on.
 
         Raises
         ------
@@ -505,7 +506,7 @@ def meta_sae(
     Parameters
     ----------
     source : Dictionary, Family or sequence of Dictionary
-        Whose decoder directions to decompose. Of a family, the lowest seed of each width.
+        The dictionaries whose decoder directions to decompose; of a family, the lowest seed of each width.
     width : int, optional
         Number of meta-latents; by default the recipe's share of the rows (1/21 as published).
     k : int
@@ -513,14 +514,14 @@ def meta_sae(
     recipe : str or Recipe
         One of `RECIPES`, or a recipe of your own.
     seed : int
-        Of the initialisation, the order of rows and the choice of held-out rows.
+        Seed of the initialisation, the order of rows and the choice of held-out rows.
     held_out_share : float
         Share of rows to leave out of training, at random. Those of a family have near copies at
         other widths, which are not left out with them.
     folder : path, optional
-        Where meta-SAEs are kept, each in a folder of its own: one that was trained before on the
-        same dictionaries with the same settings is read instead of trained again, and a training
-        run that was interrupted goes on from its checkpoint.
+        Folder that keeps meta-SAEs, each in its own subfolder: one trained before on the same
+        dictionaries with the same settings is read instead of trained again, and an interrupted
+        training run resumes from its checkpoint.
     device : str or torch.device
         Where to train.
     progress : bool
@@ -538,12 +539,12 @@ def meta_sae(
 
     Notes
     -----
-    Leask et al. (ICLR 2025), section on meta-SAEs; `RECIPES` for what is published. `Dictionary`
-    and trainer are those of any SAE. The trainer centres the rows and scales them by some factor
-    s, which the published recipes do not. Adam does not see the scale of a gradient, so weights
-    take the same steps; biases, which are in the units of the rows, take steps s times smaller
-    than they would, and do not need larger ones, as the mean that the decoder's bias would have
-    to learn is taken away. Unlike the published one the encoder has a bias.
+    Leask et al. (ICLR 2025), section on meta-SAEs; `RECIPES` lists the published settings.
+    `Dictionary` and trainer are those of any SAE. The trainer centres the rows and scales them by
+    some factor s, which the published recipes do not. Adam does not see the scale of a gradient, so
+    weights take the same steps; biases, which are in the units of the rows, take steps s times
+    smaller than they would, and do not need larger ones, since the mean that the decoder's bias would
+    have to learn is subtracted beforehand. Unlike the published one, the encoder has a bias.
 
     Examples
     --------
@@ -600,7 +601,7 @@ class MetaSweep(Result):
     bases : tuple of Identity
         The base dictionaries.
     frame : DataFrame
-        One row per meta-SAE, its summary: widths in order and within a width the ks.
+        One row per meta-SAE with its summary, ordered by width and then by k.
     """
 
     bases: tuple[Identity, ...]
@@ -638,7 +639,7 @@ def meta_sweep(
     progress : bool
         Show a progress bar in meta-SAEs.
     **options
-        Of `meta_sae`: recipe, seed, held_out_share, folder, device, allow_mismatch.
+        Options of `meta_sae`: recipe, seed, held_out_share, folder, device, allow_mismatch.
 
     Raises
     ------

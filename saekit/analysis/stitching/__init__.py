@@ -1,1 +1,1 @@
-"""Stitching: one dictionary turned into another in steps."""
+"""Stitching: one dictionary turned into another, step by step."""

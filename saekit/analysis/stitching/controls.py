@@ -1,4 +1,4 @@
-"""Controls of a stitching: random orders, equal sparsity, and what the language model makes of it."""
+"""Controls of a stitching: random orders, equal sparsity, and cross-entropy."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> Random
     n : int
         Draws; all are measured in one pass over the tokens.
     seed : int
-        Of the draws.
+        Seed of the draws.
 
     Raises
     ------
     TypeError, ValueError
-        If a setting makes no sense.
+        If a setting is invalid.
 
     Examples
     --------
@@ -95,16 +95,16 @@ def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> Random
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MatchedL0(Result):
-    """A dictionary brought down to an L0.
+    """A dictionary whose L0 has been lowered to a target.
 
     Attributes
     ----------
     dictionary : Dictionary
         With each threshold at least `threshold`.
     threshold : float
-        The least for all latents that does; 0 if L0 is low enough as it is.
+        The least threshold, common to all latents, that reaches the target; 0 if L0 is low enough already.
     l0, l0_target : float
-        Mean number of active latents per token, as it is now and as it was to be at most.
+        Mean number of active latents per token, reached and targeted.
     n_tokens, n_excluded : int
         Tokens used and positions left out.
     """
@@ -142,7 +142,7 @@ def matched_l0(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> MatchedL0:
-    """The dictionary with one more threshold for all its latents, raised until L0 is at most `l0`.
+    """The dictionary with one more threshold, common to all latents, raised until L0 is at most `l0`.
 
     Exact, in the memory of a batch: each pass over the tokens decides 16 bits of the threshold.
 
@@ -153,7 +153,7 @@ def matched_l0(
     activations : ActivationStore, Tensor or array
         Tokens to match on.
     l0 : float
-        Mean number of active latents per token to come down to.
+        Mean number of active latents per token to reach.
     progress : bool
         Show a progress bar in tokens, per pass.
     allow_mismatch : bool
@@ -207,7 +207,7 @@ def matched_l0(
 
 
 class _Selection:
-    """The least value that at most so many of the positive values exceed: 0 if no more are there.
+    """The least value that at most a given number of the positive values exceed; 0 if there are no more.
 
     Positive floats sort like the integers that their bits make, so each pass over the values counts
     them by the next digit, among those that share the digits found so far.
@@ -291,8 +291,8 @@ def matched_curve(
 ) -> MatchedCurve:
     """FVU at the small dictionary's L0, at steps spread evenly over the curve: a control.
 
-    Inserting latents raises L0, and with it alone the error falls: here one more threshold for all
-    latents is raised until L0 is the small dictionary's again.
+    Inserting latents raises L0, which alone lowers the error. Here one more threshold, common to all
+    latents, is raised until L0 is the small dictionary's again.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Frankenstein's SAE: latents that are novel to what is already there, gathered over a family."""
+"""Frankenstein's SAE: the latents of a family that are novel to those gathered before, in one dictionary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Frankenstein(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Width, FVU and L0 of the last one, of it at the smallest's L0, and of the widest trained one."""
+        """Width, FVU and L0 of the last one, also at the smallest's L0, and of the widest trained one."""
         rows = self.frame.set_index(["kind", "up_to"])
         widest = self.frame["up_to"].max()
         last, trained = rows.loc["frankenstein", widest], rows.loc["trained", widest]
@@ -70,7 +70,7 @@ def build_frankenstein(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> Frankenstein:
-    """Gather latents over a family: of each wider dictionary, those novel to what is already there.
+    """Gather latents over a family: from each wider dictionary, those novel to all gathered before.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def build_frankenstein(
     activations : ActivationStore, Tensor or array
         Tokens to measure on.
     theta : float
-        Cosine under which a latent is novel to all that were gathered before it.
+        Cosine under which a latent is novel to all gathered before it.
     progress : bool
         Show progress bars in tokens.
     allow_mismatch : bool
@@ -93,9 +93,9 @@ def build_frankenstein(
 
     Notes
     -----
-    "Frankenstein's SAE" of the authors' post on stitching, which reports that it outperforms SAEs of its
-    size at a higher L0. The procedure is not published: this one is ours. The decoder bias stays
-    the smallest dictionary's.
+    "Frankenstein's SAE" of the LessWrong post "Stitching SAEs of different sizes" (Bussmann, Leask et
+    al., 2024), which reports that it outperforms SAEs of its size at a higher L0. The procedure is
+    not published: this one is ours. The decoder bias stays the smallest dictionary's.
 
     Examples
     --------

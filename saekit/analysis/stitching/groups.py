@@ -30,7 +30,7 @@ class DictionaryComparison(Result):
     Attributes
     ----------
     names : tuple of str
-        What the dictionaries are called here.
+        Names of the dictionaries.
     evaluations : tuple of Evaluation
         On all tokens of the store.
     ce : CEDegradation
@@ -104,15 +104,15 @@ def compare_dictionaries(
 ) -> DictionaryComparison:
     """Measure L0, FVU and CE degradation of several dictionaries on the same tokens.
 
-    A comparison says something if the dictionaries are matched: groups of equally many inserted
-    latents (`insert_latents`), or brought to one L0 (`matched_l0`).
+    A comparison is meaningful if the dictionaries are matched: with equally many latents inserted
+    (`insert_latents`), or brought to one L0 (`matched_l0`).
 
     Parameters
     ----------
     model : TransformerBridge
         The language model that the store was harvested from.
     dictionaries : mapping of str to Dictionary
-        What to compare, by name.
+        The dictionaries to compare, by name.
     store : ActivationStore
         Held-out tokens.
     max_rows : int
@@ -151,14 +151,15 @@ def compare_dictionaries(
 
 
 def insert_latents(dictionary: Dictionary, more: Dictionary, *, allow_mismatch: bool = False) -> Dictionary:
-    """The dictionary with the latents of another one added, and its own decoder bias.
+    """Add the latents of another dictionary; the decoder bias stays.
 
     Parameters
     ----------
     dictionary : Dictionary
-        What the latents are inserted into.
+        The dictionary that the latents are inserted into.
     more : Dictionary
-        Its latents come last; `large.gather(latents)` picks some of a dictionary.
+        The dictionary whose latents are added, after the others; `large.gather(latents)` picks some
+        of a dictionary.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -211,8 +212,7 @@ def match_by_density(
     Returns
     -------
     ndarray, ndarray
-        Latents of either group, place by place the pairs, by ascending density: as many pairs as there
-        can be.
+        Latents of each group, paired by place, in order of density: as many pairs as possible.
 
     Raises
     ------

@@ -43,7 +43,7 @@ BLOCK = 512  # latents whose products are computed at a time
 FOLLOWED = 1 << 17  # elements of residuals that are followed at a time: they stay in cache
 SEGMENTS = 1 << 9  # sums of several latents on one token held at a time
 HALF_BLOCK = 1024  # positions: the two halves of the tokens alternate in blocks, so both see all sources
-NEVER = int(np.iinfo(np.int64).max)  # the step of what does not move
+NEVER = int(np.iinfo(np.int64).max)  # the step of latents that do not move
 
 
 # ---------------------------------------------------------------------- sums over one batch
@@ -51,7 +51,7 @@ NEVER = int(np.iinfo(np.int64).max)  # the step of what does not move
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """What each of some latents takes from the residual as it moves.
+    """The change that each of some latents makes to the residual as it moves.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ class Directions:
         return cls(rows, squared_norms(rows), sign)
 
     def moved(self, latents: SparseLatents) -> SparseLatents:
-        """The latents with what they change the residual by in place of their values: `-c`."""
+        """The latents, with their change of the residual, `-c`, in place of their values."""
         sign = self.sign.index_select(0, latents.indices)
         return latents.with_values(-latents.values.to(sign.dtype) * sign)
 
@@ -91,12 +91,12 @@ class Directions:
         return latents.values.double().square() * self.squares.index_select(0, latents.indices)
 
     def alone(self, latents: SparseLatents, residual: Tensor) -> Tensor:
-        """What moving each active entry alone changes the token's squared error by, float64 `[active]`."""
+        """Change in the token's squared error from moving each active entry alone, float64 `[active]`."""
         inner = latents.inner_products(residual.to(self.rows.dtype), self.rows)
         return self.powers(latents) + 2 * self.moved(latents).values.double() * inner.double()
 
     def one_by_one(self, latents: SparseLatents, residual: Tensor) -> Tensor:
-        """What moving each entry changes after those before it in its row have moved, `[active]`."""
+        """Change from moving each entry after those before it in its row have moved, `[active]`."""
         if not len(latents.indices):
             return torch.zeros(0, dtype=torch.float64, device=residual.device)
         # Rows are followed a few at a time, those with most entries first, and their entries taken by
@@ -131,7 +131,7 @@ class Directions:
         return changes + self.powers(latents)
 
     def together(self, latents: SparseLatents, group: Tensor, n_groups: int) -> Tensor:
-        """What moving groups as a whole changes beyond what each latent alone does, float64 `[n_groups]`.
+        """Change from moving whole groups, beyond that of each latent alone, float64 `[n_groups]`.
 
         `group` is that of each active entry, ascending within a row.
         """
@@ -180,7 +180,7 @@ class SquaredError:
 
 
 class LatentSums:
-    """What each latent of a dictionary does alone to the error of another, by half of the tokens.
+    """The effect of each latent of a dictionary, alone, on the error of another, by half of the tokens.
 
     Attributes
     ----------
@@ -219,7 +219,7 @@ class LatentSums:
 
 
 class GroupGains:
-    """What moving whole groups changes the summed squared error by, each from its phase's start.
+    """Change in the summed squared error from moving whole groups, each from its phase's start.
 
     Attributes
     ----------
@@ -335,7 +335,7 @@ class Path:
 
 @dataclass(frozen=True, eq=False)
 class PathErrors:
-    """What a path does to the squared error, summed over tokens, with the small dictionary's bias.
+    """The effect of a path on the squared error, summed over tokens, with the small dictionary's bias.
 
     Attributes
     ----------
@@ -390,7 +390,7 @@ class Mixtures(ABC):
     small, large : Dictionary
         The pair.
     identities : tuple of Identity
-        What the two were when the mixtures were made.
+        Identities of the two when the mixtures were made.
     """
 
     def __init__(self, small: Dictionary, large: Dictionary) -> None:
@@ -479,13 +479,13 @@ class Mixtures(ABC):
         return with_bias
 
     def bias_gains(self, path: Path) -> Floats:
-        """What each step changes in addition once the bias has been swapped, float64 `[n]`."""
+        """The additional change of each step once the bias has been swapped, float64 `[n]`."""
         change = (self.large.b_dec - self.small.b_dec).double()
         moved = path.step < path.n
         return np.bincount(path.step[moved], 2 * self._along(change)[moved], minlength=path.n).astype(float)
 
     def _along(self, direction: Tensor) -> Floats:
-        """Sum over tokens of what moving each latent adds to the reconstruction along a direction."""
+        """Sum over tokens of the contribution of each latent's move, along a direction."""
         decoders = (dictionary.W_dec.to(direction.device) for dictionary in (self.small, self.large))
         inner = [part.double() @ direction for decoder in decoders for part in decoder.split(BLOCK)]
         along: Floats = self.sign * self.totals.values * torch.cat(inner).cpu().numpy()
@@ -639,7 +639,7 @@ class Following:
 
 
 class PairStatistics(Mixtures):
-    """What the error of any mixture of two dictionaries depends on, kept in memory.
+    """Everything that the error of any mixture of two dictionaries depends on, kept in memory.
 
     With `z` 1 for a latent of the large dictionary that has moved in and -1 for one of the small
     that has moved out, the squared error summed over tokens is
@@ -683,7 +683,7 @@ class PairStatistics(Mixtures):
 
     @cached_property
     def weights(self) -> Tensor:
-        """What each pair adds to the squared error once both have moved, float64 `[pairs]`."""
+        """The contribution of each pair to the squared error once both have moved, float64 `[pairs]`."""
         sign = torch.from_numpy(self.sign)
         return 2 * self.values * sign.index_select(0, self.rows) * sign.index_select(0, self.columns)
 
@@ -714,7 +714,7 @@ class PairStatistics(Mixtures):
             found: Floats = torch.bincount(rows[same], self.weights[same], minlength=size + 1)[:size].numpy()
             return found
 
-        phase = np.append(path.phase, path.n_phases)  # what stays is in a phase of its own, not counted
+        phase = np.append(path.phase, path.n_phases)  # latents that stay form one more phase, not counted
         return PathErrors(
             (self.totals.sse_small + np.cumsum(change)).astype(float),
             within(torch.arange(n + 1), n),
@@ -730,7 +730,7 @@ class PairStatistics(Mixtures):
         return total
 
     def gains_and_interaction(self, path: Path, phase: int) -> tuple[Floats, Any]:
-        """What each step of a phase would change at its start, and the steps' interaction with each other."""
+        """The change of each step of a phase from its start, and the steps' interaction with each other."""
         moved = np.flatnonzero(path.step < path.n)
         of = path.phase[path.step[moved]]
         inside, before = moved[of == phase], moved[of < phase]
@@ -752,7 +752,7 @@ def pair_statistics(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> PairStatistics:
-    """Encode a set of tokens with both dictionaries once, and keep what any path between them needs.
+    """Encode a set of tokens with both dictionaries once, and keep the sums that any path between them needs.
 
     For many paths through one pair of small dictionaries. Memory grows with the active entries (16
     bytes each, while they are collected) and with the pairs of latents that are ever active together

@@ -1,4 +1,4 @@
-"""Whether what was added to a dictionary points the right way and only goes too far."""
+"""Whether the latents added to a dictionary point the right way and merely go too far."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def measure_overshoot(
 ) -> Overshoot:
     """Fit one factor to the difference that a change of the dictionary makes to its reconstructions.
 
-    Latents that fire together and point in similar directions each take their share of the same
-    error, and together go beyond it. If the error rises by the change, but falls with a factor
-    under 1 on it, then the change points the right way and overshoots; if the best factor is near
-    0, it has nothing to add.
+    Latents that fire together and point in similar directions each correct the same error, and
+    together overcorrect it. If the error rises with the change but falls once the change is scaled by
+    a factor under 1, the change points the right way and overshoots; if the best factor is near 0, it
+    has nothing to add.
 
     Parameters
     ----------

@@ -171,10 +171,10 @@ class Stitching(Result):
     mixtures : Mixtures
         The two dictionaries and what their mixtures' errors depend on.
     moves_made : tuple of Move
-        In their order; the bias is not among them.
+        The moves, in order; the bias is not among them.
     bias : str
-        When the decoder bias changes to the large dictionary's: `"small"`, in a last step of its
-        own; `"large"`, in a first step; `"interpolated"`, with the share of latents that moved.
+        When the decoder bias changes to the large dictionary's: `"small"`, in a separate last step;
+        `"large"`, in a first step; `"interpolated"`, with the share of latents that moved.
     frame : DataFrame
         One row per step, from step 0, the small dictionary alone. `step`; `phase` (`"start"`,
         `"insert"`, `"swap"`, `"remove"`, `"bias"`); `group`, `n_inserted`, `n_removed` and
@@ -185,7 +185,7 @@ class Stitching(Result):
         By phase, how far its change in MSE is from the sum of what each of its latents would do
         alone at its start.
     theta, grouping, order, lost, seed
-        As given to `stitch`; None for a path of one's own.
+        As given to `stitch`; None for a path of your own.
     """
 
     _plot: ClassVar[str] = "stitching_curve"
@@ -292,7 +292,7 @@ class Stitching(Result):
 
     @property
     def giant_share(self) -> float:
-        """Share of the latents that are swapped in that come in with the largest group; NaN if none are."""
+        """Share of the latents swapped in that belong to the largest group; NaN if there are none."""
         sizes = [len(move.insert) for move in self.moves_made if move.phase == "swap"]
         return max(sizes) / sum(sizes) if sizes else float("nan")
 
@@ -446,7 +446,7 @@ def stitch(
         When the decoder bias becomes the large dictionary's: last, first, or with the share of
         latents that have moved.
     seed : int
-        Of the random order.
+        Seed of the random order.
     progress : bool
         Show a progress bar in tokens.
     allow_mismatch : bool
@@ -461,9 +461,9 @@ def stitch(
 
     Notes
     -----
-    Leask et al. (ICLR 2025), section on SAE stitching. That latents are inserted and then swapped is
-    the paper's; grouping, order, lost latents and bias are our reconstruction. Each is exact: the
-    error of every step is that of the dictionary that `Stitching.dictionary` gives.
+    Leask et al. (ICLR 2025), section on SAE stitching. Inserting and then swapping is the paper's
+    procedure; grouping, order, lost latents and bias are our reconstruction. Each is exact: the error
+    of every step is that of the dictionary that `Stitching.dictionary` gives.
 
     Examples
     --------
@@ -572,7 +572,7 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
     Parameters
     ----------
     mixtures : Mixtures
-        Of the two dictionaries: `Streamed` or `pair_statistics`.
+        Mixtures of the two dictionaries: `Streamed` or `pair_statistics`.
     moves : sequence of Move
         One per step; their latents may be given in any way that
         `saekit.selection.select_latents` takes.
@@ -608,7 +608,7 @@ def curve(mixtures: Mixtures, moves: Sequence[Move], *, bias: str = "small") -> 
 
 
 def curves(mixtures: Mixtures, orders: Sequence[Sequence[Move]], bias: str) -> list[Stitching]:
-    """The same along several paths, in one pass over the tokens where they are streamed.
+    """FVU and L0 along several paths, in one pass over the tokens where they are streamed.
 
     Examples
     --------
@@ -760,7 +760,7 @@ def _bias_gains(mixtures: Mixtures, path: Path, bias: str) -> Floats:
 
 
 def _greedy(gains: Floats, between: Any) -> Integers:
-    """The order in which the best move comes first, given how each changes what the others do."""
+    """The order in which the best move comes first, given how each changes the effect of the others."""
     order = np.empty(len(gains), dtype=np.int64)
     for place in range(len(gains)):
         best = order[place] = int(np.argmin(gains))
@@ -780,7 +780,7 @@ class StitchingChain(Result):
     Attributes
     ----------
     stitchings : tuple of Stitching
-        Of neighbouring widths, smallest first.
+        Stitchings of neighbouring widths, smallest first.
     """
 
     _plot: ClassVar[str] = "stitching_chain"

@@ -38,14 +38,14 @@ FORMATS = (
 def formats() -> tuple[Format, ...]:
     """The formats that can be read: those of saekit, and those that other packages register.
 
-    A package registers a `Format` by an entry point of the group `saekit.formats`.
+    A package registers a `Format` through an entry point of the group `saekit.formats`.
 
     Raises
     ------
     ImportError
         If an entry point does not load.
     TypeError, ValueError
-        If what it names is no `Format`, or has the name of another one.
+        If an entry point is not a `Format`, or has the name of another one.
     """
     known = list(FORMATS)
     for where, found in registered("saekit.formats"):
@@ -54,7 +54,7 @@ def formats() -> tuple[Format, ...]:
                 f"The {where} must be a saekit.loading.formats.Format, found {type(found).__name__}."
             )
         if found.name in {format.name for format in known}:
-            raise ValueError(f"The {where} is called {found.name}, as another format is.")
+            raise ValueError(f"The {where} is called {found.name}, like another format.")
         known.append(found)
     return tuple(known)
 
@@ -72,7 +72,7 @@ def read(path: Path) -> Unfolded:
     if len(recognised) > 1:
         raise ValueError(
             f"{path} holds SAEs of {len(recognised)} formats, {' and '.join(recognised)}: keep each in a "
-            "folder of its own."
+            "separate folder."
         )
     (format,) = recognised.values()
     with opened_files() as stamps:
@@ -81,7 +81,7 @@ def read(path: Path) -> Unfolded:
 
 
 def known_files() -> str:
-    """What a file or folder of each format looks like, for an error."""
+    """The files or folders of each format, for an error."""
     return "; ".join(f"{format.files} ({format.name})" for format in formats())
 
 

@@ -27,12 +27,12 @@ KINDS = {
     "global-matryoshka-topk": "matryoshka",
 }
 SIZES = {"d_in": "act_size", "d_sae": "dict_size"}
-# Of older versions of this code, which changed the function by settings that are gone.
+# Settings of older versions of this code that changed the function and are gone.
 GONE = {"use_encoder_bias": False, "tied_weights": False, "activation": "relu"}
 
 
 def _config(path: Path) -> Path | None:
-    """The settings beside the weights, which some files of theirs write with a capital letter."""
+    """The settings beside the weights; some of the authors' files are named with capitals."""
     return next((p for name in ("config.json", "Config.json") if (p := path.with_name(name)).is_file()), None)
 
 
@@ -40,7 +40,7 @@ def _weights(path: Path) -> Path:
     if path.is_file():
         return path
     found = [p for name in ("sae.pt", "SAE.pt") if (p := path / name).is_file()]
-    if len(found) == 2 and not found[0].samefile(found[1]):  # one file where names differ by capitals only
+    if len(found) == 2 and not found[0].samefile(found[1]):  # one file where names differ only in case
         raise ValueError(f"{path} holds two SAEs, sae.pt and SAE.pt: give the file.")
     return found[0] if found else path
 
@@ -58,7 +58,7 @@ def _read(path: Path) -> Unfolded:
     config = read_config(config_file)
     refuse_transcoder(config, config_file)
     kind = KINDS[choice(config.get("sae_type"), config_file, "sae_type", KINDS)]
-    if "epochs" in config:  # their meta-SAEs are BatchTopK, whatever sae_type was left at
+    if "epochs" in config:  # their meta-SAEs are BatchTopK, whatever sae_type states
         kind = "batchtopk"
     for name, value in GONE.items():
         choice(config.get(name, value), config_file, name, (value,))

@@ -52,8 +52,8 @@ def _read(path: Path) -> Unfolded:
     refuse_transcoder(trainer, config_file)
     name = choice(trainer.get("dict_class"), config_file, "trainer.dict_class", KINDS)
     entries, scale = read_entries(weights), 1.0
-    if "ae" in entries and set(entries) <= BACKUP:  # written while training goes on
-        # Its biases are about activations divided by the factor; a finished file has them rescaled.
+    if "ae" in entries and set(entries) <= BACKUP:  # written during training
+        # Its biases apply to activations divided by the factor; a finished file has them rescaled.
         factor = setting(entries, weights, "norm_factor", int | float, 1.0)
         if not 0 < factor < float("inf"):
             raise ValueError(f"{weights}: norm_factor must be positive and finite, found {factor}.")
@@ -68,7 +68,7 @@ def _read(path: Path) -> Unfolded:
         if name in ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
             parameters |= _competition(file, name, trainer, config_file)
     info = {key: value for key, value in info.items() if value is not None}
-    info |= setting(config, config_file, "saekit", dict, {})  # what save_sae has added
+    info |= setting(config, config_file, "saekit", dict, {})  # added by save_sae
     return Unfolded(**parameters, scale=scale, info=info)
 
 

@@ -17,7 +17,7 @@ from saekit.loading.formats.tensor_file import (
 )
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
-# Folders and repositories of transcoders, which the files of the first release do not tell from SAEs.
+# Folders and repositories of transcoders: the files of the first release do not tell them from SAEs.
 NO_SAE = re.compile(
     r"/gemma-scope-[^/]*(?:transcoder|crosscoder)|/models--[^/]*(?:transcoder|crosscoder)"
     r"|/(?:transcoder|crosscoder|clt)s?(?:_[^/]*)?(?:/[^/]+){0,3}$"

@@ -41,7 +41,7 @@ def _read(path: Path) -> Unfolded:
             f"{path} gives k twice: {k} in activation_state_dict and {int(again)} as activation.k."
         )
     choice(settings.get("postact_fn", "ReLU"), path, "postact_fn", ("ReLU",))
-    # The authors normalise the input of exactly these, and record it nowhere in the file.
+    # The authors normalise the input of exactly these, and do not record it in the file.
     return Unfolded(**parameters, k=k, normalization="layer_norm", info={"kind": "topk"})
 
 

@@ -37,8 +37,8 @@ NORMALIZATIONS = {
     "expected_average_only_in": None,
     "covariance_whitening": None,
 }
-# Settings of version 6 that define the function, and those that act only on training. Another
-# one might change the function in a way that is not known here.
+# Settings of version 6 that define the function, and those that only affect training. Any other might
+# change the function in a way unknown here.
 FUNCTION = {
     "architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
     "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm",
@@ -126,10 +126,9 @@ def _from_legacy(config: Mapping[str, Any], file: Path) -> tuple[dict[str, Any],
 
 
 def _rescaled(config: Mapping[str, Any], file: Path, version: Any) -> bool:
-    """Whether a BatchTopK checkpoint's threshold is about latents times their decoder norms.
+    """Whether a BatchTopK checkpoint's threshold applies to latents times their decoder norms.
 
-    The setting came with version 6.14, and is True where such a version leaves it out; before that no
-    version multiplied by norms.
+    The setting came with version 6.14 and defaults to True there; earlier versions never multiplied by norms.
     """
     name = "rescale_acts_by_decoder_norm"
     if config.get(name) is not None:
@@ -212,7 +211,7 @@ def _info(metadata: Mapping[str, Any], file: Path, kind: str, mode: str) -> dict
         "input_normalization": None if mode == "none" else mode,
     }
     known = {name: value for name, value in info.items() if value not in (None, {})}
-    return known | setting(metadata, file, "saekit", dict, {})  # what save_sae put there
+    return known | setting(metadata, file, "saekit", dict, {})  # added by save_sae
 
 
 FORMAT = Format(

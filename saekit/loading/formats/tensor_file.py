@@ -1,4 +1,4 @@
-"""What every reader shares: files of named tensors, each taken once, with the shape it must have."""
+"""Shared by all readers: files of named tensors, each taken once, with the shape it must have."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Format:
     Parameters
     ----------
     name : str
-        As messages and `info["format"]` give it.
+        Its name in messages and in `info["format"]`.
     files : str
-        What a file or folder of this format looks like, for the message that lists them all.
+        Its files or folders in words, for the message that lists all formats.
     recognises : callable
         Whether a path holds an SAE of this format; looks at names and keys, never at tensors.
     read : callable
@@ -50,14 +50,14 @@ class Format:
 class TensorFile:
     """The entries of one file, each to be taken once.
 
-    Used as a context: on leaving it, an entry that nobody took is an error, since a tensor that a
-    reader ignores is a function that it gets wrong.
+    Used as a context manager: an entry that was not taken by its end is an error, since a reader that
+    ignores a tensor gets the function wrong.
 
     Parameters
     ----------
     path : Path
-        A `.safetensors`, `.npz`, `.pt` or `.pth` file; nothing in it is unpickled but tensors and
-        plain values, and tensors are not read before they are used.
+        A `.safetensors`, `.npz`, `.pt` or `.pth` file; only tensors and plain values in it are
+        unpickled, and tensors are read when they are used.
     **sizes : int
         Sizes known from elsewhere, by the names that `take` uses.
 
@@ -97,9 +97,9 @@ class TensorFile:
         Parameters
         ----------
         name : str
-            Of the tensor.
+            Name of the tensor.
         *shape : str
-            Of the sizes.
+            Names of the sizes.
         infinite : bool
             Whether the values of a vector may be infinite, as thresholds may.
 
@@ -117,7 +117,7 @@ class TensorFile:
                 name if size is None else f"{name}={size}" for name, size in zip(shape, expected, strict=True)
             )
             raise ValueError(f"{self.path}: {name} must have shape [{sizes}], found {list(tensor.shape)}.")
-        # Matrices are looked through when they are folded.
+        # Matrices are checked when they are folded.
         if tensor.ndim == 1 and not (torch.isfinite(tensor) | (infinite & torch.isinf(tensor))).all():
             raise ValueError(f"{self.path}: {name} holds values that are not finite.")
         self.sizes |= dict(zip(shape, tensor.shape, strict=True))
@@ -168,7 +168,7 @@ class TensorFile:
         return value
 
     def drop(self, *names: str) -> None:
-        """Leave out what does not act on the function, where it is there."""
+        """Leave out entries that do not affect the function, if they are there."""
         for name in names:
             self._entries.pop(name, None)
 
@@ -194,7 +194,7 @@ def opened_files() -> Iterator[list[Stamp]]:
 def read_entries(path: Path) -> Mapping[str, Any]:
     """The entries of a file by name, mapped into memory rather than read.
 
-    Of a zip archive (`.npz`, and `.pt` since torch 1.6) every byte is checked against the archive's own
+    In a zip archive (`.npz`, and `.pt` since torch 1.6), every byte is checked against the archive's
     checksums.
 
     Raises
@@ -237,7 +237,7 @@ def _pickled(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 _check_sums(archive)
         try:
-            # Weights only: no object is built, no code is run. Files of old versions cannot be mapped.
+            # Weights only: no object is built, no code runs. Files of old versions cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             raise ValueError(
@@ -268,7 +268,7 @@ def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.nd
         version = np.lib.format.read_magic(file)
         readers = {
             (1, 0): np.lib.format.read_array_header_1_0,
-            # The third version differs from the second in names of fields, which plain arrays have not.
+            # The third version differs from the second only in field names, which plain arrays lack.
             (2, 0): np.lib.format.read_array_header_2_0,
             (3, 0): np.lib.format.read_array_header_2_0,
         }
@@ -309,7 +309,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def setting(
     config: Mapping[str, Any], path: Path, name: str, kind: type | UnionType, default: Any = None
 ) -> Any:
-    """A setting of the type it must have; `default` where it is not there.
+    """A setting of the type it must have; `default` if it is missing.
 
     Raises
     ------
@@ -341,7 +341,7 @@ def choice(value: Any, path: Path, name: str, options: Iterable[Any]) -> Any:
 
 # ------------------------------------------------------------------------------ transcoders
 
-# Settings by which libraries mark what predicts one place from another, and the values that an SAE has.
+# Settings by which libraries mark transcoders and the like, and the values that an SAE has.
 MARKS = (
     "transcode", "is_transcoder", "is_crosscoder", "skip_connection", "affine_connection", "is_skip",
 )  # fmt: skip
@@ -356,12 +356,12 @@ NAMES = ("architecture", "type", "dict_class", "trainer_class", "sae_type")
 
 
 def refuse_transcoder(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse a transcoder or crosscoder, which each library marks by settings of its own.
+    """Refuse a transcoder or crosscoder, which each library marks by its own settings.
 
     Raises
     ------
     ValueError
-        If they do; the sentence names the setting.
+        If the settings mark one; the message names the setting.
     """
     marks = [name for name in MARKS if config.get(name)]
     marks += [

@@ -1,4 +1,4 @@
-"""Dictionaries given back to other libraries, in the layouts that those load as their own."""
+"""Dictionaries written for other libraries, in layouts that these load as their own."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from saekit.files import atomic_path, write_json, write_tensors
 from saekit.loading.formats import dictionary_learning, is_saved, recognise, saelens
 from saekit.settings import choice
 
-SAELENS_VERSION = "6.54.12"  # whose layout is written
+SAELENS_VERSION = "6.54.12"  # the version whose layout is written
 MODES = {None: "none", "layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
 ENCODER_COLUMNS = 4096  # in float64 at once
 
 
 def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saelens") -> Path:
-    """Write a dictionary as another library would, for its own tools to load.
+    """Write a dictionary as another library would, for that library's tools to load.
 
     The function is the same to the last bits of float32. A TopK dictionary whose latents compete by
     `h * rank_scale` is the exception: libraries have no such factors, so its latents are written in
     the units they compete in, with decoder rows of norm `1 / rank_scale`, and a library shows
-    `latents * rank_scale`. `load_sae` undoes that. `dictionary.info` goes along as `saekit`.
+    `latents * rank_scale`. `load_sae` undoes that. `dictionary.info` is written along, as `saekit`.
 
     Each file is written to a temporary name and renamed; the JSON, which makes the folder an SAE,
     comes last.
@@ -49,7 +49,7 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
     Raises
     ------
     ValueError
-        If there is no such format, it has no place for a part of the function (thresholds beside `k` in
+        If there is no such format, it cannot express a part of the function (thresholds beside `k` in
         either; a normalisation of every row, or float64, in dictionary_learning), or the folder holds an
         SAE of another format.
 

@@ -1,4 +1,4 @@
-"""Training variants: one file each, with its loss, its initialisation, how it folds and how it looks."""
+"""Training variants: one file each, with its loss, initialisation, folding and look."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ENTRY_POINTS = "saekit.variants"
 class Variants(Mapping[str, type[Variant]]):
     """Every kind of SAE by name: saekit's own, then those that other packages register.
 
-    A package registers a `Variant` as an entry point of the group `saekit.variants`. Entry points
-    are loaded when a kind is first asked for, so that such a package can import this one.
+    A package registers a `Variant` as an entry point of the group `saekit.variants`. Entry points are
+    loaded when a kind is first asked for, so that such a package can import this one.
 
     Raises
     ------

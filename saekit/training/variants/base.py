@@ -1,4 +1,4 @@
-"""What the training variants share: parameters, initialisation, dead latents."""
+"""Shared by the training variants: parameters, initialisation, dead latents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saekit.distributed import all_reduce_mean, all_reduce_sum, world_size
 from saekit.settings import normalise, optional, positive, real, whole
 from saekit.sparse import Cut, SparseLatents, affine, decode_active, encode_above, encode_active
 
-GAIN = 0.01  # change of a coefficient's logarithm a step, for an L0 that is off by a factor of e
+GAIN = 0.01  # change of a coefficient's logarithm per step, for an L0 that is off by a factor of e
 
 
 @dataclass
@@ -31,11 +31,11 @@ class SAE:
     W_dec, b_dec : Tensor
         Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`.
     extra : dict of Tensor
-        What else the variant learns, by name.
+        Further parameters that the variant learns, by name.
     state : dict of Tensor
-        What the variant keeps count of; saved in checkpoints.
+        Counters of the variant; saved in checkpoints.
     bf16_candidates : bool
-        Whether active latents are looked for in bfloat16, see `saekit.sparse.encode_above`.
+        Whether active latents are searched for in bfloat16, see `saekit.sparse.encode_above`.
     """
 
     W_enc: Tensor
@@ -72,7 +72,7 @@ class SAE:
         silent.masked_fill_(active > 0, 0)
 
     def dead(self, dead_after: int) -> Tensor:
-        """Latents that have been silent for at least so many tokens, ascending, int64."""
+        """Latents that have been silent for at least this many tokens, ascending, int64."""
         return (self.state["silent_tokens"] >= dead_after).nonzero().squeeze(1)
 
     def active_above(
@@ -90,8 +90,8 @@ class SAE:
 def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
     """Random decoder directions of unit norm, the encoder equal to them, biases zero.
 
-    The random stream belongs to this seed, kind and width alone: a wider dictionary does not
-    begin with a narrower one's rows, which would fake similarity across widths.
+    The random stream depends on seed, kind and width: a wider dictionary does not begin with a
+    narrower one's rows, which would fake similarity across widths.
     """
     digest = hashlib.sha256(f"saekit {kind} {width} {seed}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
@@ -115,8 +115,8 @@ class Variant(ABC):
     kind : str
         Its name in `VARIANTS`, file names and tables.
     label, colour, marker, line : str
-        How it appears in figures and tables: its name for people, a colour that stands apart from the
-        others' in grey and for the colour-blind, and matplotlib's marker and line style.
+        Its look in figures and tables: its name for people, a colour that differs from the others' in
+        grey and for the colour-blind, and matplotlib's marker and line style.
     sparsity : str
         The setting that says how many latents a token may use: `"target_l0"` or `"k"`.
     betas : tuple
@@ -140,7 +140,7 @@ class Variant(ABC):
         return True
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream."""
+        """A new SAE, with its own random stream."""
         return initialise(kind=self.kind, width=width, d_in=d_in, seed=seed)
 
     def check_width(self, width: int) -> None:  # noqa: B027 (most settings fit any width)
@@ -156,7 +156,7 @@ class Variant(ABC):
     def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
         """Loss of a batch `[batch, d_in]`, a scalar with a graph; updates the state of `sae`.
 
-        `done` is the part of training that lies behind, from 0 to 1.
+        `done` is the part of training completed so far, from 0 to 1.
         """
 
     def phase(self, done: float) -> Any:
@@ -167,11 +167,11 @@ class Variant(ABC):
         return done
 
     def folding(self, sae: SAE) -> dict[str, Any]:
-        """What `saekit.dictionary.fold` takes of the SAE: weights, biases, threshold or k."""
+        """The SAE as `saekit.folding` takes it: weights, biases, threshold or k."""
         return {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
 
     def log(self, sae: SAE) -> dict[str, float]:
-        """What of the state belongs in the training log."""
+        """The part of the state that belongs in the training log."""
         return {"dead": len(sae.dead(self.dead_after))}
 
     def describe(self) -> dict[str, Any]:
@@ -182,15 +182,15 @@ class Variant(ABC):
 
 @dataclass(frozen=True)
 class SteeredVariant(Variant):
-    """What the kinds with a sparsity penalty share: its coefficient is found rather than given.
+    """Shared by the kinds with a sparsity penalty, whose coefficient is found rather than given.
 
-    Dictionaries of several widths and kinds compare at equal sparsity. With a `target_l0` the
+    Dictionaries of several widths and kinds compare at equal sparsity. With a `target_l0`, the
     coefficient is steered towards that L0 during a first part of training and then stays as it is.
 
     Parameters
     ----------
     target_l0 : float or None
-        Mean number of active latents a token to end with; None to keep the coefficient fixed.
+        Mean number of active latents per token to end with; None to keep the coefficient fixed.
     steering : float
         The first part of training in which the coefficient is steered, from 0 to 1.
     dead_after : int
@@ -222,7 +222,7 @@ class SteeredVariant(Variant):
         return self.target_l0 is not None and done < self.steering
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with the coefficient to start from."""
+        """A new SAE, with its own random stream, and the coefficient to start from."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         start = math.log(getattr(self, self.penalty))
         sae.state[f"log_{self.penalty}"] = torch.tensor(start, dtype=torch.float64)
@@ -231,14 +231,14 @@ class SteeredVariant(Variant):
     def start_near_target(self, b_enc: Tensor) -> None:
         """Set biases so that about `target_l0` latents are active at first.
 
-        Beginning with half of all latents active, the penalty that drives L0 down would grow large
-        enough to harm what is learnt.
+        If half of all latents were active at first, the penalty that drives L0 down would grow large
+        enough to harm learning.
         """
         if self.target_l0 is not None:
             b_enc.fill_(-quantile(self.target_l0 / len(b_enc)))
 
     def coefficient(self, sae: SAE) -> float:
-        """The coefficient that the SAE has come to."""
+        """The coefficient that the SAE has reached."""
         return math.exp(sae.state[f"log_{self.penalty}"].item())
 
     def steer(self, sae: SAE, latents: SparseLatents, done: float) -> None:
@@ -246,7 +246,7 @@ class SteeredVariant(Variant):
         sae.count(latents)
         if self.target_l0 is not None and self.phase(done):
             l0 = mean_l0(latents)
-            floor = 1 / len(latents)  # of a batch without active latents the logarithm is none
+            floor = 1 / len(latents)  # without active latents the logarithm does not exist
             sae.state[f"log_{self.penalty}"] += GAIN * math.log(max(l0, floor) / self.target_l0)
 
     def log(self, sae: SAE) -> dict[str, float]:
@@ -256,16 +256,16 @@ class SteeredVariant(Variant):
 
 @dataclass(frozen=True)
 class TopKVariant(Variant):
-    """What TopK and BatchTopK share: fixed sparsity, and AuxK against dead latents.
+    """Shared by TopK and BatchTopK: fixed sparsity, and AuxK against dead latents.
 
     Parameters
     ----------
     k : int
-        Latents a token.
+        Active latents per token.
     aux_coefficient : float
         Weight of the auxiliary loss (Gao et al. 2024, section 2.3: 1/32).
     k_aux : int, optional
-        Dead latents a token in the auxiliary loss; half of `d_in` if left out.
+        Dead latents per token in the auxiliary loss; half of `d_in` if left out.
     dead_after : int
         A latent is dead once it has been silent for this many tokens.
     """
@@ -294,7 +294,7 @@ class TopKVariant(Variant):
             raise ValueError(f"k must be at most the width {width}, found {self.k}.")
 
     def phase(self, done: float) -> Any:  # noqa: ARG002
-        """None: the loss does not depend on how far training is."""
+        """None: the loss does not depend on the progress of training."""
         return None
 
     @abstractmethod
@@ -322,7 +322,7 @@ class TopKVariant(Variant):
 
 
 def mean_l0(latents: SparseLatents) -> float:
-    """Mean number of active latents a token, over the shares of all processes."""
+    """Mean number of active latents per token, over the shares of all processes."""
     return all_reduce_mean(torch.tensor(len(latents.values) / len(latents), dtype=torch.float64)).item()
 
 
@@ -332,7 +332,7 @@ def mean_squared_error(residual: Tensor) -> Tensor:
 
 
 def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: int) -> Tensor:
-    """AuxK (Gao et al. 2024, section 2.3): dead latents reconstruct what the live ones left.
+    """AuxK (Gao et al. 2024, section 2.3): dead latents reconstruct the residual of the live ones.
 
     The `k_aux` largest pre-activations of dead latents (all of them where fewer are dead or
     positive) decode the residual, which is a constant here, without the decoder's bias.
@@ -342,13 +342,13 @@ def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: i
     sae : SAE
         The SAE.
     x, residual : Tensor
-        Inputs, and what the live latents left of them, `[batch, d_in]`.
+        Inputs, and the residual of the live latents, `[batch, d_in]`.
     dead : Tensor
         The dead latents, ascending, int64.
     k_aux : int
-        Dead latents a token.
+        Dead latents per token.
     """
-    # As a dictionary of their own dead latents are dense, and their products fast.
+    # As a separate dictionary, dead latents are dense and their products fast.
     W_enc, b_enc, W_dec = (p.index_select(0, dead) for p in (sae.W_enc, sae.b_enc, sae.W_dec))
     with torch.no_grad():
         h = affine(x, W_enc, b_enc)
@@ -360,7 +360,7 @@ def auxiliary_loss(sae: SAE, x: Tensor, residual: Tensor, dead: Tensor, k_aux: i
 
 
 def quantile(share: float) -> float:
-    """What this share of pre-activations exceeds at first, at most half of them.
+    """The value that this share of pre-activations, at most half, exceeds at first.
 
     Pre-activations of unit directions are about standard normal.
     """

@@ -13,7 +13,7 @@ from saekit.sparse import SparseLatents, kth_smallest
 from saekit.training.variants.base import SAE, TopKVariant
 
 THRESHOLD_RATE = 0.01  # weight of the newest batch in the running average
-GUESS = 0.9  # share of the last batch's smallest above which the largest are looked for first
+GUESS = 0.9  # share of the last batch's smallest above which the largest are searched for first
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class BatchTopK(TopKVariant):
     line: ClassVar[str] = "--"
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with threshold and floor 0."""
+        """A new SAE, with its own random stream, and threshold and floor 0."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         sae.state["threshold"] = torch.zeros((), dtype=torch.float64)
         sae.state["floor"] = torch.zeros(())
         return sae
 
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
-        """The `k * batch` largest of all, where positive (and what ties with the last).
+        """The `k * batch` largest of all, where positive (and ties with the last).
 
         Only latents above a floor, a little less than the smallest kept of the last batch, are
         searched, unless they are too few: this makes the search fast and never changes its result.

@@ -14,10 +14,10 @@ from saekit.training.variants.base import SAE, SteeredVariant, mean_squared_erro
 
 @dataclass(frozen=True)
 class Gated(SteeredVariant):
-    """A gate decides which latents are active, apart from how large they are.
+    """A gate decides which latents are active, independently of their size.
 
     With shared weights the gate is `x @ W_enc + b_enc > 0` and the magnitude
-    `ReLU(exp(r_mag) * (x @ W_enc) + b_mag)`. The penalty falls on the gate's pre-activations alone,
+    `ReLU(exp(r_mag) * (x @ W_enc) + b_mag)`. The penalty applies to the gate's pre-activations only,
     so magnitudes do not shrink; an auxiliary reconstruction from the gate, through a decoder held
     constant, teaches it to detect (equation 8). See `SteeredVariant` for the other settings.
 
@@ -44,7 +44,7 @@ class Gated(SteeredVariant):
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with gates that begin near the target L0."""
+        """A new SAE, with its own random stream, and gates that begin near the target L0."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         self.start_near_target(sae.b_enc)
         sae.extra = {"r_mag": torch.zeros(width), "b_mag": torch.zeros(width)}

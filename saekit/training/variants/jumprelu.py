@@ -19,12 +19,12 @@ from saekit.training.variants.base import (
     quantile,
 )
 
-START = 4  # times the target L0 to begin with
+START = 4  # multiple of the target L0 to begin with
 
 
 @dataclass(frozen=True)
 class JumpReLU(Variant):
-    """Latents above a learnt threshold of their own, with an L0 penalty.
+    """Latents with learnt thresholds and an L0 penalty.
 
     Neither the jump nor L0 has a useful gradient in the threshold; straight-through estimators
     with a rectangle kernel take its place (equations 11 and 12).
@@ -32,17 +32,17 @@ class JumpReLU(Variant):
     Parameters
     ----------
     target_l0 : float or None
-        Mean number of active latents a token to end with, by a penalty that grows with the squared
+        Mean number of active latents per token to end with, by a penalty that grows with the squared
         distance from it; None for a penalty that is proportional to L0.
     coefficient : float
         Price of one more active latent, for inputs of norm `sqrt(d_in)` and a squared error summed
         over dimensions; with a target, the price where L0 is twice the target, and 0 on it.
     bandwidth : float
-        Width of the kernel: entries this close about their threshold move it. The paper's 0.001
+        Width of the kernel: entries this close to their threshold move it. The paper's 0.001
         is for inputs of norm 1, where ours have norm `sqrt(d_in)`.
     threshold : float
-        To begin with, where there is no target; with one, thresholds begin where a few times as
-        many latents are active.
+        Initial threshold without a target; with one, thresholds begin where a few times as many
+        latents are active.
     dead_after : int
         A latent counts as dead in the log once it has been silent for this many tokens.
 
@@ -78,7 +78,7 @@ class JumpReLU(Variant):
         return None
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with thresholds that begin a little under the target's."""
+        """A new SAE, with its own random stream, and thresholds that begin a little under the target's."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         start = self.threshold
         if self.target_l0 is not None:
@@ -99,7 +99,7 @@ class JumpReLU(Variant):
         return mean_squared_error(residual) + self.penalty(active.sum() / len(x))
 
     def penalty(self, l0: Tensor) -> Tensor:
-        """What a mean L0 costs."""
+        """The penalty of a mean L0."""
         if self.target_l0 is None:
             return self.coefficient * l0
         return self.coefficient * self.target_l0 / 2 * (l0 / self.target_l0 - 1).square()

@@ -19,7 +19,7 @@ class Matryoshka(BatchTopK):
     """Nested dictionaries: each prefix of the latents must reconstruct the input by itself.
 
     Latents are selected once, over the whole width, and the error is averaged over prefixes, so
-    the first latents learn what is general. See `TopKVariant` for the other settings.
+    the first latents learn general features. See `TopKVariant` for the other settings.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Matryoshka(BatchTopK):
             raise ValueError(f"prefixes must ascend from above 0 to 1, found {self.prefixes}.")
 
     def check_width(self, width: int) -> None:
-        """Refuse a width that leaves a nested dictionary without latents of its own."""
+        """Refuse a width that would leave a nested dictionary without additional latents."""
         super().check_width(width)
         ends = self.ends(width)
         if len({0, *ends}) != len(ends) + 1:
@@ -63,8 +63,8 @@ class Matryoshka(BatchTopK):
     ) -> tuple[Tensor, Tensor]:
         """Squared error averaged over tokens and prefixes, and the whole dictionary's residual."""
         n, groups = len(self.prefixes), torch.tensor(self.ends(sae.width), device=x.device)
-        # Each token's latents, cut at the ends of the prefixes, are rows of their own: what the
-        # groups add to the reconstruction is decoded once.
+        # Each token's latents, cut at the ends of the prefixes, become separate rows: the
+        # contribution of every group to the reconstruction is decoded once.
         rows = latents.rows * n + torch.searchsorted(groups, latents.indices, right=True)
         added = decode_active(values, sae.W_dec, latents.regroup(rows, len(x) * n))
         residuals = x[:, None] - (added.view(len(x), n, -1).cumsum(dim=1) + sae.b_dec)

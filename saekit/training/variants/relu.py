@@ -57,7 +57,7 @@ class ReLU(SteeredVariant):
         return not self.weighted
 
     def initialise(self, *, width: int, d_in: int, seed: int) -> SAE:
-        """A new SAE, in its own random stream, with biases that begin near the target L0."""
+        """A new SAE, with its own random stream, and biases that begin near the target L0."""
         sae = super().initialise(width=width, d_in=d_in, seed=seed)
         self.start_near_target(sae.b_enc)
         return sae

@@ -31,7 +31,7 @@ class TopK(TopKVariant):
     line: ClassVar[str] = ":"
 
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
-        """The `k` largest of each row, where positive (and what ties with the last)."""
+        """The `k` largest of each row, where positive (and ties with the last)."""
         return sae.active_above(x, k=self.k)
 
     def folding(self, sae: SAE) -> dict[str, Any]:

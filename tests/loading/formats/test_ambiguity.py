@@ -124,7 +124,7 @@ def test_an_sae_is_no_transcoder(tmp_path):
 def test_two_formats_in_one_folder_are_refused(tmp_path):
     case = named("saelens/standard").copy(tmp_path)
     shutil.copy(named("gemma_scope/gemma-scope-2b-pt-res").weights, case.source)
-    refused(case.source, "holds SAEs of 2 formats, SAELens and Gemma Scope: keep each in a folder of its own")
+    refused(case.source, "holds SAEs of 2 formats, SAELens and Gemma Scope: keep each in a separate folder")
     make().save(tmp_path / "both")
     shutil.copytree(named("saelens/standard").source, tmp_path / "both", dirs_exist_ok=True)
     refused(tmp_path / "both", "a dictionary of saekit and an SAE of SAELens")
@@ -296,7 +296,7 @@ def test_another_package_registers_a_format(tmp_path, monkeypatch):
         assert [format.name for format in formats.formats()] == [*(f.name for f in known), "mine"]
         for wrong, error, message in (
             ("text", TypeError, "must be a saekit.loading.formats.Format, found str"),
-            (known[0], ValueError, "is called SAELens, as another format is"),
+            (known[0], ValueError, "is called SAELens, like another format"),
         ):
             registered[:] = [("the point", wrong)]
             formats.formats.cache_clear()
