@@ -591,7 +591,13 @@ class Dictionary(Described):
 
 
 def identity_of(value: Identity | Dictionary) -> Identity:
-    """The identity of a dictionary, or the one that a result holds."""
+    """The identity of a dictionary, or the one that a result holds.
+
+    Examples
+    --------
+    >>> identity_of(small) == identity_of(small.identity)
+    True
+    """
     return value if isinstance(value, Identity) else value.identity
 
 

@@ -253,8 +253,7 @@ class CEDegradation(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The numbers that all dictionaries share, and the `ce_degradation` of each by name, in nats
-        per token.
+        """The numbers that all dictionaries share, and each `ce_degradation` by name, in nats per token.
 
         Where several have the same name, their places follow it, such as `"relu 64 [0]"`.
         """

@@ -37,7 +37,7 @@ class Compared(Protocol):
 
 
 def require_null(result: Compared, null: Compared, *settings: str) -> None:
-    """Refuse to set a result beside something that is no null of it.
+    """Refuse to set a result beside something that is not its null.
 
     Parameters
     ----------
@@ -52,6 +52,15 @@ def require_null(result: Compared, null: Compared, *settings: str) -> None:
     ------
     ValueError
         If it compares other dictionaries or a dictionary with itself, or if settings or tokens differ.
+
+    Examples
+    --------
+    >>> result, null = saekit.insertion(small, large, x), saekit.insertion(small, other_seed, x)
+    >>> require_null(result, null, "theta")
+    >>> require_null(null, result)
+    Traceback (most recent call last):
+        ...
+    ValueError: A null is between ...
     """
     small, large, one, other = map(identity_of, (result.small, result.large, null.small, null.large))
     if one.width != other.width or one == other or one not in (small, large):

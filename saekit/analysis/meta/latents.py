@@ -674,7 +674,21 @@ class MetaSplitting(Result):
 
 
 def require_tree(meta: MetaSAE, tree: SplittingTree) -> None:
-    """Refuse a splitting tree of other dictionaries than a meta-SAE's bases."""
+    """Refuse a splitting tree of dictionaries other than a meta-SAE's bases.
+
+    Raises
+    ------
+    ValueError
+        If the two differ in widths, or in the content of a dictionary.
+
+    Examples
+    --------
+    >>> require_tree(family_meta, saekit.splitting_tree(family))
+    >>> require_tree(meta, saekit.splitting_tree(family))
+    Traceback (most recent call last):
+        ...
+    ValueError: The tree must have the widths [12] of ...
+    """
     if meta.widths != tree.widths:
         raise ValueError(
             f"The tree must have the widths {list(meta.widths)} of {meta.name}, found {list(tree.widths)}."
@@ -692,7 +706,7 @@ def splitting_through_meta(meta: MetaSAE, tree: SplittingTree) -> MetaSplitting:
     meta : MetaSAE
         Trained on all dictionaries of a family (`meta_sae(family)`).
     tree : SplittingTree
-        Of the same family (`splitting_tree(family)`).
+        Tree of the same family (`splitting_tree(family)`).
 
     Raises
     ------
