@@ -39,6 +39,7 @@ unit-quick: $(INSTALLED)
 # The committed notebooks on the bundled families; their figures go elsewhere.
 notebooks: export SAEKIT_FIGURES = $(CURDIR)/build/figures
 notebooks: export SAEKIT_STRICT = 1
+notebooks: export SAEKIT_CACHE = 1
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 --durations=10 notebooks
 

@@ -29,7 +29,7 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from saekit.files import hash_file, read_json, write_bytes, write_json
+from saekit.files import hash_file, read_json, source_hash, write_bytes, write_json
 from saekit.identity import Identity, distinct_names
 from saekit.training.variants import VARIANTS
 
@@ -427,17 +427,6 @@ def package_versions() -> dict[str, str]:
 
 
 @cache
-def source_hash() -> str:
-    """SHA-256 over the package's own `.py` files: their names and contents, in order."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def citation(name: str, *, folder: str | Path | None = None) -> str:
     """Give a BibTeX entry for a saved figure, to paste.
 

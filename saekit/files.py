@@ -289,6 +289,23 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+def source_hash() -> str:
+    """SHA-256 over the package's own `.py` files: their names and contents, in order.
+
+    Examples
+    --------
+    >>> len(source_hash())
+    64
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
 def home() -> Path:
     """The folder for converted models, activation stores and trained families.
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.agreement import check_agreement
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.models import device_of, require_rows, run_to
@@ -94,6 +95,7 @@ class Evaluation(Result):
         }
 
 
+@cached
 def evaluate(
     dictionary: Dictionary,
     activations: Activations,
@@ -269,6 +271,7 @@ class CEDegradation(Result):
         }
 
 
+@cached
 def ce_degradation(
     model: TransformerBridge,
     dictionaries: Dictionary | Sequence[Dictionary],

@@ -24,11 +24,10 @@ from saekit.figures import (
     kind_style,
     new_figure,
     package_versions,
-    source_hash,
     width_colours,
     write_index,
 )
-from saekit.files import hash_file
+from saekit.files import hash_file, source_hash
 from saekit.training.variants import VARIANTS
 
 SUFFIXES = {"pdf", "svg", "png", "csv", "json", "tex"}

@@ -18,6 +18,7 @@ from saekit import settings
 from saekit.activations import Activations, ActivationStore
 from saekit.agreement import refuse
 from saekit.analysis.similarity import largest
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity, UnrecordedWarning
 from saekit.models import token_strings
@@ -251,6 +252,7 @@ class Interval:
     positions: Tensor
 
 
+@cached
 def collect(
     dictionary: Dictionary,
     activations: ActivationStore | Tensor,
@@ -740,6 +742,7 @@ class LogitTable(Result):
         return {"dictionary": str(self.dictionary), "width": len(self.top_ids), "n": self.top_ids.shape[1]}
 
 
+@cached
 def logit_table(
     dictionary: Dictionary,
     unembedding: Tensor,

@@ -27,6 +27,7 @@ from saekit.analysis.stitching.mixtures import (
     Path,
     SquaredError,
 )
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.moments import fvu
@@ -226,6 +227,7 @@ class Insertion(Result):
         }
 
 
+@cached
 def insertion(
     small: Dictionary,
     large: Dictionary,
@@ -481,6 +483,7 @@ class GroupInsertion(Result):
         }
 
 
+@cached
 def group_insertion(
     small: Dictionary,
     large: Dictionary,

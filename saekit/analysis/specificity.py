@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore
 from saekit.analysis.splitting import measure_splitting
+from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.moments import ratio_of_totals
 from saekit.passes import Batch, one_pass
@@ -69,6 +70,7 @@ class Specificity(Result):
         }
 
 
+@cached
 def measure_specificity(
     small: Dictionary,
     large: Dictionary,

@@ -21,6 +21,7 @@ from saekit.agreement import check_agreement, refuse
 from saekit.analysis.latents import Entries, LatentActivations, collect
 from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import cosines
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
@@ -179,6 +180,7 @@ class Uniqueness(Result):
         return pd.DataFrame(rows)
 
 
+@cached
 def measure_uniqueness(
     a: Dictionary,
     b: Dictionary,

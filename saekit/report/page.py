@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from saekit.figures import FULL, Plot, package_versions, render, source_hash
-from saekit.files import write_bytes, write_json
+from saekit.figures import FULL, Plot, package_versions, render
+from saekit.files import source_hash, write_bytes, write_json
 from saekit.html import image, table
 from saekit.wording import number, share
 

@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from saekit.figures import figures_folder, project_root, source_hash, write_index
-from saekit.files import hash_json, read_json, write_bytes, write_json
+from saekit.figures import figures_folder, project_root, write_index
+from saekit.files import hash_json, read_json, source_hash, write_bytes, write_json
 from saekit.loading.names import open_sae
 from saekit.series.embedded import embedded_store
 from saekit.series.profiles import DEFAULT, Profile, Series
@@ -80,7 +80,8 @@ def _execute(
     )
     # Explorers leave their static form, since a page that runs nothing cannot show them.
     static = {"SAEKIT_STATIC": "1", "SAEKIT_STRICT": "1", "TQDM_DISABLE": "1"}
-    client.execute(env={**os.environ, **static, **(environment or {})})
+    # Every cell runs; what an analysis returned before for the same inputs and code is read again.
+    client.execute(env={**os.environ, **static, "SAEKIT_CACHE": "1", **(environment or {})})
     write_bytes(path, (nbformat.writes(notebook).rstrip() + "\n").encode())
 
 

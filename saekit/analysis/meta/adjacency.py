@@ -24,6 +24,7 @@ from saekit.analysis.meta.latents import decomposition_matrix
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import cosines
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.results import Result
@@ -71,6 +72,7 @@ class AdjacencyOverlap(Result):
         }
 
 
+@cached
 def adjacency_overlap(
     meta: MetaSAE,
     small: Dictionary,

@@ -26,6 +26,7 @@ from saekit.agreement import check_agreement
 from saekit.analysis.meta.sae import MetaSAE, Recipe, explained_variance
 from saekit.analysis.nulls import ROW_NULLS, null_rows, random_directions
 from saekit.analysis.similarity import cosines
+from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.files import hash_tensors
 from saekit.identity import Identity, distinct_names
@@ -121,6 +122,7 @@ class MetaBaselines(Result):
         }
 
 
+@cached
 def meta_baselines(
     meta: MetaSAE,
     smaller: Sequence[Dictionary],

@@ -14,6 +14,7 @@ from torch import Tensor
 from saekit import settings
 from saekit.activations import Activations, ActivationStore, as_activations
 from saekit.analysis.stitching.path import Stitching, curves, shuffled
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.metrics import ce_degradation
 from saekit.moments import fvu
@@ -55,6 +56,7 @@ class RandomOrders(Result):
         }
 
 
+@cached
 def random_orders(stitching: Stitching, *, n: int = 10, seed: int = 0) -> RandomOrders:
     """The same moves in random orders within their phases: a control.
 
@@ -134,6 +136,7 @@ class MatchedL0(Result):
         return pd.DataFrame([self.summary])
 
 
+@cached
 def matched_l0(
     dictionary: Dictionary,
     activations: Activations,
@@ -281,6 +284,7 @@ class MatchedCurve(Result):
         }
 
 
+@cached
 def matched_curve(
     stitching: Stitching,
     activations: Activations,

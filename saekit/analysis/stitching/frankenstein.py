@@ -12,6 +12,7 @@ from saekit.activations import Activations
 from saekit.analysis.similarity import nearest
 from saekit.analysis.stitching.controls import matched_l0
 from saekit.analysis.stitching.groups import insert_latents
+from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import evaluate
@@ -62,6 +63,7 @@ class Frankenstein(Result):
         }
 
 
+@cached
 def build_frankenstein(
     family: Family,
     activations: Activations,

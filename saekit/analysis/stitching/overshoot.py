@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from saekit.activations import Activations
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.moments import fvu
@@ -52,6 +53,7 @@ class Overshoot(Result):
         return pd.DataFrame([self.summary])
 
 
+@cached
 def measure_overshoot(
     before: Dictionary,
     after: Dictionary,

@@ -37,6 +37,7 @@ from saekit.analysis.stitching.mixtures import (
     Streamed,
     pair_statistics,
 )
+from saekit.cache import cached
 from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.moments import fvu
@@ -407,6 +408,7 @@ class Stitching(Result):
         return settings.whole("step", step, at_least=0, at_most=self.n_steps)
 
 
+@cached
 def stitch(
     small: Dictionary,
     large: Dictionary,
@@ -826,6 +828,7 @@ class StitchingChain(Result):
         }
 
 
+@cached
 def stitch_chain(
     family: Family,
     activations: Activations,

@@ -1,0 +1,158 @@
+"""Results that are kept: what an analysis returned for the same inputs and code is read again.
+
+It is off unless the environment variable `SAEKIT_CACHE` is set, as `saekit reproduce` does for the
+notebooks that it runs. What is kept lies under `saekit.files.home()`, in a folder for each version of
+saekit's source, torch, NumPy and pandas, which may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+import xxhash
+from torch import Tensor
+
+from saekit.activations import ActivationStore
+from saekit.dictionary import Dictionary
+from saekit.files import atomic_path, hash_json, home, source_hash
+from saekit.identity import fingerprint
+from saekit.models import RECORD, describe_model, device_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep what a function returns, by the content of its arguments, while `SAEKIT_CACHE` is set.
+
+    Arguments count by content: dictionaries and stores by their hashes, models by that of their weights,
+    tensors and tables by their values, results by all of these. Only `progress` does not count. What
+    was given, such as a dictionary, is referred to and not copied: a result that is read holds that of the
+    call. A file is written whole or not at all.
+
+    Raises
+    ------
+    TypeError
+        When called, if an argument has no content that could be compared.
+
+    Examples
+    --------
+    >>> @cached
+    ... def total(x):
+    ...     return float(x.sum())
+    >>> total(torch.ones(3))
+    3.0
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not os.environ.get("SAEKIT_CACHE"):
+            return function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: value for name, value in bound.arguments.items() if name != "progress"}
+        live: list[Any] = []
+        key = hash_json([f"{function.__module__}.{function.__qualname__}", _content(arguments, live)])
+        file = home() / "results" / _code() / f"{function.__name__}-{key[:24]}.pickle"
+        if file.exists():
+            result: R = _read(file, live)
+            return result
+        result = function(*args, **kwargs)
+        _write(file, result, live)
+        return result
+
+    return call
+
+
+@functools.cache
+def _code() -> str:
+    """What computes: the source as this process has it, and the libraries."""
+    libraries = [version(name) for name in ("torch", "numpy", "pandas", "transformer-lens", "scipy")]
+    return hash_json([source_hash(), libraries])[:12]
+
+
+def _content(value: Any, live: list[Any]) -> Any:
+    """A value as JSON that is equal for equal content; its parts, all but plain values, go to `live`."""
+    if value is None or isinstance(value, str | bool | int | float | Path | torch.dtype | torch.device):
+        return [type(value).__name__, repr(value)]
+    live.append(value)
+    if isinstance(value, Dictionary | ActivationStore):
+        return [type(value).__name__, value.content_hash]
+    if _is_model(value):
+        return ["model", describe_model(value), str(device_of(value))]
+    if isinstance(value, Tensor):
+        return ["tensor", str(value.device), *fingerprint([value])]
+    if isinstance(value, np.generic | np.ndarray) and value.dtype != object:
+        data = np.ascontiguousarray(value)
+        return ["array", str(data.dtype), list(value.shape), xxhash.xxh3_128_hexdigest(data.tobytes())]
+    if isinstance(value, pd.DataFrame):
+        columns = [_content(value.iloc[:, place], live) for place in range(value.shape[1])]
+        return ["frame", _content(list(value.columns), live), columns]
+    if isinstance(value, pd.Series | pd.Index):
+        index = _content(value.index, live) if isinstance(value, pd.Series) else None
+        return [type(value).__name__, str(value.dtype), _content(value.to_list(), live), index]
+    if isinstance(value, Mapping):
+        return ["mapping", [[_content(part, live) for part in item] for item in value.items()]]
+    if isinstance(value, list | tuple | np.ndarray):
+        return [type(value).__name__, [_content(part, live) for part in value]]
+    kind = type(value)
+    if isinstance(value, FunctionType | type) and "<" not in value.__qualname__:
+        return ["function", f"{value.__module__}.{value.__qualname__}"]
+    if kind.__module__.partition(".")[0] == __package__:
+        derived = functools.cached_property  # computed from the rest, perhaps not yet
+        made = {name for base in kind.__mro__ for name, of in vars(base).items() if isinstance(of, derived)}
+        parts = {name: _content(part, live) for name, part in vars(value).items() if name not in made}
+        return [f"{kind.__module__}.{kind.__qualname__}", parts]
+    raise TypeError(
+        f"A result cannot be kept for an argument of type {kind.__name__}, whose content saekit cannot "
+        "compare: run without SAEKIT_CACHE."
+    )
+
+
+def _is_model(value: Any) -> bool:
+    return RECORD in getattr(value, "__dict__", ())
+
+
+class _Pickler(pickle.Pickler):
+    """Refers to what was given to the call instead of writing it."""
+
+    def __init__(self, file: Any, live: list[Any]) -> None:
+        super().__init__(file, protocol=5)
+        self._places = {id(part): place for place, part in enumerate(live)}
+
+    def persistent_id(self, part: Any) -> int | None:
+        place = self._places.get(id(part))
+        if place is None and (isinstance(part, ActivationStore) or _is_model(part)):
+            raise pickle.PicklingError("A result cannot be kept that holds a store or a model of its own.")
+        return place
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, live: list[Any]) -> None:
+        super().__init__(file)
+        self._live = live
+
+    def persistent_load(self, place: int) -> Any:
+        return self._live[place]
+
+
+def _write(file: Path, result: Any, live: list[Any]) -> None:
+    with atomic_path(file) as temporary, open(temporary, "wb") as opened:
+        _Pickler(opened, live).dump(result)
+
+
+def _read(file: Path, live: list[Any]) -> Any:
+    with open(file, "rb") as opened:
+        return _Unpickler(opened, live).load()

@@ -1,0 +1,171 @@
+"""Results that are kept: read again for the same content, computed for any other."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from dictionaries import make
+
+from saekit import cache
+from saekit.analysis import collect, insertion, stitch
+from saekit.cache import cached
+from saekit.dictionary import Dictionary
+from saekit.family import Family
+from saekit.metrics import ce_degradation
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEKIT_CACHE", "1")
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path))
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def counted(folder):
+    """A kept function and the calls that were computed."""
+    calls = []
+
+    @cached
+    def counting(value, *, theta=0.7, progress=False):
+        calls.append(value)
+        return {"theta": theta, "value": value}
+
+    # Its name is that of a function inside a function, which is the same in every test.
+    return counting, calls
+
+
+def files(folder):
+    return sorted(folder.rglob("*.pickle"))
+
+
+@dataclass(frozen=True)
+class Foreign:
+    value: int
+
+
+VALUES = [
+    (1, 1.0),
+    ("a", "b"),
+    (True, 1),
+    (None, "None"),
+    ([1, 2], (1, 2)),
+    ({"a": 1, "b": 2}, {"b": 2, "a": 1}),  # the order of a mapping is that of the rows of a table
+    (torch.zeros(3), torch.zeros(3, dtype=torch.float64)),
+    (torch.zeros(2, 3), torch.zeros(3, 2)),
+    (torch.tensor([0.0]), torch.tensor([-0.0])),
+    (np.arange(3), np.arange(3).astype(np.int32)),
+    (np.array(["a", None]), np.array(["a", "None"])),
+    (pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"b": [1, 2]})),
+    (pd.DataFrame({"a": [1, 2]}), pd.DataFrame({"a": [1, 2]}, index=[1, 2])),
+    (pd.Series([1.0, None]), pd.Series([1.0, 2.0])),
+    (make(), make(seed=1)),
+    (make(), replace(make(), info={"kind": "other"})),
+    ({"x": [make()]}, {"x": [make(seed=1)]}),
+    (Family([make(), make(width=50)]), Family([make(), make(width=60)])),
+    (insertion, stitch),
+]
+
+
+@pytest.mark.parametrize(("value", "other"), VALUES, ids=[str(place) for place in range(len(VALUES))])
+def test_another_value_is_computed_and_the_same_one_is_read(value, other):
+    contents = [cache._content(part, []) for part in (value, other)]
+    assert contents[0] != contents[1]
+    assert contents[0] == cache._content(value, [])
+
+
+def test_a_result_is_computed_once(counted, folder):
+    counting, calls = counted
+    first = counting(3)
+    assert counting(3) == first == {"theta": 0.7, "value": 3}
+    assert counting(value=3, theta=0.7, progress=True) == first  # the same call
+    assert calls == [3]
+    counting(3, theta=0.8)
+    assert len(calls) == len(files(folder)) == 2
+
+
+def test_nothing_is_kept_without_the_variable(counted, folder, monkeypatch):
+    counting, calls = counted
+    monkeypatch.delenv("SAEKIT_CACHE")
+    counting(1), counting(1)
+    assert len(calls) == 2
+    assert not folder.exists()
+
+
+def test_other_code_computes_again(counted, monkeypatch):
+    counting, calls = counted
+    counting(1)
+    monkeypatch.setattr(cache, "_code", lambda: "of another version")
+    counting(1)
+    assert len(calls) == 2
+
+
+def test_a_changed_tensor_computes_again(counted):
+    counting, calls = counted
+    dictionary = make()
+    counting(dictionary)
+    dictionary.b_dec[0] += 1
+    counting(dictionary)
+    assert len(calls) == 2
+
+
+def test_what_was_given_is_referred_to_and_not_copied(counted, folder):
+    counting, _ = counted
+    given = make(width=2000)
+    counting({"one": given})
+    same = make(width=2000)
+    assert counting({"one": same})["value"]["one"] is same  # the one of this call
+    assert files(folder)[0].stat().st_size < 1000
+
+
+def test_a_new_dictionary_in_a_result_is_kept_whole(folder):
+    @cached
+    def gathered(dictionary):
+        return dictionary.gather([0, 2])
+
+    first, again = gathered(make()), gathered(make())
+    assert isinstance(again, Dictionary)
+    assert again.identity == first.identity == make().gather([0, 2]).identity
+
+
+def test_an_argument_without_content_is_refused(counted):
+    counting, calls = counted
+    for value in (object(), Foreign(1), lambda: None, (part for part in "ab")):
+        with pytest.raises(TypeError, match="cannot be kept for an argument of type"):
+            counting(value)
+    assert calls == []
+
+
+def test_a_call_that_fails_keeps_nothing(folder):
+    @cached
+    def failing(value):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        failing(1)
+    assert files(folder) == []
+
+
+def test_analyses_read_what_they_computed(model, store, folder):
+    small, large = make(d_in=16, width=12), make(d_in=16, width=24, seed=1)
+
+    def run():
+        stitching = stitch(small, large, store)
+        return {
+            "insertion": insertion(small, large, store).frame,
+            "stitch": stitching.frame,
+            "moves": stitching.moves,
+            "halfway": stitching.dictionary(3).identity,
+            "collect": collect(large, store).frame,
+            "ce": ce_degradation(model, [small, large], store, max_rows=4).frame,
+        }
+
+    first = run()
+    written = {file: file.stat().st_mtime_ns for file in files(folder)}
+    again = run()
+    assert {file: file.stat().st_mtime_ns for file in files(folder)} == written
+    assert len(written) >= 4
+    for name, value in first.items():
+        assert again[name].equals(value) if isinstance(value, pd.DataFrame) else again[name] == value
