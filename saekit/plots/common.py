@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.font_manager import FontProperties
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from saekit.analysis.labels import SEPARATOR
 from saekit.dictionary import Dictionary, identity_of
@@ -188,6 +189,19 @@ def fit_text(text: str, inches: float, size: float = 6.5) -> str:
         room = bisect_left(range(len(text)), True, key=lambda n: too_long(f"{text[:n]}…")) - 1
         text = f"{text[: max(room, 0)].rstrip()}…"
     return text.replace("$", r"\$")
+
+
+def root_scale(axes: Axes, highest: float) -> None:
+    """Shares on a square-root scale up to the highest, so that a tail beside a peak can be seen."""
+    axes.set_yscale("function", functions=(np.sqrt, np.square))
+    axes.set_ylim(0, 1.1 * highest)
+    axes.yaxis.set_major_locator(FixedLocator((0, 0.01, 0.05, 0.1, 0.2, 0.5)))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def shade(colour: str, white: float) -> str:
+    """A colour mixed with this share of white."""
+    return to_hex([part + white * (1 - part) for part in to_rgb(colour)])
 
 
 def doubling_axis(axes: Axes, ticks: Iterable[int]) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
@@ -28,7 +27,7 @@ from saekit.figures import (
     new_figure,
     width_colours,
 )
-from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named, rows_of
+from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named, rows_of, shade
 from saekit.wording import fixed, listed, percent, share
 
 if TYPE_CHECKING:
@@ -356,8 +355,9 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         parts.append(pd.DataFrame({**dict(zip(keys, key, strict=True)), **bins}))
     data = pd.concat(parts, ignore_index=True)
     others = sorted((name for name in dictionaries if name != meta), key=lambda n: dictionaries[n].width)
-    shades = colormaps["YlOrBr"](np.linspace(0.45, 0.85, len(others)))
-    colours = {meta: META} | dict(zip(others, shades, strict=True))
+    colours = {meta: META}
+    for name, white in zip(others, np.linspace(0.45, 0, len(others)), strict=True):  # the widest darkest
+        colours[name] = shade(kind_style(dictionaries[name].kind).colour, white)
     labels = rows_of([dictionaries[name] for name in others])["label"]
     names = {meta: "meta-SAE"} | dict(zip(others, labels, strict=True))
     titles = {

@@ -23,7 +23,7 @@ from saekit.figures import (
     house_style,
     new_figure,
 )
-from saekit.plots.common import fit_text, groups_of, made_from
+from saekit.plots.common import fit_text, groups_of, made_from, root_scale
 from saekit.wording import listed, percent
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
             axes.axvline(theta, color=INK, linestyle="--", linewidth=0.8)
             axes.set_title(
                 f"{pair.comparison}\nunder $\\theta$: {percent(under[pair.comparison])} "
-                f"(two seeds: {', '.join(found) or 'none'})",
+                f"({f'seeds: {listed(found)}' if found else 'no second seed'})",
                 fontsize=8,
             )
             axes.set_xlabel("greatest cosine")
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            root_scale(axes, data["share"].max())
         panels[0].set_ylabel("share of latents")
         figure.legend(
             handles=[
@@ -108,8 +108,9 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
         figure,
         data,
         caption="Similarity across widths. Greatest cosine of each latent of the larger dictionary with any "
-        "latent of the smaller one, by decoder direction. Outlines show the same distribution between two "
-        f"seeds of one width (the null). Share of latents under θ = {theta:g}: {shares}."
+        "latent of the smaller one, by decoder direction, on a square-root scale. Outlines show the same "
+        "distribution between two seeds of one width (the null). Share of latents under "
+        f"θ = {theta:g}: {shares}."
         + (f" There is no second seed of width {listed(missing)}." if missing else ""),
         alt=f"Histograms of the best decoder cosine for {len(pairs)} pairs of widths, with theta = {theta:g} "
         f"marked. Share under theta: {shares}.",
@@ -181,7 +182,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
                         label=row.status if place == 0 else None,
                     )
                     if row.share >= 0.06:
-                        _share_text(axes, left + row.share / 2, place, row.share, colour)
+                        _share_text(axes, left + row.share / 2, place, row.share, colour, hatched=lost)
                     left += row.share
             axes.set(xlim=(0, 1), xlabel=f"share of the {side} latents")
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -345,7 +346,7 @@ def splitting_tree_plot(
     )
 
 
-def _share_text(axes: Axes, x: float, y: float, share: float, background: str) -> None:
+def _share_text(axes: Axes, x: float, y: float, share: float, background: str, *, hatched: bool) -> None:
     dark = np.dot(to_rgb(background), [0.299, 0.587, 0.114]) < 0.5
     axes.text(
         x,
@@ -355,7 +356,8 @@ def _share_text(axes: Axes, x: float, y: float, share: float, background: str) -
         va="center_baseline",
         fontsize=6.5,
         color="white" if dark else INK,
-        bbox={"facecolor": background, "edgecolor": "none", "pad": 0.8},
+        # Only a hatch needs a plain ground, which would stand out of the thin bars.
+        bbox={"facecolor": background, "edgecolor": "none", "pad": 0.0} if hatched else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.nulls import NULLS
 from saekit.analysis.uniqueness import STATUSES
@@ -25,7 +25,7 @@ from saekit.figures import (
     new_figure,
     width_colours,
 )
-from saekit.plots.common import as_list, groups_of, made_from, named, shared
+from saekit.plots.common import as_list, groups_of, made_from, named, root_scale, shared
 from saekit.wording import listed, on_tokens, percent
 
 if TYPE_CHECKING:
@@ -83,11 +83,7 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
                     else:
                         axes.stairs(share, edges, color=NEXT_WIDTH, linewidth=1.0)
                 axes.axvline(result.theta, color=INK, linestyle="--", linewidth=0.8)
-                # Square roots of shares, so that the tail under theta can be seen.
-                axes.set_yscale("function", functions=(np.sqrt, np.square))
-                axes.set_ylim(0, 1.1 * data["share"].max())
-                axes.yaxis.set_major_locator(FixedLocator((0, 0.01, 0.05, 0.2, 0.5)))
-                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+                root_scale(axes, data["share"].max())
             row[0].set_ylabel(f"share of latents\n({title})")
         for axes, width in zip(panels[0], widths, strict=True):
             axes.set_title(named(result.kind, width), fontsize=8)

@@ -27,7 +27,7 @@ from saekit.analysis import group_insertion, insertion, splitting_tree
 from saekit.analysis.similarity import family_similarity
 from saekit.dictionary import Dictionary
 from saekit.family import Family
-from saekit.figures import kind_style, render
+from saekit.figures import house_style, kind_style, render
 from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
 from saekit.plots.common import fit_text, pair_name, pair_names
@@ -375,6 +375,26 @@ def test_max_cosine_distribution_against_brute_force():
         styles.append(outline.get_linestyle())
     assert styles[0] != styles[1]
     assert "There is no second seed of width 12 and 48" in found.caption
+    titles = [axes.get_title(loc="left") for axes in found.figure.axes]
+    assert all("(seeds: " in title for title in titles)
+    alone = plots.max_cosine_distribution(family_similarity(Family([family[12], family[24]]), theta=THETA))
+    assert alone.figure.axes[0].get_title(loc="left").endswith("(no second seed)")
+
+
+def test_shares_on_thin_bars_stay_inside_them():
+    figure = plot("splitting_flow").figure
+    with house_style():
+        figure.canvas.draw()
+        for axes in figure.axes:
+            bars = [bar.get_window_extent() for bar in axes.patches]
+            for text in axes.texts:
+                ground = text.get_bbox_patch()
+                if ground is not None:
+                    shown, middle = ground.get_window_extent(), text.get_window_extent()
+                    x, y = (middle.x0 + middle.x1) / 2, (middle.y0 + middle.y1) / 2
+                    (bar,) = [bar for bar in bars if bar.contains(x, y)]
+                    assert bar.y0 - 1 <= shown.y0
+                    assert shown.y1 <= bar.y1 + 1
 
 
 def test_splitting_flow_bars_are_the_shares():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import PathPatch, StepPatch
 from plot_checks import check_bundle, check_texts
 from scipy.sparse import csr_array
@@ -20,6 +21,7 @@ from saekit.analysis.meta.latents import MetaSplitting, cosine_distributions, si
 from saekit.analysis.meta.latents import related_latents as graph_of
 from saekit.analysis.meta.sae import MetaSweep
 from saekit.dictionary import Dictionary
+from saekit.figures import kind_style
 from saekit.plots.meta import FLOOR
 
 NO_SPLITS = pd.DataFrame({"n_common": [0]})
@@ -255,6 +257,16 @@ def test_dictionaries_of_one_kind_and_width_have_labels_of_their_own():
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(texts) == len(set(texts))
     assert sum(text.startswith("relu 10 (seed 0) [") for text in texts) == 2
+
+
+def test_dictionaries_have_the_colour_of_their_kind_darkest_where_widest():
+    figure = plots.meta_cosines(cosines()).figure
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    colours = dict(zip(texts, [line.get_color() for line in legend.get_lines()], strict=True))
+    assert to_hex(colours["ReLU 30"]) == kind_style("relu").colour
+    pale, full = (np.array(to_rgb(colours[f"ReLU {width}"])) for width in (10, 30))
+    np.testing.assert_allclose(pale, full + 0.45 * (1 - full), atol=0.003)
 
 
 def test_baseline_bars_are_the_table():
