@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
@@ -17,15 +18,14 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.activations import ActivationStore
-from saekit.agreement import check_agreement, refuse
-from saekit.analysis.latents import Entries, LatentActivations, collect
+from saekit.agreement import check_agreement
 from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import cosines
 from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
-from saekit.passes import one_pass
+from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
 
 EXACT_COSINES = 1 << 25  # Up to this many cosines (5,792 squared) are held at once: 256 MB in float64.
@@ -186,7 +186,7 @@ def measure_uniqueness(
     b: Dictionary,
     *,
     theta: float = 0.7,
-    activations: ActivationStore | Tensor | tuple[LatentActivations, LatentActivations] | None = None,
+    activations: ActivationStore | Tensor | None = None,
     candidates: int = CANDIDATES,
     exact_cosines: int = EXACT_COSINES,
     progress: bool = False,
@@ -207,10 +207,9 @@ def measure_uniqueness(
         Usually two seeds of one width. Widths may differ, kinds too.
     theta : float
         Cosine from which two matched latents count as the same one, from 0 to 1.
-    activations : ActivationStore, Tensor or pair of LatentActivations, optional
-        Tokens on which the activations of matched latents are compared, or what `collect` gave
-        for `a` and `b` (in this order) on the same tokens: directions may agree where functions do
-        not.
+    activations : ActivationStore or Tensor, optional
+        Tokens on which the activations of matched latents are compared: directions may agree where
+        functions do not.
     candidates : int
         Best matches of each latent, beyond `exact_cosines`.
     exact_cosines : int
@@ -243,11 +242,7 @@ def measure_uniqueness(
     theta = settings.cosine("theta", theta)
     candidates = settings.whole("candidates", candidates)
     exact_cosines = settings.whole("exact_cosines", exact_cosines, at_least=0)
-    collected = activations if isinstance(activations, tuple) else None
-    tokens = None if isinstance(activations, tuple) else activations
-    check_agreement(activations=tokens, dictionaries=[a, b], allow_mismatch=allow_mismatch)
-    if collected is not None:
-        _check_activations((a, b), collected, allow_mismatch)
+    check_agreement(activations=activations, dictionaries=[a, b], allow_mismatch=allow_mismatch)
     with tqdm(total=2, disable=not progress, unit="matching", desc="uniqueness") as bar:
         matchings = []
         for directions in ((a.W_dec, b.W_dec), (a.W_enc.T, b.W_enc.T)):
@@ -256,31 +251,18 @@ def measure_uniqueness(
     decoder, encoder = matchings
     frame, frame_b = (_frame(*sides, theta) for sides in zip(decoder.sides, encoder.sides, strict=True))
     result = Uniqueness(a.identity, b.identity, theta, frame, frame_b, decoder.exact, decoder.gap)
-    if tokens is not None:
-        sides = Entries(a), Entries(b)
-        passed = one_pass(
-            tokens,
-            *(side.add for side in sides),
-            dictionaries=[a, b],
-            purpose="uniqueness",
-            progress=progress,
-            allow_mismatch=allow_mismatch,
-        )
-        collected = sides[0].collected(tokens, passed), sides[1].collected(tokens, passed)
-    if collected is None:
+    if activations is None:
         return result
-    of_a, of_b = collected
-    matched = frame["match"].to_numpy()
-    correlation = _correlation(of_a, of_b, matched)
-    back = np.full(b.width, np.nan)
-    back[matched[matched >= 0]] = correlation[matched >= 0]
-    return replace(
-        result,
-        frame=_with_activations(frame, of_a, correlation),
-        frame_b=_with_activations(frame_b, of_b, back),
-        n_tokens=of_a.n_tokens,
-        n_excluded=of_a.n_excluded,
+    adding = MatchedActivations(a, b, result)
+    tokens = one_pass(
+        activations,
+        adding,
+        dictionaries=[a, b],
+        purpose="uniqueness",
+        progress=progress,
+        allow_mismatch=allow_mismatch,
     )
+    return adding.finished(tokens)
 
 
 # ---------------------------------------------------------------------- matching
@@ -391,62 +373,88 @@ def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
     )
 
 
-def _check_activations(
-    dictionaries: tuple[Dictionary, Dictionary],
-    collected: tuple[LatentActivations, LatentActivations],
-    allow_mismatch: bool,
-) -> None:
-    """Refuse activations of other dictionaries, of two sets of tokens or in two orders."""
-    for place, dictionary, activations in zip(("first", "second"), dictionaries, collected, strict=True):
-        activations.dictionary.require(dictionary.identity, f"The dictionary of the {place} activations")
-    a, b = collected
-    if a.n_tokens != b.n_tokens:
-        raise ValueError(
-            f"Activations of both must be on the same tokens, found {a.n_tokens} and {b.n_tokens}."
+# ---------------------------------------------------------------------- activations
+
+
+class MatchedActivations:
+    """How far matched latents agree in what they are active on, as a part of a pass that others share."""
+
+    def __init__(self, a: Dictionary, b: Dictionary, result: Uniqueness) -> None:
+        self.a, self.b, self.result = a, b, result
+        self._match = torch.from_numpy(result.frame["match"].to_numpy().copy())
+        self._sides = _Sums(a), _Sums(b)
+        self._products = torch.zeros(a.width, dtype=torch.float64)
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        for side in self._sides:
+            side(batch)
+        of_a, of_b = batch.latents(self.a), batch.latents(self.b)
+        match = self._match.to(of_a.indices.device).index_select(0, of_a.indices)
+        # Entries of a batch are in order of row and latent, so that a match is looked up by bisection.
+        there, wanted = of_b.rows * of_b.width + of_b.indices, of_a.rows * of_b.width + match
+        place = torch.searchsorted(there, wanted)
+        both = F.pad(there, (0, 1), value=-1).index_select(0, place) == wanted
+        both &= match >= 0
+        products = of_a.values[both].double() * of_b.values[place[both]].double()
+        self._products += torch.bincount(of_a.indices[both], products, minlength=of_a.width).cpu()
+
+    def finished(self, tokens: Tokens) -> Uniqueness:
+        """The matching with what was added up, once the pass is over."""
+        correlation, match = self._correlation(tokens.n_tokens), self._match.numpy()
+        back = np.full(self.b.width, np.nan)
+        back[match[match >= 0]] = correlation[match >= 0]
+        frames = (
+            frame.assign(density=density, dead=density == 0, correlation=values)
+            for frame, density, values in zip(
+                (self.result.frame, self.result.frame_b),
+                (side.active.numpy() / tokens.n_tokens for side in self._sides),
+                (correlation, back),
+                strict=True,
+            )
         )
-    a.tokens.require(b.tokens, "The first collection of activations", allow_mismatch=allow_mismatch)
-    if a.store != b.store:
-        of_a, of_b = ("a tensor" if c.store is None else f"the store [{c.store[:8]}]" for c in collected)
-        refuse(
-            "Activations of both must be collected from one place, where positions mean the same, found "
-            f"{of_a} and {of_b}.",
-            allow_mismatch=allow_mismatch,
+        return replace(
+            self.result,
+            **dict(zip(("frame", "frame_b"), frames, strict=True)),
+            n_tokens=tokens.n_tokens,
+            n_excluded=tokens.n_excluded,
         )
 
+    def _correlation(self, n: int) -> np.ndarray:
+        """Pearson correlation of each latent's activations with those of its match, over all tokens.
 
-def _with_activations(
-    frame: pd.DataFrame, activations: LatentActivations, correlation: np.ndarray
-) -> pd.DataFrame:
-    density = activations.density.numpy()
-    return frame.assign(density=density, dead=density == 0, correlation=correlation)
-
-
-def _correlation(own: LatentActivations, other: LatentActivations, match: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each latent's activations with those of its match, over all tokens.
-
-    From the active entries alone: a token on which both are silent adds only to the number of
-    tokens. NaN without a match, or where a latent does not vary.
-    """
-    n, matched = own.n_tokens, match >= 0
-    n_positions = 1 + max(int(a.positions.max()) if len(a.positions) else 0 for a in (own, other))
-    left, right = (
-        csr_array(
-            (a.values.double().numpy(), a.positions.numpy(), a.offsets.numpy()), shape=(a.width, n_positions)
+        From the active entries alone: a token on which both are silent adds only to the number of
+        tokens. NaN without a match, or where a latent does not vary.
+        """
+        match = self._match.numpy()
+        matched = match >= 0
+        means, spreads = [], []
+        for side, which in zip(self._sides, (np.flatnonzero(matched), match[matched]), strict=True):
+            means.append(side.values.numpy()[which] / n)
+            spreads.append(side.squares.numpy()[which] / n - means[-1] ** 2)
+        covariance = self._products.numpy()[matched] / n - means[0] * means[1]
+        varies = (spreads[0] > 0) & (spreads[1] > 0)
+        correlation = np.full(len(match), np.nan)
+        correlation[np.flatnonzero(matched)[varies]] = covariance[varies] / np.sqrt(
+            spreads[0][varies] * spreads[1][varies]
         )
-        for a in (own, other)
-    )
-    left, right = left[matched], right[match[matched]]
-    means = [side.sum(axis=1) / n for side in (left, right)]
-    spreads = [
-        side.power(2).sum(axis=1) / n - mean**2 for side, mean in zip((left, right), means, strict=True)
-    ]
-    covariance = left.multiply(right).sum(axis=1) / n - means[0] * means[1]
-    varies = (spreads[0] > 0) & (spreads[1] > 0)
-    correlation = np.full(len(match), np.nan)
-    correlation[np.flatnonzero(matched)[varies]] = covariance[varies] / np.sqrt(
-        spreads[0][varies] * spreads[1][varies]
-    )
-    return correlation
+        return correlation
+
+
+class _Sums:
+    """Each latent's active tokens, and the sums of its activations and of their squares, `[width]`."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.dictionary = dictionary
+        self.active = torch.zeros(dictionary.width, dtype=torch.long)
+        self.values, self.squares = torch.zeros(2, dictionary.width, dtype=torch.float64)
+
+    def __call__(self, batch: Batch) -> None:
+        latents, width = batch.latents(self.dictionary), self.dictionary.width
+        values = latents.values.double()
+        self.active += torch.bincount(latents.indices, minlength=width).cpu()
+        self.values += torch.bincount(latents.indices, values, minlength=width).cpu()
+        self.squares += torch.bincount(latents.indices, values.square(), minlength=width).cpu()
 
 
 # ---------------------------------------------------------------------- nulls and families
@@ -585,30 +593,67 @@ def family_uniqueness(
     >>> result.summary["share_shared"]["8, other seed"]["measured"]
     1.0
     """
-    theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
-    comparisons = [*family.comparisons(null=True), *family.comparisons(null=False)]
-    collected: dict[tuple[int, int], LatentActivations] = {}
+    adding = FamilyUniquenessPass(
+        family, theta=theta, seed=seed, progress=progress, allow_mismatch=allow_mismatch
+    )
+    if activations is None or not adding.dictionaries:  # a single dictionary has nothing to match
+        return adding.result
+    tokens = one_pass(
+        activations,
+        adding,
+        dictionaries=adding.dictionaries,
+        purpose="uniqueness",
+        progress=progress,
+        allow_mismatch=allow_mismatch,
+    )
+    return adding.finished(tokens)
 
-    def of(key: tuple[int, int], tokens: ActivationStore | Tensor) -> LatentActivations:
-        if key not in collected:
-            collected[key] = collect(family.get(*key), tokens, allow_mismatch=allow_mismatch)
-        return collected[key]
 
-    results = {}
-    total = len(comparisons) * (1 + len(NULLS))
-    with tqdm(total=total, disable=not progress, unit="pair", desc="uniqueness") as bar:
-        for comparison in comparisons:
-            a, b = comparison.small, comparison.large
-            both = None
-            if activations is not None:
-                both = of(comparison.small_key, activations), of(comparison.large_key, activations)
-            for null in ("", *NULLS):
-                results[comparison.label, null] = measure_uniqueness(
-                    a,
-                    null_dictionary(b, null, seed=seed) if null else b,
-                    theta=theta,
-                    activations=None if null else both,
-                    allow_mismatch=allow_mismatch,
-                )
-                bar.update()
-    return FamilyUniqueness(family.kind, theta, results, tuple(family.without_null))
+class FamilyUniquenessPass:
+    """`family_uniqueness` as a part of a pass that others share: matched, its activations to be added up.
+
+    Attributes
+    ----------
+    result : FamilyUniqueness
+        Without activations.
+    dictionaries : list of Dictionary
+        Those that are compared.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        theta: float = 0.7,
+        seed: int = 0,
+        progress: bool = False,
+        allow_mismatch: bool = False,
+    ) -> None:
+        theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
+        comparisons = [*family.comparisons(null=True), *family.comparisons(null=False)]
+        results, self._parts = {}, dict[tuple[str, str], MatchedActivations]()
+        total = len(comparisons) * (1 + len(NULLS))
+        with tqdm(total=total, disable=not progress, unit="pair", desc="uniqueness") as bar:
+            for comparison in comparisons:
+                a, b = comparison.small, comparison.large
+                for null in ("", *NULLS):
+                    second = null_dictionary(b, null, seed=seed) if null else b
+                    found = measure_uniqueness(a, second, theta=theta, allow_mismatch=allow_mismatch)
+                    results[comparison.label, null] = found
+                    bar.update()
+                measured = comparison.label, ""
+                self._parts[measured] = MatchedActivations(a, b, results[measured])
+        self.dictionaries = list(
+            {id(d): d for part in self._parts.values() for d in (part.a, part.b)}.values()
+        )
+        self.result = FamilyUniqueness(family.kind, theta, results, tuple(family.without_null))
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        for part in self._parts.values():
+            part(batch)
+
+    def finished(self, tokens: Tokens) -> FamilyUniqueness:
+        """The matchings with what was added up, once the pass is over."""
+        measured = {key: part.finished(tokens) for key, part in self._parts.items()}
+        return replace(self.result, results=self.result.results | measured)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,19 @@ from saekit.analysis import (
     Insertion,
     SplittingTree,
     family_similarity,
-    family_uniqueness,
-    group_insertion,
-    insertion,
     meta_sae,
     splitting_tree,
-    stitch,
 )
 from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
 from saekit.analysis.meta.sae import RECIPES, Recipe
-from saekit.analysis.stitching.path import Stitching
+from saekit.analysis.novelty import GroupInsertionPass, InsertionPass
+from saekit.analysis.stitching.path import Stitching, StitchingPass
+from saekit.analysis.uniqueness import FamilyUniquenessPass
 from saekit.family import Comparison, Family
 from saekit.figures import Plot, kind_style
 from saekit.files import writable_folder
-from saekit.metrics import CEDegradation, ce_degradation, evaluate
+from saekit.metrics import CEDegradation, Evaluation, EvaluationPass, ce_degradation
+from saekit.passes import one_pass
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
 from saekit.settings import choice, cosine, whole
@@ -122,10 +122,11 @@ def write_report(
     k = whole("k", k, at_most=family[family.widths[0]].d_in)
     writable_folder(folder)
     options: dict[str, Any] = {"progress": progress, "allow_mismatch": allow_mismatch}
+    found = _over_the_store(family, store, theta, **options)
     analyses = (
-        lambda: _measured(family, store, model, **options),
-        lambda: _unique(family, store, theta, **options),
-        lambda: _complete(family, store, theta, **options),
+        lambda: _measured(family, store, model, found.evaluations, **options),
+        lambda: _unique(found.uniqueness),
+        lambda: _complete(family, theta, found, **options),
         lambda: _atomic(family, k, chosen, **options),
     )
     bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
@@ -148,13 +149,56 @@ def write_report(
     )
 
 
+# ---------------------------------------------------------------------- what needs the store
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What is measured over the store: by member of the family, or by comparison."""
+
+    evaluations: list[Evaluation]
+    uniqueness: FamilyUniqueness
+    inserted: dict[str, Insertion]
+    stitched: dict[str, Stitching]
+    groups: dict[str, GroupInsertion]
+
+
+def _over_the_store(family: Family, store: ActivationStore, theta: float, **options: Any) -> _Found:
+    """Everything that needs tokens, in two passes over the store: groups need to know what helps alone."""
+    allow = {"allow_mismatch": options["allow_mismatch"]}
+    comparisons = family.comparisons()
+    evaluations = [EvaluationPass(member, store) for member in family]
+    uniqueness = FamilyUniquenessPass(family, theta=theta, **options)
+    insertions = {c.label: InsertionPass(c.small, c.large, theta=theta, **allow) for c in comparisons}
+    paths = {c.label: StitchingPass(c.small, c.large, store, theta=theta, **allow) for c in comparisons}
+    together: dict[str, Any] = {"dictionaries": list(family), "purpose": "the report", **options}
+    tokens = one_pass(store, *evaluations, uniqueness, *insertions.values(), *paths.values(), **together)
+    inserted = {name: part.finished(tokens) for name, part in insertions.items()}
+    groups = {
+        c.label: GroupInsertionPass(c.small, c.large, inserted[c.label], **allow)
+        for c in comparisons
+        if not c.null
+    }
+    again = one_pass(store, *groups.values(), **together)
+    return _Found(
+        [part.finished(tokens) for part in evaluations],
+        uniqueness.finished(tokens),
+        inserted,
+        {name: part.finished(tokens) for name, part in paths.items()},
+        {name: part.finished(again) for name, part in groups.items()},
+    )
+
+
 # ---------------------------------------------------------------------- sections
 
 
 def _measured(
-    family: Family, store: ActivationStore, model: TransformerBridge | None, **options: Any
+    family: Family,
+    store: ActivationStore,
+    model: TransformerBridge | None,
+    evaluations: Sequence[Evaluation],
+    **options: Any,
 ) -> Section:
-    evaluations = [evaluate(member, store, **options) for member in family]
     frame = pd.DataFrame([evaluation.summary for evaluation in evaluations])
     shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
     ce: CEDegradation | None = None
@@ -184,8 +228,7 @@ def _measured(
     )
 
 
-def _unique(family: Family, store: ActivationStore, theta: float, **options: Any) -> Section:
-    result = family_uniqueness(family, theta=theta, activations=store, **options)
+def _unique(result: FamilyUniqueness) -> Section:
     measured = result.table[result.table["null"] == ""]
     seeds = measured[measured["seeds"] & (measured["note"] == "")]
     parts: list[Table | tuple[str, Plot]] = [
@@ -256,21 +299,13 @@ def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.D
     )
 
 
-def _complete(family: Family, store: ActivationStore, theta: float, **options: Any) -> Section:
+def _complete(family: Family, theta: float, found: _Found, **options: Any) -> Section:
     comparisons = family.comparisons()
     pairs, nulls = ([c.label for c in comparisons if c.null == null] for null in (False, True))
     allow = {"allow_mismatch": options["allow_mismatch"]}
     similarity = family_similarity(family, theta=theta, **allow)
     tree = splitting_tree(family, theta=theta, **allow)
-    inserted: dict[str, Insertion] = {}
-    groups: dict[str, GroupInsertion] = {}
-    stitched: dict[str, Stitching] = {}
-    for c in tqdm(comparisons, disable=not options["progress"], unit="comparison", desc="complete"):
-        small, large = c.small, c.large
-        inserted[c.label] = insertion(small, large, store, theta=theta, **options)
-        stitched[c.label] = stitch(small, large, store, theta=theta, **options)
-        if not c.null:
-            groups[c.label] = group_insertion(small, large, inserted[c.label], store, **options)
+    inserted, stitched, groups = found.inserted, found.stitched, found.groups
     parts: list[Table | tuple[str, Plot]] = [
         ("complete_similarity", plots.max_cosine_distribution(similarity)),
         ("complete_splitting", plots.splitting_flow(tree)),

@@ -6,14 +6,13 @@ import pytest
 import torch
 from dictionaries import make
 
-from saekit.activations import ActivationStore
-from saekit.agreement import MismatchError, MismatchWarning
-from saekit.analysis import collect
+from saekit.agreement import MismatchError
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import nearest
-from saekit.analysis.uniqueness import family_uniqueness, measure_uniqueness
+from saekit.analysis.uniqueness import MatchedActivations, family_uniqueness, measure_uniqueness
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.passes import one_pass
 
 
 def cosines(a: Dictionary, b: Dictionary) -> np.ndarray:
@@ -143,43 +142,20 @@ def test_correlation_is_that_of_the_dense_activations() -> None:
     back = result.frame_b.set_index("latent")["correlation"]
     pairs = result.pairs
     np.testing.assert_allclose(back.loc[pairs["match"]].to_numpy(), pairs["correlation"], atol=1e-12)
-    collected = measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x)))
-    assert collected.frame.equals(result.frame)
-    with pytest.raises(ValueError, match="same tokens, found 500 and 400"):
-        measure_uniqueness(a, b, activations=(collect(a, x), collect(b, x[:400])), allow_mismatch=True)
-    with pytest.raises(ValueError, match="dictionary of the first activations was relu 24"):
-        measure_uniqueness(a, b, activations=(collect(b, x), collect(a, x)))
-    # Of one total variance, which was all that was compared.
-    for other in (x + 0.01 * x.abs(), x + 1, x.flip(1)):
-        pair = collect(a, x), collect(b, other)
-        with pytest.raises(MismatchError, match=r"were given in their place.*allow_mismatch"):
-            measure_uniqueness(a, b, activations=pair)
-    with pytest.warns(MismatchWarning, match="were given in their place"):
-        measure_uniqueness(a, b, activations=pair, allow_mismatch=True)
+    cut = MatchedActivations(a, b, measure_uniqueness(a, b))
+    tokens = one_pass(x, cut, dictionaries=[a, b], purpose="uniqueness", batch_size=33)
+    np.testing.assert_allclose(
+        cut.finished(tokens).frame["correlation"], result.frame["correlation"], atol=1e-9
+    )
 
 
-def test_positions_of_a_store_are_not_those_of_a_tensor(tmp_path) -> None:
-    a, b = make(width=30), make(width=24, seed=1)
-    x = torch.randn(60, 12, generator=torch.Generator().manual_seed(3))
-    store = ActivationStore.from_array(tmp_path / "s", x, hook_point="layer4")
-    pair = collect(a, store), collect(b, x)
-    with pytest.raises(MismatchError, match=r"one place.*found the store \[.{8}\] and a tensor"):
-        measure_uniqueness(a, b, activations=pair)
-
-
-def test_collections_swapped_by_mistake_are_refused() -> None:
-    """Two SAEs without seeds have one name and one width; what tells them apart is their content."""
-    a = make(d_in=16, width=50)
-    b, _ = shuffled(a, noise=0.05)
-    a, b = (replace(dictionary, info={"kind": "relu"}) for dictionary in (a, b))
-    assert a.name == b.name
-    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(2))
-    of_a, of_b = collect(a, x), collect(b, x)
-    right = measure_uniqueness(a, b, activations=(of_a, of_b)).summary["mean_correlation"]
-    assert right == measure_uniqueness(a, b, activations=x).summary["mean_correlation"] > 0.9
-    for swapped in ((of_b, of_a), (of_a, of_a), (of_b, of_b)):
-        with pytest.raises(ValueError, match="was given in its place"):
-            measure_uniqueness(a, b, activations=swapped)
+def test_latents_of_dictionaries_with_nothing_active_correlate_with_nothing() -> None:
+    a, b = make(width=30), make(width=30, seed=1)
+    silent = replace(b, threshold=torch.full_like(b.threshold, 1e6))
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(3))
+    result = measure_uniqueness(a, silent, activations=x)
+    assert result.frame["correlation"].isna().all()
+    assert result.frame_b["dead"].all()
 
 
 def test_dictionaries_must_belong_together() -> None:

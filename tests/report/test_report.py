@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 from saekit.agreement import MismatchError
-from saekit.analysis import family_uniqueness
+from saekit.analysis import family_uniqueness, group_insertion, insertion, stitch
 from saekit.analysis.meta.sae import Recipe
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.metrics import evaluate
 from saekit.report.page import Section, Table, write_page
 from saekit.report.report import _greatest_null, write_report
 
@@ -157,6 +159,42 @@ def test_it_says_what_the_analyses_say(folder, family, store):
     assert all(sentence in said for sentence in record["says"].values())
     for measured in record["numbers"]["Measurements"]["dictionaries"]:
         assert measured["dictionary"] in page.text
+
+
+def test_each_dictionary_encodes_the_store_at_most_twice(family, store, tmp_path, monkeypatch):
+    encoded = Counter()
+    encode = Dictionary.encode_sparse
+
+    def counted(dictionary, x):
+        encoded[dictionary.name] += len(x)
+        return encode(dictionary, x)
+
+    monkeypatch.setattr(Dictionary, "encode_sparse", counted)
+    write_report(family, store, folder=tmp_path, theta=THETA, k=2, recipe=QUICK)
+    n = len(store.positions)
+    # Groups, which need to know what helps alone, are inserted in a second pass; not between seeds.
+    assert [encoded[member.name] for member in family] == [2 * n, 2 * n, n]
+
+
+def test_its_numbers_are_those_of_the_analyses_one_by_one(folder, family, store):
+    """Exactly: a shared pass adds up what each would add up alone."""
+    numbers = json.loads((folder / "report.json").read_text())["numbers"]
+    complete, options = numbers["Complete"], {"theta": THETA}
+    for c in family.comparisons():
+        alone = insertion(c.small, c.large, store, **options)
+        assert_same(complete["insertion"][c.label], alone.summary)
+        assert_same(complete["stitching"][c.label], stitch(c.small, c.large, store, **options).summary)
+        if not c.null:
+            groups = group_insertion(c.small, c.large, alone, store)
+            assert_same(complete["groups"][c.label], groups.summary)
+    for member, measured in zip(family, numbers["Measurements"]["dictionaries"], strict=True):
+        summary = evaluate(member, store).summary
+        assert_same({name: measured[name] for name in summary}, summary)
+
+
+def assert_same(found, summary):
+    """The same numbers, of which JSON has no NaN."""
+    assert found == json.loads(json.dumps(summary).replace("NaN", "null"))
 
 
 def test_a_null_is_that_of_the_comparison_itself():
