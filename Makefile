@@ -12,7 +12,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := build/lowest
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-PYTEST_QUICK := -m pytest --quiet -m "not slow and not browser"
+# As many processes as there are cores, up to four: each holds torch and a model.
+PYTEST := -m pytest --quiet --numprocesses auto --maxprocesses 4
+PYTEST_QUICK := $(PYTEST) -m "not slow and not browser"
 
 .PHONY: reproduce test quick lab docs lowest families install lint unit unit-quick notebooks clean
 
@@ -21,9 +23,7 @@ reproduce: $(INSTALLED)
 
 test: lint unit notebooks
 
-# Lint and types on one core, tests on the other.
-quick: $(INSTALLED)
-	$(MAKE) --no-print-directory -j2 lint unit-quick
+quick: lint unit-quick
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -31,17 +31,19 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python $(PYTEST) --durations=10
 
 unit-quick: $(INSTALLED)
 	$(BIN)/python $(PYTEST_QUICK)
 
-# The committed notebooks on the bundled families; their figures go elsewhere.
+# The committed notebooks on the bundled families, a notebook per core; their figures go elsewhere.
 notebooks: export SAEKIT_FIGURES = $(CURDIR)/build/figures
 notebooks: export SAEKIT_STRICT = 1
 notebooks: export SAEKIT_CACHE = 1
+notebooks: export OMP_NUM_THREADS = 1
 notebooks: $(INSTALLED)
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 --durations=10 notebooks
+	$(BIN)/python $(PYTEST) --maxprocesses 2 --dist loadfile --durations=10 \
+	  --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab notebooks

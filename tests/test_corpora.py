@@ -387,12 +387,14 @@ def test_prompts_kept_for_probing_stay_out(corpus, prompts):
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_prompts_about_one_passage_count_once(prompts):
     openings = [" ".join(d.text.casefold().split())[:100] for d in prompts]
     assert len(openings) == len(set(openings))
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_the_embedded_mix_has_its_shares(corpus):
     characters = pd.Series([len(d.text) for d in corpus]).groupby([d.source for d in corpus])
     wikipedia = characters.sum()["Wikipedia"]
@@ -408,6 +410,7 @@ def test_the_embedded_mix_has_its_shares(corpus):
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_no_address_is_on_both_sides_of_the_split(corpus):
     train, held_out = split(corpus)
     sides = [{d.title for d in side if d.source == "Presidential address"} for side in (train, held_out)]

@@ -31,6 +31,8 @@ from saekit.training import trainer
 from saekit.training.config import TrainingConfig
 from saekit.training.variants import TopK
 
+pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
+
 
 def torchrun(*arguments, processes=2, **environment):
     """Run a module or a script in several processes on this machine."""
@@ -103,7 +105,6 @@ def results(model_folder, token_rows, tmp_path_factory):
     return [load_file(folder / f"{r}.safetensors") for r in (0, 1)]
 
 
-@pytest.mark.slow
 def test_all_processes_hold_the_same_bits(results):
     for name in ("sum", "mean", "count", "grad", "first", "second", "kth", "ragged_rows", "streamed"):
         assert torch.equal(results[0][name], results[1][name]), name
@@ -162,7 +163,6 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.slow
 def test_two_processes_write_the_bytes_of_one_and_keep_what_one_began(model_folder, tmp_path):
     text = [tmp_path / f"{i}.txt" for i in range(40)]
     for i, file in enumerate(text):
@@ -226,7 +226,6 @@ with distributed():
 
 
 @pytest.mark.parametrize("mode", ["exact", "bf16"])
-@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path, mode):
     """To 1e-3 of each tensor's norm after 40 steps: sums over a batch are added in another order."""
     generator = torch.Generator().manual_seed(0)

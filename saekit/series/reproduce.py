@@ -17,8 +17,10 @@ from saekit.files import hash_json, read_json, source_hash, write_bytes, write_j
 from saekit.loading.names import open_sae
 from saekit.series.embedded import embedded_store
 from saekit.series.profiles import DEFAULT, Profile, Series
+from saekit.workers import in_processes
 
 CELL_TIMEOUT = 900  # seconds
+LANES = 2  # notebooks at a time: each holds a model and a store
 EMBEDDED = "embedded"  # tag of cells that apply only to the embedded default
 
 
@@ -96,19 +98,38 @@ def _tags(cell: Any) -> list[str]:
 def reproduce(*, progress: bool = True) -> str:
     """Harvest the held-out activations, run every notebook, and index the figures.
 
+    Two notebooks run at a time, since much of what they do keeps one core busy.
+
     Returns
     -------
     str
         The headline numbers of each notebook, as a table to print.
     """
     embedded_store("held-out", progress=progress)
-    headlines = []
-    for path in notebooks():
-        start = time.monotonic()
-        printed = run_notebook(path)
-        headlines += [f"{path.stem} ({time.monotonic() - start:.0f} s)", *printed, ""]
+    paths = notebooks()
+    printed = [""] * len(paths)
+    with tqdm(total=len(paths), disable=not progress, unit="notebook") as bar:
+
+        def keep(position: int, headline: str) -> None:
+            printed[position] = headline
+            bar.set_postfix_str(paths[position].stem)
+            bar.update()
+
+        in_processes(
+            _headline,
+            [(path,) for path in paths],
+            workers=LANES,
+            threads=max(1, (os.cpu_count() or 1) // LANES),
+            on_end=keep,
+        )
     write_index(figures_folder())
-    return "\n".join(headlines).rstrip()
+    return "\n\n".join(printed)
+
+
+def _headline(path: Path) -> str:
+    start = time.monotonic()
+    printed = run_notebook(path)
+    return "\n".join([f"{path.stem} ({time.monotonic() - start:.0f} s)", *printed])
 
 
 # ------------------------------------------------------------------------------ other profiles

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore
@@ -20,6 +16,7 @@ from saekit.metrics import ce_degradation, evaluate
 from saekit.models import load_model
 from saekit.training.config import TrainingConfig
 from saekit.training.trainer import before_decay, train
+from saekit.workers import in_processes
 
 CE_ROWS = 32  # rows of 128 tokens for cross-entropy
 
@@ -58,38 +55,21 @@ def train_side_by_side(
         return
     for _, folder in missing:
         writable_folder(folder)
-    others = multiprocessing.active_children()
-    workers = ProcessPoolExecutor(
-        min(os.cpu_count() or 1, len(missing)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-        initargs=(niceness,),
-    )
     total = sum(config.steps * config.batch_size for config, _ in missing)
-    with (
-        workers,
-        tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar,
-    ):
-        waiting = {
-            workers.submit(_run, config, folder, train_store.path, held_out.path, snapshots): config
-            for config, folder in missing
-        }
-        try:
-            for done in as_completed(waiting):
-                bar.set_postfix_str(done.result())
-                bar.update(waiting[done].steps * waiting[done].batch_size)
-        except (KeyboardInterrupt, SystemExit):
-            for process in {*multiprocessing.active_children()} - {*others}:
-                process.terminate()  # each saves its state first
-            raise
+    with tqdm(total=total, disable=not progress, unit="token", unit_scale=True, desc="training") as bar:
 
+        def show(position: int, name: str) -> None:
+            config, _ = missing[position]
+            bar.set_postfix_str(name)
+            bar.update(config.steps * config.batch_size)
 
-def _begin_worker(niceness: int) -> None:
-    torch.set_num_threads(1)
-    if hasattr(os, "nice"):
-        os.nice(niceness)
-    # Ctrl-C ends a worker once its run is saved: the next run must not begin.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+        in_processes(
+            _run,
+            [(config, folder, train_store.path, held_out.path, snapshots) for config, folder in missing],
+            workers=os.cpu_count() or 1,
+            niceness=niceness,
+            on_end=show,
+        )
 
 
 def _run(config: TrainingConfig, folder: Path, train_path: Path, held_out_path: Path, snapshots: bool) -> str:

@@ -22,6 +22,8 @@ from saekit.metrics import evaluate
 from saekit.report.page import Section, Table, write_page
 from saekit.report.report import _greatest_null, write_report
 
+pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
+
 THETA = 0.6
 QUICK = Recipe("quick", lr=3e-3, steps=30, batch=16, width=0.25)
 CSVS = {

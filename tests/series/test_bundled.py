@@ -17,6 +17,8 @@ from saekit.series import bundling, tables
 from saekit.series.tables import bundled_table, convergence_table
 from saekit.training import side_by_side
 
+pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
+
 TINY = {
     "MEMBERS": {"relu": ((24, 0), (24, 1), (40, 0)), "batchtopk": ((24, 0),)},
     "WIDE": ((56, 0), (40, 2)),
@@ -46,7 +48,6 @@ def world(store, model, tmp_path_factory):
         yield SimpleNamespace(package=package, folder=bundling.trained_folder("relu", store))
 
 
-@pytest.mark.slow
 def test_members_are_bundled_and_measured(world, store):
     table = bundled_table()
     assert list(zip(table["kind"], table["width"], table["seed"], strict=True)) == [
@@ -94,7 +95,6 @@ def test_single_precision_where_half_changes_too_much(world, monkeypatch):
     assert load_family("relu")[40].content_hash == trained.content_hash
 
 
-@pytest.mark.slow
 def test_the_wide_members_are_trained_on_more_text_with_an_order_of_their_own(
     world, store, capsys, monkeypatch
 ):

@@ -15,6 +15,8 @@ from saekit.series import tables as series_tables
 from saekit.training import side_by_side
 from saekit.training.variants import VARIANTS
 
+pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
+
 GRID = {
     "VARIANTS": {kind: VARIANTS[kind] for kind in ("relu", "topk")},
     "WIDTHS": (24,),
@@ -38,11 +40,10 @@ def world(store, model, tmp_path_factory):
         patch.setattr(side_by_side, "load_model", lambda: model)
         patch.setenv("SAEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         assert cli.main(["--quiet", "kinds"]) == 0
-        patch.setattr(side_by_side, "ProcessPoolExecutor", None)  # from here on nothing is trained
+        patch.setattr(side_by_side, "in_processes", None)  # from here on nothing is trained
         yield SimpleNamespace(tables=tables, trained=kinds.train_kinds(progress=False))
 
 
-@pytest.mark.slow
 def test_the_table_has_a_row_for_every_dictionary(world, store, model):
     table = series_tables.kinds_table()
     assert list(zip(table["kind"], table["width"], table["target_l0"], strict=True)) == [

@@ -86,6 +86,7 @@ def sigterm_raises():
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [BatchTopK(k=4, dead_after=300), ReLU(target_l0=4)], ids=["k", "l1"])
 @pytest.mark.usefixtures("sigterm_raises")
 def test_twenty_interrupts_at_random_lines_lose_no_step_and_change_no_bit(variant, tmp_path, steps_taken):
@@ -136,6 +137,7 @@ train(config, X, checkpoint=sys.argv[2], checkpoint_every=10**9, on_log=lambda *
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_process_as_it_would_have_but_the_state_is_kept(signum, tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"

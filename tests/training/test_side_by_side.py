@@ -11,6 +11,8 @@ from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import ReLU, TopK
 
+pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
+
 CONFIG = TrainingConfig(variant=TopK(k=4), width=24, steps=30, batch_size=64, warmup=5, log_every=10)
 
 
@@ -31,7 +33,6 @@ def trained(store, tmp_path_factory):
     return jobs
 
 
-@pytest.mark.slow
 def test_side_by_side_gives_the_bits_of_one_after_the_other(trained, store):
     for config, folder in trained[:2]:
         expected = train(config, store, held_out=store, progress=False)
@@ -58,7 +59,7 @@ def test_a_run_that_fails_leaves_no_dictionary(trained):
 
 
 def test_what_is_there_is_not_trained_again(trained, store, monkeypatch):
-    monkeypatch.setattr(side_by_side, "ProcessPoolExecutor", None)  # not even started
+    monkeypatch.setattr(side_by_side, "in_processes", None)  # not even started
     side_by_side.train_side_by_side(trained[:2], store, store, progress=False)
     with pytest.raises(TypeError):
         side_by_side.train_side_by_side(trained, store, store, progress=False)

@@ -192,6 +192,7 @@ def test_the_graph_has_a_line_for_every_relation(world, meta, explorer):
     np.testing.assert_allclose(widths, np.minimum(14 * own["activation"], 12), atol=0.05)
 
 
+@pytest.mark.slow
 def test_every_latent_and_meta_latent_can_be_shown(world, meta, explorer):
     for width in meta.widths:
         for latent in range(width):
@@ -296,6 +297,7 @@ def test_changing_the_width_follows_the_most_similar_direction(world, explorer):
     assert explorer.state.latent == expected
 
 
+@pytest.mark.slow
 def test_a_hundred_updates_make_no_new_widgets_and_closing_leaves_none(world, meta, head):
     before = live_widgets()
     explorer = MetaExplorer(meta, world.evidence, head, labels=make_labels(meta))

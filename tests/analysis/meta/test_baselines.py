@@ -321,6 +321,7 @@ def test_planted_order_of_variants(baselines):
     assert ev("meta-SAE", "own") > ev("k-means", "nearest centroid")
 
 
+@pytest.mark.slow
 def test_what_learns_from_rows_does_not_see_those_held_out(baselines, base, meta, smaller):
     """Other held-out rows leave the squared error on all others as it was."""
     held_out = meta.held_out

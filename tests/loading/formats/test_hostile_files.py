@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import struct
 import subprocess
@@ -45,7 +46,7 @@ def one_sentence(case, message="."):
         b"PK\x03\x04" + bytes(100),
         b"PK\x05\x06" + bytes(18),
         bytes(1000),
-        os.urandom(3000),
+        random.Random(0).randbytes(3000),
         b'{"a": 1}',
         b"(lp0\nI1\na.",
         b"cos\nsystem\n(S'true'\ntR.",

@@ -1,0 +1,70 @@
+"""Pieces of work that need nothing of each other, in processes beside each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import torch
+
+
+def in_processes(
+    function: Callable[..., Any],
+    jobs: Sequence[tuple[Any, ...]],
+    *,
+    workers: int,
+    threads: int = 1,
+    niceness: int = 0,
+    on_end: Callable[[int, Any], None],
+) -> None:
+    """Call a function once per job, in processes beside each other.
+
+    A job that fails does not keep the others from ending. An interrupt reaches every process, and
+    each ends in its own way.
+
+    Parameters
+    ----------
+    function : callable
+        A function of a module, which a fresh process can import.
+    jobs : sequence of tuple
+        The positional arguments of each call, in the order to begin with.
+    workers : int
+        How many processes run at a time, at most.
+    threads : int
+        The threads of each process, and of the processes that it starts.
+    niceness : int
+        How much the processes give way to others, as for the command `nice`.
+    on_end : callable
+        Takes the position of a job that has ended, and the value that the function returned.
+    """
+    if not jobs:
+        return
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(threads, niceness),
+    )
+    with pool:
+        waiting = {pool.submit(function, *job): position for position, job in enumerate(jobs)}
+        try:
+            for done in as_completed(waiting):
+                on_end(waiting[done], done.result())
+        except (KeyboardInterrupt, SystemExit):
+            for process in {*multiprocessing.active_children()} - {*others}:
+                process.terminate()  # each saves its state first
+            raise
+
+
+def _begin(threads: int, niceness: int) -> None:
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    # Ctrl-C ends a worker once its job is saved: the next job must not begin.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,35 @@
+"""Jobs in processes beside each other."""
+
+import os
+
+import pytest
+import torch
+
+from saekit.workers import in_processes
+
+
+def test_every_result_comes_with_its_position():
+    ended = {}
+    in_processes(divmod, [(7, 2), (9, 4), (5, 5)], workers=2, on_end=ended.__setitem__)
+    assert ended == {0: (3, 1), 1: (2, 1), 2: (1, 0)}
+
+
+def test_a_job_that_fails_does_not_keep_the_others_from_ending(tmp_path):
+    there = tmp_path / "there"
+    jobs = [(tmp_path / "missing" / "folder",), (there,), (there / "below",)]
+    with pytest.raises(FileNotFoundError):
+        in_processes(os.mkdir, jobs, workers=1, on_end=lambda position, _: None)
+    assert (there / "below").is_dir()
+
+
+def test_threads_are_those_asked_for_also_in_processes_of_the_job():
+    ended = {}
+    in_processes(torch.get_num_threads, [()], workers=1, threads=3, on_end=ended.__setitem__)
+    in_processes(
+        os.getenv, [("OMP_NUM_THREADS",)], workers=1, threads=3, on_end=lambda _, v: ended.update(env=v)
+    )
+    assert ended == {0: 3, "env": "3"}
+
+
+def test_no_jobs_start_no_process():
+    in_processes(divmod, [], workers=2, on_end=None)
