@@ -814,7 +814,7 @@ def token_strings(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tenso
     """One display string per token, with its leading space; the vocabulary is decoded once.
 
     A token that is not whole characters (part of a UTF-8 sequence) is shown as the tokenizer
-    stores it.
+    stores it, in angle brackets, so that it looks like no word.
 
     Examples
     --------
@@ -836,5 +836,7 @@ def _decode_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         raw = f"<unused {index}>" if raw is None else raw
         if raw.startswith("▁"):  # SentencePiece; decoding a single token drops its space
             text = raw.replace("▁", " ")
-        strings.append(raw if "\ufffd" in text or not text else text)
+        if "\ufffd" in text or not text:
+            text = raw if raw.startswith("<") else f"<{raw}>"
+        strings.append(text)
     return strings

@@ -620,7 +620,8 @@ def test_half_a_character_has_a_string_of_its_own(model):
     strings = token_strings(model.tokenizer, ids)
     assert len(ids) == 2
     assert len(set(strings)) == 2
-    assert not any("\ufffd" in string or not string for string in strings)
+    assert not any("\ufffd" in string for string in strings)
+    assert all(string.startswith("<") and string.endswith(">") for string in strings)  # not a word's look
 
 
 # ---------------------------------------------------------------------------------- the embedded model
