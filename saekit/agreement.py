@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from saekit.activations import Activations, ActivationStore, as_activations
-from saekit.dictionary import Dictionary, require_dictionaries
+from saekit.dictionary import Dictionary, origin_of, require_dictionaries
 from saekit.identity import UnrecordedWarning
-from saekit.models import EMBEDDED_MODEL, compare_models, describe_model, require_evaluation
+from saekit.models import compare_models, describe_model, require_evaluation
 from saekit.warn import warn
 
 if TYPE_CHECKING:
@@ -163,19 +163,16 @@ def compare_records(
 
 
 def _of_dictionary(dictionary: Dictionary) -> dict[str, Any]:
-    info = dictionary.info
-    processing = info.get("model_processing")
-    if processing is None and info.get("model") == EMBEDDED_MODEL:
-        processing = {}  # the families in the package were trained before this was recorded
+    origin = origin_of(dictionary.info)
     return {
         "who": lambda: dictionary.identity.described,  # a hash, needed for sentences only
         "d_in": dictionary.d_in,
-        "hook point": info.get("hook_point"),
+        "hook point": origin.get("hook_point"),
         "model": {
-            "name": info.get("model"),
-            "weights": info.get("model_weights"),
-            "revision": info.get("model_revision"),
-            "processing": processing,
+            "name": origin.get("model"),
+            "weights": origin.get("model_weights"),
+            "revision": origin.get("model_revision"),
+            "processing": origin.get("model_processing"),
         },
     }
 

@@ -36,6 +36,9 @@ NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
 # What `info` records about the origin of activations; dictionaries made from others keep it.
 ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
+# The activations that the first members of the bundled families were trained on, when their processing was
+# not recorded with a dictionary yet. The store itself records that the model's weights were not processed.
+UNPROCESSED = "aa369bea733cb3a576d118a868c46448640791ef2cdf270594637dd60fdc242d"
 HOOK_POINT_SLIPS = ("hook", "hookname")  # other names of `hook_point`, in lower-case letters alone
 CHUNK_ELEMENTS = 1 << 25  # dense pre-activations held at once by encode_sparse: 128 MB
 
@@ -59,6 +62,35 @@ class Described:
     def hook_point(self) -> str | None:
         """Where the activations come from, if known."""
         return self.info.get("hook_point")
+
+
+def origin_of(*infos: Mapping[str, Any]) -> dict[str, Any]:
+    """Where activations come from (the entries of `ORIGIN`), as far as all of these records agree.
+
+    Of the processing of the model's weights it has the flags that are on.
+
+    Parameters
+    ----------
+    *infos : mapping
+        The `info` of one dictionary or more.
+
+    Examples
+    --------
+    >>> origin_of({"model": "gpt2", "seed": 0}, {"model": "gpt2", "hook_point": "blocks.1.hook_resid_pre"})
+    {'model': 'gpt2'}
+    """
+    first, *others = (_origin(info) for info in infos)
+    return {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}
+
+
+def _origin(info: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: info[name] for name in ORIGIN if info.get(name) is not None}
+    training = info.get("training")
+    if isinstance(training, Mapping) and training.get("activations") == UNPROCESSED:
+        known = {"model_processing": {}} | known
+    if "model_processing" in known:
+        known["model_processing"] = {flag: True for flag, on in known["model_processing"].items() if on}
+    return known
 
 
 class RowScale(NamedTuple):

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from saekit.dictionary import HEADER, Dictionary, read_header
+from saekit.dictionary import HEADER, Dictionary, origin_of, read_header
 from saekit.selection import Latents
 from saekit.settings import whole
 from saekit.warn import warn
@@ -314,15 +314,14 @@ def _agrees(expected: Mapping[str, Any], header: dict[str, Any]) -> bool:
 def _record(member: Dictionary | Member) -> dict[str, Any]:
     """What a member has in common with its family, None where it is not recorded."""
     info = member.info
-    model, processing = info.get("model"), info.get("model_processing")
+    origin = origin_of(info)
+    model, processing = origin.get("model"), origin.get("model_processing")
     return {
         "d_in": member.d_in,
         "kind": member.kind,
         # A local folder of a model is named without the organisation.
         "model": None if model is None else str(model).rpartition("/")[2],
-        "model's weights": info.get("model_weights"),
-        "processing of the model's weights": None
-        if processing is None
-        else sorted(flag for flag, on in processing.items() if on),
+        "model's weights": origin.get("model_weights"),
+        "processing of the model's weights": None if processing is None else sorted(processing),
         **{what: info.get(name) for name, what in PLACE.items()},
     }

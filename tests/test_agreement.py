@@ -11,7 +11,10 @@ from dictionaries import make
 
 from saekit.activations import ActivationStore
 from saekit.agreement import MismatchError, MismatchWarning, UnrecordedWarning, check_agreement
-from saekit.analysis import insertion, stitch
+from saekit.analysis import insert_latents, insertion, stitch
+from saekit.family import Family
+from saekit.files import read_json
+from saekit.loading.names import BUNDLED
 from saekit.metrics import ce_degradation
 from saekit.models import describe_model, load_model
 from saekit.passes import one_pass
@@ -143,14 +146,33 @@ def test_a_dimension_is_never_let_pass(store):
 
 
 def test_families_in_the_package_agree_with_the_embedded_model(store, dictionary):
-    """They were trained before processing was recorded, on the model as it is."""
-    name, revision = "smollm2-135m-instruct", "b179c9523d0e"
-    info = {"model": name, "model_revision": revision, "hook_point": HOOK_POINT}
-    bundled = replace(dictionary, info=info)
-    embedded = store_of(store, name=name, revision=revision, weights="1" * 64)
-    assert not found(activations=embedded, dictionaries=[bundled])
+    """They were trained before processing was recorded, on activations that record it themselves."""
+    header = read_json(BUNDLED / "relu" / "576-seed0" / "dictionary.json")
+    assert "model_processing" not in header["info"]
+    bundled = replace(dictionary, info=header["info"] | {"hook_point": HOOK_POINT})
+    more = replace(bundled, W_dec=bundled.W_dec.flip(0))
+    embedded = store_of(store, name=bundled.info["model"], revision="b179c9523d0e", weights="1" * 64)
     folded = store_of(embedded, processing={"fold_ln": True})
-    assert "the first has weight processing none" in found(activations=folded, dictionaries=[bundled])[0]
+    for made in (bundled, insert_latents(bundled, more)):
+        assert not found(activations=embedded, dictionaries=[made])
+        assert "the first has weight processing none" in found(activations=folded, dictionaries=[made])[0]
+    # Of what else names this model, nobody knows.
+    other = unknown(but(bundled, seed=9), "training")
+    assert "does not record its weight processing" in found(activations=embedded, dictionaries=[other])[0]
+
+
+def test_bundled_members_share_what_they_record_with_ones_that_are_trained_now(dictionary):
+    info = read_json(BUNDLED / "relu" / "576-seed0" / "dictionary.json")["info"]
+    unprocessed = {"fold_ln": False, "center_writing_weights": False}
+    first = replace(dictionary, info=info)
+    later = but(unknown(first, "training"), seed=5, model_processing=unprocessed)
+    later = replace(later, W_dec=later.W_dec.flip(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Family([first, later])
+        assert insert_latents(first, later).info["model_processing"] == {}
+    with pytest.raises(ValueError, match="one processing of the model's weights"):
+        Family([first, but(later, model_processing={"fold_ln": True})])
 
 
 def test_analyses_go_through_the_door(model, gpt2_folder, store, dictionary):

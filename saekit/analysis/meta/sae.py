@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from saekit import settings
 from saekit.agreement import check_agreement
-from saekit.dictionary import ORIGIN, Dictionary
+from saekit.dictionary import Dictionary, origin_of
 from saekit.family import Family
 from saekit.files import hash_json, hash_tensors, writable_folder, write_tensors
 from saekit.folding import with_directions
@@ -582,7 +582,7 @@ def meta_sae(
     trained = train(
         config, rows[~held_out], device=device, checkpoint=checkpoint, progress=progress
     ).dictionary
-    origin = {name: sources[0].info[name] for name in ORIGIN if name in sources[0].info}
+    origin = origin_of(*(source.info for source in sources))
     dictionary = replace(trained, info={**trained.info, **origin, "kind": "meta", "meta": meta})
     result = MetaSAE(dictionary, sources, held_out)
     if kept is not None and checkpoint is not None:

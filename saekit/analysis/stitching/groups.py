@@ -13,7 +13,7 @@ import torch
 from saekit import settings
 from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
-from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
+from saekit.dictionary import Dictionary, origin_of, require_dictionaries
 from saekit.metrics import CEDegradation, Evaluation, ce_degradation, evaluate
 from saekit.moments import ratio_of_totals
 from saekit.results import Result
@@ -181,11 +181,7 @@ def insert_latents(dictionary: Dictionary, more: Dictionary, *, allow_mismatch: 
         name: torch.cat([getattr(dictionary, name), getattr(more, name)])
         for name in ("b_enc", "W_dec", "threshold")
     }
-    origin = {
-        name: value
-        for name, value in dictionary.info.items()
-        if name in ORIGIN and more.info.get(name) == value
-    }
+    origin = origin_of(dictionary.info, more.info)
     return replace(
         dictionary,
         **joined,

@@ -38,7 +38,7 @@ from saekit.analysis.stitching.mixtures import (
     pair_statistics,
 )
 from saekit.cache import cached
-from saekit.dictionary import ORIGIN, Dictionary, require_dictionaries
+from saekit.dictionary import Dictionary, origin_of, require_dictionaries
 from saekit.family import Family
 from saekit.moments import fvu
 from saekit.passes import Batch, Tokens, one_pass
@@ -385,11 +385,7 @@ class Stitching(Result):
             for name in ("b_enc", "W_dec", "threshold")
         }
         tensors["W_enc"] = torch.cat([kept.W_enc, come.W_enc], dim=1)
-        origin = {
-            name: value
-            for name, value in self.small.info.items()
-            if name in ORIGIN and self.large.info.get(name) == value
-        }
+        origin = origin_of(self.small.info, self.large.info)
         parents = {"small": self.small.content_hash, "large": self.large.content_hash}
         made_by = {**self.options, "step": step, **parents}
         return replace(come, **tensors, b_dec=b_dec, info={**origin, "kind": "stitched", "stitched": made_by})
