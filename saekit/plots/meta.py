@@ -637,10 +637,11 @@ def _depth_first(node: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
 
 
 def _most_shared(data: pd.DataFrame) -> dict[int, str]:
-    """Colours for the meta-latents that most of the latents share."""
+    """Colours for the meta-latents that most of the latents share: as they come up, the largest first."""
     uses = data.groupby("meta_latent").agg(first=("row", "min"), n=("row", "size"), sum=("share", "sum"))
     often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(COLOURS)]
-    return dict(zip(sorted(often, key=lambda m: (uses.loc[m, "first"], m)), COLOURS, strict=False))
+    order = sorted(often, key=lambda m: (uses.loc[m, "first"], -uses.loc[m, "sum"]))
+    return dict(zip(order, COLOURS, strict=False))
 
 
 def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:

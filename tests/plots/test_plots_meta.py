@@ -22,7 +22,7 @@ from saekit.analysis.meta.latents import related_latents as graph_of
 from saekit.analysis.meta.sae import MetaSweep
 from saekit.dictionary import Dictionary
 from saekit.figures import kind_style
-from saekit.plots.meta import FLOOR
+from saekit.plots.meta import COLOURS, FLOOR, _most_shared
 
 NO_SPLITS = pd.DataFrame({"n_common": [0]})
 D_IN, WIDTHS, THRESHOLD = 12, (10, 30), 0.02
@@ -356,3 +356,14 @@ def test_sweep_lines_are_the_table():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_largest_meta_latent_of_the_root_has_the_first_colour():
+    data = pd.DataFrame(
+        {
+            "row": [0, 0, 1, 1, 2, 2, 2],
+            "meta_latent": [3, 7, 7, 3, 7, 9, 1],
+            "share": [0.2, 0.8, 0.9, 0.1, 0.5, 0.3, 0.2],
+        }
+    )
+    assert _most_shared(data) == {7: COLOURS[0], 3: COLOURS[1]}  # 9 and 1 are of one latent only
