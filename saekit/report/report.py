@@ -203,7 +203,7 @@ def _measured(
     shown = {"dictionary": "dictionary", "l0": "L0", "fvu": "FVU", "dead_fraction": "dead"}
     ce: CEDegradation | None = None
     if model is not None:
-        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS, **options)
+        ce = ce_degradation(model, list(family), store, max_rows=CE_ROWS, everywhere=False, **options)
         frame = frame.assign(ce_degradation=ce.frame["ce_degradation"].to_numpy())
         shown["ce_degradation"] = "CE degradation"
     n_tokens, n_excluded = evaluations[0].n_tokens, evaluations[0].n_excluded

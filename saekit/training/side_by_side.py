@@ -111,7 +111,9 @@ def measure(
         `loss_recovered_zero`, as in `saekit.metrics`; cross-entropy is over `CE_ROWS` rows.
     """
     evaluations = [evaluate(dictionary, held_out) for dictionary in dictionaries]
-    ce = ce_degradation(load_model(), dictionaries, held_out, max_rows=CE_ROWS, progress=progress)
+    ce = ce_degradation(
+        load_model(), dictionaries, held_out, max_rows=CE_ROWS, everywhere=False, progress=progress
+    )
     table = pd.DataFrame(
         {name: getattr(evaluation, name) for name in ("l0", "fvu", "dead_fraction")}
         for evaluation in evaluations
