@@ -103,6 +103,9 @@ def _content(value: Any, live: list[Any]) -> Any:
     if isinstance(value, pd.Series | pd.Index):
         index = _content(value.index, live) if isinstance(value, pd.Series) else None
         return [type(value).__name__, str(value.dtype), _content(value.to_list(), live), index]
+    if hasattr(value, "get_vocab"):  # a tokenizer
+        vocabulary = sorted(value.get_vocab().items())
+        return [type(value).__name__, hash_json(vocabulary), value.all_special_ids]
     if isinstance(value, Mapping):
         return ["mapping", [[_content(part, live) for part in item] for item in value.items()]]
     if isinstance(value, list | tuple | np.ndarray):

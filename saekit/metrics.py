@@ -6,7 +6,7 @@ All sums are float64. Excluded positions (special tokens, first positions, massi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -325,41 +325,25 @@ def ce_degradation(
     members = list(dictionaries) if isinstance(dictionaries, Iterable) else [dictionaries]
     check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
     require_rows(model, store.tokens)
-    device = device_of(model)
-    mean = one_pass(store, purpose="mean ablation").moments.mean.float().to(device)
+    rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
 
     def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
         return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)
 
-    replacements: dict[str, Callable[[Tensor], Tensor]] = {
-        "original": lambda x: x,
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.expand_as(x),
-        **{str(i): reconstruct(member) for i, member in enumerate(members)},
-    }
-    losses: dict[str, list[Tensor]] = {
-        name: [] for name in (*replacements, *(f"{i} everywhere" for i in range(len(members) * everywhere)))
-    }
-    rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
-    targets, excluded = ~store.special[rows, 1:].to(device), store.excluded[rows].to(device)
-    with torch.no_grad(), tqdm(total=len(losses) * len(rows), disable=not progress, unit="row") as bar:
-        for part in torch.arange(len(rows)).split(batch_rows):
-            tokens, kept = store.tokens[rows[part]].to(device), excluded[part, :, None]
-            run = run_to(model, tokens, store.hook_point)
-            original = run.activations
-            for name, replace in replacements.items():
-                replaced = replace(original.float()).to(original.dtype)
-                given = {name: torch.where(kept, original, replaced)}
-                if everywhere and name.isdigit():
-                    given[f"{name} everywhere"] = replaced
-                for key, activations in given.items():
-                    loss = run.losses(activations).double()
-                    losses[key].append((loss * targets[part]).sum(1).cpu())
-                    bar.update(len(part))
-    by_row = {name: torch.cat(parts) for name, parts in losses.items()}
+    by_row = _ablations(model, store, rows, batch_rows, progress=progress)
+    by_row |= _row_losses(
+        model,
+        store,
+        rows,
+        {str(i): reconstruct(member) for i, member in enumerate(members)},
+        batch_rows,
+        everywhere=everywhere,
+        progress=progress,
+    )
+    targets, excluded = ~store.special[rows, 1:], store.excluded[rows]
     ce = {name: float(row.sum()) / int(targets.sum()) for name, row in by_row.items()}
     changes = torch.stack([by_row[str(i)] - by_row["original"] for i in range(len(members))])
-    row_targets = targets.sum(1).cpu()
+    row_targets = targets.sum(1)
     frame = pd.DataFrame(
         {
             "dictionary": member.name,
@@ -383,3 +367,51 @@ def ce_degradation(
         changes,
         row_targets,
     )
+
+
+@cached
+def _ablations(
+    model: TransformerBridge, store: ActivationStore, rows: Tensor, batch_rows: int, *, progress: bool
+) -> dict[str, Tensor]:
+    """Losses of rows without a dictionary: of the model as it is, and of zero and mean ablation."""
+    mean = one_pass(store, purpose="mean ablation").moments.mean.float().to(device_of(model))
+    replacements: dict[str, Callable[[Tensor], Tensor]] = {
+        "original": lambda x: x,
+        "zero": torch.zeros_like,
+        "mean": lambda x: mean.expand_as(x),
+    }
+    return _row_losses(model, store, rows, replacements, batch_rows, everywhere=False, progress=progress)
+
+
+@torch.no_grad()
+def _row_losses(
+    model: TransformerBridge,
+    store: ActivationStore,
+    rows: Tensor,
+    replacements: Mapping[str, Callable[[Tensor], Tensor]],
+    batch_rows: int,
+    *,
+    everywhere: bool,
+    progress: bool,
+) -> dict[str, Tensor]:
+    """Loss summed over the targets of each row, float64 `[rows]`, with the activations replaced.
+
+    `everywhere` adds, as `"name everywhere"`, those with excluded positions replaced too.
+    """
+    losses: dict[str, list[Tensor]] = {}
+    device = device_of(model)
+    total = len(replacements) * (1 + everywhere) * len(rows)
+    with tqdm(total=total, disable=not progress, unit="row") as bar:
+        for part in rows.split(batch_rows):
+            kept, targets = store.excluded[part, :, None].to(device), ~store.special[part, 1:].to(device)
+            run = run_to(model, store.tokens[part], store.hook_point)
+            for name, replace in replacements.items():
+                replaced = replace(run.activations.float()).to(run.activations.dtype)
+                given = {name: torch.where(kept, run.activations, replaced)}
+                if everywhere:
+                    given[f"{name} everywhere"] = replaced
+                for key, activations in given.items():
+                    loss = run.losses(activations).double() * targets
+                    losses.setdefault(key, []).append(loss.sum(1).cpu())
+                    bar.update(len(part))
+    return {name: torch.cat(parts) for name, parts in losses.items()}

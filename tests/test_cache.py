@@ -9,11 +9,12 @@ import torch
 from dictionaries import make
 
 from saekit import cache
-from saekit.analysis import collect, insertion, stitch
+from saekit.analysis import collect, insertion, logit_table, stitch
 from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import ce_degradation
+from saekit.models import unembedding
 
 
 @pytest.fixture
@@ -159,6 +160,7 @@ def test_analyses_read_what_they_computed(model, store, folder):
             "moves": stitching.moves,
             "halfway": stitching.dictionary(3).identity,
             "collect": collect(large, store).frame,
+            "logits": logit_table(large, unembedding(model), model.tokenizer).frame,
             "ce": ce_degradation(model, [small, large], store, max_rows=4).frame,
         }
 
