@@ -28,7 +28,7 @@ from saekit.selection import Latents, select_latents
 from saekit.sparse import affine
 
 TILE = 4096  # directions of each whose cosines are held at once: 64 MB
-KEPT_BYTES = 1 << 28  # of earlier results of `cosines`
+KEPT_BYTES = 1 << 28  # that earlier results of `cosines` may take
 
 
 # ---------------------------------------------------------------------- all pairs
@@ -79,8 +79,9 @@ def cosines(
 ) -> Cosines:
     """The greatest cosines between the rows of `a` and of `b`, in both directions, and those above a floor.
 
-    All of them are computed once for a pair, a tile at a time; what was kept is found again by the
-    content of the directions as long as no more than that, and not too much else, was asked for since.
+    All pairs are multiplied once, a tile at a time. What was kept is used again for directions of the same
+    content; asking for more multiplies them anew. Results used longest ago make room when all take more
+    than `KEPT_BYTES`.
 
     Parameters
     ----------

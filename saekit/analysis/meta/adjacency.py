@@ -114,10 +114,10 @@ def adjacency_overlap(
     -----
     [LW], which reports shared edges over edges. Both controls are ours: chance is the share of all
     pairs that are joined; random directions in place of the smaller dictionary show what comes
-    from latents being near each other, whatever they are near to. Two latents are joined until tau
-    reaches the greatest cosine that both exceed with one smaller latent. A count of these thresholds
-    gives the edges for every tau at once; only the cosines that matter are kept for it, and the graphs
-    are looked through in blocks of rows and never held as a whole.
+    from latents being near each other, whatever they are near to. Two latents stay joined until tau
+    reaches a threshold of their own: the lesser of their cosines with the smaller latent that makes it
+    greatest. One count of these thresholds gives the number of edges for every tau. Cosines too low to
+    matter are not kept, and no graph is held as a whole.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def _matched(
             both += np.bincount(thresholds[pairs.row, pairs.col], minlength=len(steps))
             bar.update(stop - start)
         left = near.sum() - near.cumsum()  # edges at each step
-        if left[0] >= n_edges or lowest == LOWEST:
+        if left[0] > n_edges or lowest == LOWEST:
             break
         ratio *= 1.2 * n_edges / max(left[0], n_edges / 8)
     at = int(np.argmax(left <= n_edges))

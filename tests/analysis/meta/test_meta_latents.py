@@ -276,6 +276,9 @@ def test_the_graph_of_a_number_of_edges(share, block, paths, sample, monkeypatch
         counts = [int((thresholds > step + 1e-9).sum()) for step in np.append(-1.1, np.unique(cosines))]
         assert n_near == int((thresholds > tau + 1e-6).sum())
         assert abs(n_near - n_edges) == min(abs(count - n_edges) for count in counts)
+        if n_near == n_edges < len(pairs):  # of all such cosines, the lowest
+            steps = np.unique(cosines)
+            assert tau == pytest.approx(steps[counts[1:].index(n_edges)], abs=1e-6)
         shared = np.array([(links.toarray()[i] & links.toarray()[j]).any() for i, j in pairs])
         assert both == int((shared & (thresholds > tau + 1e-6)).sum())
 
