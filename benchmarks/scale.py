@@ -15,6 +15,7 @@ above what the process held once dictionaries and activations were loaded, and t
 the number of tokens and in the width: the slopes of a least-squares fit in logarithms.
 
 An analysis of directions alone asks no tokens: its time is over encoding them with both dictionaries.
+`busy` is the time that processors spent on it, all threads together: what to go by beside other work.
 """
 
 from __future__ import annotations
@@ -211,11 +212,11 @@ def measure(name: str, folder: Path, small: int, large: int, n_tokens: int, thre
     run = (ANALYSES | OF_LARGE)[name](inputs)
     before = encode()
     with Peak(above=loaded) as peak:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         run()
-        seconds = time.perf_counter() - start
+        seconds, busy = time.perf_counter() - start, time.process_time() - processor
     encoding = (before + encode()) / 2
-    return {"seconds": seconds, "encodings": seconds / encoding, "GiB": peak.above}
+    return {"seconds": seconds, "busy": busy, "encodings": seconds / encoding, "GiB": peak.above}
 
 
 class Peak:
