@@ -15,7 +15,8 @@ above what the process held once dictionaries and activations were loaded, and t
 the number of tokens and in the width: the slopes of a least-squares fit in logarithms.
 
 An analysis of directions alone asks no tokens: its time is over encoding them with both dictionaries.
-`busy` is the time that processors spent on it, all threads together: what to go by beside other work.
+`busy` is the time that processors spent on it, all threads together, and `busy encodings` that over
+theirs: what to go by beside other work.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def synthetic_family(folder: Path, d_in: int, widths: list[int], n_tokens: int) 
         density *= L0 / density.sum()
         threshold = torch.cat(
             [
-                _thresholds(x[:N_FITTED] @ part.T, share)
+                _thresholds(part @ x[:N_FITTED].T, share)
                 for part, share in zip(directions.split(4096), density.split(4096), strict=True)
             ]
         )
@@ -98,10 +99,11 @@ def synthetic_family(folder: Path, d_in: int, widths: list[int], n_tokens: int) 
 
 
 def _thresholds(h: Tensor, density: Tensor) -> Tensor:
-    """What each column of the pre-activations exceeds on a share of the rows."""
-    place = len(h) - 1 - (density * len(h)).round().long().clamp(1, len(h) - 1)
-    ordered = torch.from_numpy(np.sort(h.numpy(), axis=0))
-    return ordered.gather(0, place[None, :])[0].clamp_min(0)
+    """What each row of the pre-activations exceeds on a share of the tokens."""
+    n = h.shape[1]
+    place = n - 1 - (density * n).round().long().clamp(1, n - 1)
+    ordered = torch.from_numpy(np.sort(h.numpy(), axis=1))
+    return ordered.gather(1, place[:, None])[:, 0].clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ class Inputs:
 
 
 def insertion(inputs: Inputs) -> Callable[[], object]:
-    """`insertion`, best matches included."""
+    """`insertion`; the pair's cosines are there already."""
+    analysis.best_matches(inputs.small, inputs.large)
     return lambda: analysis.insertion(inputs.small, inputs.large, inputs.x)
 
 
@@ -133,8 +136,13 @@ def group_insertion(inputs: Inputs) -> Callable[[], object]:
 
 
 def stitch_in(order: str) -> Callable[[Inputs], Callable[[], object]]:
-    """`stitch` in an order, plan included."""
-    return lambda inputs: lambda: analysis.stitch(inputs.small, inputs.large, inputs.x, order=order)
+    """`stitch` in an order; the pair's cosines are there already."""
+
+    def ready(inputs: Inputs) -> Callable[[], object]:
+        plan(inputs.small, inputs.large)
+        return lambda: analysis.stitch(inputs.small, inputs.large, inputs.x, order=order)
+
+    return ready
 
 
 def matched_curve(inputs: Inputs) -> Callable[[], object]:
@@ -202,21 +210,30 @@ def measure(name: str, folder: Path, small: int, large: int, n_tokens: int, thre
     loaded = resident()
     asked = [inputs.large] if name in OF_LARGE else [inputs.small, inputs.large]
 
-    def encode() -> float:
-        start = time.perf_counter()
+    def encode() -> None:
         for batch in inputs.x.split(BATCH):
             for dictionary in asked:
                 dictionary.encode_sparse(batch)
-        return time.perf_counter() - start
 
     run = (ANALYSES | OF_LARGE)[name](inputs)
-    before = encode()
+    before = timed(encode)
     with Peak(above=loaded) as peak:
-        start, processor = time.perf_counter(), time.process_time()
-        run()
-        seconds, busy = time.perf_counter() - start, time.process_time() - processor
-    encoding = (before + encode()) / 2
-    return {"seconds": seconds, "busy": busy, "encodings": seconds / encoding, "GiB": peak.above}
+        wall, cpu = timed(run)
+    encoding = (before + timed(encode)) / 2
+    return {
+        "seconds": wall,
+        "busy": cpu,
+        "encodings": wall / encoding[0],
+        "busy encodings": cpu / encoding[1],
+        "GiB": peak.above,
+    }
+
+
+def timed(run: Callable[[], object]) -> np.ndarray:
+    """Wall and processor seconds of a call."""
+    start = np.array([time.perf_counter(), time.process_time()])
+    run()
+    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 class Peak:
