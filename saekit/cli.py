@@ -568,10 +568,14 @@ def _families_options(parser: Parser) -> None:
 
 
 def _families(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
     from saekit.series.bundling import bundle, train_families
 
+    print(f"Dictionaries are trained in {home() / 'families'}.", flush=True)
     if hasattr(options, "bundle"):
         print(bundle(progress=options.progress).to_string(index=False))
+        print(f"They are in {BUNDLED}, with their tables.")
     else:
         for kind, folder in train_families(
             again=hasattr(options, "again"), progress=options.progress
@@ -580,9 +584,13 @@ def _families(options: argparse.Namespace) -> None:
 
 
 def _kinds(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
     from saekit.series.kinds_grid import write_tables
 
+    print(f"Dictionaries are trained in {home() / 'kinds'}.", flush=True)
     print(write_tables(progress=options.progress).to_string(index=False))
+    print(f"The tables are {BUNDLED / 'kinds.csv'} and {BUNDLED / 'kinds_l0.csv'}.")
 
 
 def _reproduce_options(parser: Parser) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-import torch
-
 from saekit.dictionary import HEADER, Dictionary, origin_of, read_header
+from saekit.identity import fingerprint
 from saekit.selection import Latents
 from saekit.settings import whole
 from saekit.warn import warn
@@ -121,7 +120,7 @@ class Family:
     -----
     UserWarning
         If some members record one of these and others do not; a missing record contradicts nothing.
-        If two members that have been read have the same weights.
+        If two members of one width have the same weights, once both have been read.
 
     Examples
     --------
@@ -148,7 +147,10 @@ class Family:
                 seed = "no known seed" if member.seed is None else f"seed {member.seed}"
                 raise ValueError(f"The family holds two dictionaries of width {member.width} and {seed}.")
             self._members[key] = member
-        _warn_of_copies([member for member in ordered if isinstance(member, Dictionary)])
+        self._weights: dict[tuple[int, int], Hashable] = {}
+        for key, found in self._members.items():
+            if isinstance(found, Dictionary):
+                self._note(key, found)
 
     @property
     def kind(self) -> str:
@@ -195,7 +197,21 @@ class Family:
                 dictionary = self._read[width, seed] = member.fold()
             except ValueError as error:
                 raise ValueError(f"The family's member of width {width}: {error}") from error
+            self._note((width, seed), dictionary)
         return dictionary
+
+    def _note(self, key: tuple[int, int], member: Dictionary) -> None:
+        """Warn of a member with the weights of another: as two seeds they would share everything."""
+        if key in self._weights or len(self.seeds(key[0])) == 1:
+            return
+        weights = fingerprint(member.tensors().values())
+        for (width, seed), known in self._weights.items():
+            if width == key[0] and known == weights:
+                warn(
+                    f"The {self.kind} dictionaries of width {width} with the seeds {seed} and {key[1]} have "
+                    "the same weights, so they are not two seeds."
+                )
+        self._weights[key] = weights
 
     def __getitem__(self, width: int) -> Dictionary:
         return self.get(width)
@@ -265,18 +281,6 @@ class Family:
 def _key(member: Dictionary | Member) -> tuple[int, int]:
     """Width and seed; a seed that is not known counts as 0."""
     return member.width, 0 if member.seed is None else whole("seed", member.seed, at_least=None)
-
-
-def _warn_of_copies(members: list[Dictionary]) -> None:
-    """Warn of members with the same weights: compared as two seeds, they would share everything."""
-    for first, second in combinations(members, 2):
-        a, b = first.tensors(), second.tensors()
-        if (
-            first.width == second.width
-            and a.keys() == b.keys()
-            and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)
-        ):
-            warn(f"{first.name} and {second.name} have the same weights, so they are not two seeds.")
 
 
 def _require_one_place(members: list[Dictionary | Member]) -> None:

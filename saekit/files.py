@@ -54,6 +54,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def local_only(name: str | Path) -> bool:
+    """Whether a name that leads nowhere here is a slip in a path, and no place on a hub to ask for.
+
+    It is spelled as a path, or begins with a folder that is there.
+
+    Examples
+    --------
+    >>> [local_only(name) for name in ("./my-model", "~/my-model", "gpt2", "organisation/my-model")]
+    [True, True, False, False]
+    """
+    text = str(name)
+    first = Path(text).parts[:1]
+    spelled = isinstance(name, Path) or text.startswith((".", "~", "/", "\\")) or Path(text).is_absolute()
+    return spelled or ("/" in text and Path(*first).is_dir())
+
+
 def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:
     """Try a place before the work whose results go there starts.
 
@@ -152,13 +168,26 @@ def read_json(path: str | Path) -> Any:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not JSON, or is nested too deeply.
+        If the file is not JSON, is nested too deeply, or gives a name twice.
     """
     path = Path(path)
+
+    twice: dict[str, None] = {}
+
+    def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # the json module would take the last
+            names = [name for name, _ in pairs]
+            twice.update((name, None) for name in found if names.count(name) > 1)
+        return found
+
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=named)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    if twice:
+        raise ValueError(f"{path} gives {', '.join(twice)} twice.")
+    return content
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

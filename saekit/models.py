@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from saekit import settings
-from saekit.files import hash_file, home, write_json
+from saekit.files import hash_file, home, local_only, write_json
 from saekit.identity import fingerprint, hash_weights
 from saekit.sparse import affine
 
@@ -102,7 +102,7 @@ def load_model(
     embedded = str(name) == EMBEDDED_MODEL
     if embedded and revision is not None:
         raise ValueError(f"{EMBEDDED_MODEL} is embedded and has no revisions, found revision={revision!r}.")
-    folder = _converted_model() if embedded else name
+    folder = _converted_model() if embedded else _local_or_hub(name, revision)
 
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -223,6 +223,21 @@ def require_evaluation(model: TransformerBridge) -> None:
         )
 
 
+def _local_or_hub(name: str | Path, revision: str | None) -> str | Path:
+    """A local folder, or a name to ask a hub for: not a slip in a path, which would be asked for in vain."""
+    folder = Path(name).expanduser()
+    if folder.exists():
+        return folder
+    # A model on a hub is called "name" or "organisation/name".
+    if str(name).count("/") > 1 or (revision is None and local_only(name)):
+        there = next(parent for parent in folder.absolute().parents if parent.is_dir())
+        raise FileNotFoundError(
+            f"There is no model {str(name)!r}: read as a path it ends at {there}. Expected a folder in "
+            "Hugging Face format, or a model on a hub, with its revision if a folder here has that name."
+        )
+    return name
+
+
 def require_rows(model: TransformerBridge, tokens: Tensor) -> None:
     """Refuse token rows `[rows, ctx]` that a model cannot take.
 
@@ -266,7 +281,8 @@ def _record(model: TransformerBridge) -> dict[str, Any]:
 
 def _shown_name(name: str | Path) -> str:
     """The last folder of a local model, so that no path of this machine gets into manifests."""
-    return Path(name).resolve().name if Path(name).is_dir() else str(name)
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else str(name)
 
 
 def _processing(model: TransformerBridge) -> dict[str, bool] | None:

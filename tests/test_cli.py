@@ -388,6 +388,36 @@ def test_errors_are_one_sentence_and_status_one(model_folder, text_file, tmp_pat
     assert "blocks.1.hook_resid_post" in error, "the nearest hook points are named"
 
 
+@pytest.mark.parametrize(
+    ("content", "twice"),
+    [
+        ('{"lr": 1, "width": 8, "lr": 2}', "lr"),
+        ('{"lr": 1, "lr": 1, "seed": 0, "k": 2, "seed": 1}', "lr, seed"),
+    ],
+)
+def test_a_json_file_that_gives_a_name_twice_is_refused(content, twice, store, tmp_path, fails):
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    assert f"{file} gives {twice} twice." in fails("train", store.path, tmp_path / "sae", "--config", file)
+    nested = tmp_path / "profile.json"
+    nested.write_text('{"name": "a", "model": {"name": "gpt2", "name": "gpt2-xl"}}')
+    assert f"{nested} gives name twice." in fails("reproduce", "--profile", nested)
+
+
+@pytest.mark.parametrize(("command", "folder"), [("families", "families"), ("kinds", "kinds")])
+def test_long_work_names_the_place_it_writes_to_before_it_starts(
+    command, folder, tmp_path, capsys, monkeypatch
+):
+    def stop(*_, **__):
+        raise ValueError("far enough")
+
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
+    for name in ("bundling", "kinds_grid"):
+        monkeypatch.setattr(f"saekit.series.{name}.embedded_store", stop)
+    assert main([command]) == 1
+    assert f"Dictionaries are trained in {tmp_path / 'home' / folder}." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, b'{"lr": "\xff"}', "{"])
 def test_a_json_file_that_cannot_be_read_is_named(content, store, tmp_path, fails):
     file = tmp_path / "run.json"

@@ -77,8 +77,20 @@ def test_families_are_not_mixed_in_one_folder(tmp_path):
 def test_two_seeds_with_equal_weights_are_named():
     first = member(10, 0)
     copy = replace(first, info={**first.info, "seed": 1})
-    with pytest.warns(UserWarning, match=r"relu 10 \(seed 0\) and relu 10 \(seed 1\) have the same weights"):
+    with pytest.warns(
+        UserWarning, match=r"relu dictionaries of width 10 with the seeds 0 and 1 have the same"
+    ):
         Family([first, copy])
+    family = Family([Unread(first), Unread(copy), Unread(member(20, 0))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kept = family.get(10, 0)
+    with pytest.warns(UserWarning, match="of width 10 with the seeds 0 and 1"):
+        family.get(10, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told once, though it is read again
+        assert family.get(10, 1).seed == 1
+        assert family.get(10, 0) is kept
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Family([first, member(10, 1)])

@@ -518,8 +518,26 @@ def test_a_device_and_flags_are_checked_before_anything_is_loaded(monkeypatch):
 
 
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"There is no model .*neither a local folder"):
-        load_model(tmp_path / "nothing")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with monkeypatch.context() as no_hub:
+        no_hub.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)  # it takes half a minute
+        for slip in (
+            *(
+                tmp_path / "nothing",
+                str(tmp_path / "nothing"),
+                "./my-model",
+                "../my-model",
+                "~/no-such-model",
+            ),
+            *("models/my-modle", "some/deep/folder"),
+        ):
+            with pytest.raises(FileNotFoundError, match=r"There is no model .*: read as a path it ends at /"):
+                load_model(slip)
+        # With a revision it is meant for a hub, and so is an organisation that is no folder here.
+        for name, revision in (("models/my-model", "main"), ("organisation/my-model", None)):
+            with pytest.raises(TypeError, match="not callable"):
+                load_model(name, revision=revision)
     with pytest.raises(ValueError, match="is embedded and has no revisions"):
         load_model(revision="main")
     monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "no_such_package")

@@ -8,7 +8,9 @@ working directory. So a folder `relu` beside a notebook comes before the bundled
 glob, so brackets in folder names need no escape.
 3. A bundled family (`"relu"`, `"batchtopk"`), or a member of one (`"relu/1152-seed0"`).
 4. A published SAE, a release or a part of one, by the names of `releases_table`.
-5. A place on the hub, `"organisation/repository"` or `"organisation/repository/path"`.
+5. A place on the hub, `"organisation/repository"` or `"organisation/repository/path"`. Not what is
+   spelled as a path, or begins with a folder that is there or a bundled family: that is a slip, unless a
+   revision is given.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from saekit.dictionary import Described, Dictionary, read_header
 from saekit.family import Family, Member
+from saekit.files import local_only
 from saekit.folding import Unfolded
 from saekit.loading import releases
 from saekit.loading.formats import is_sae, is_saved, known_files, read, recognise
@@ -110,7 +113,7 @@ def resolve(source: str | Path, *, revision: str | None = None) -> Sequence[Dict
         return [member.fold() for member in _local(folder, [folder])]
     if published := releases.find(name):
         return [replace(sae, revision=revision or sae.revision) for sae in published]
-    if (place := _on_the_hub(name)) is None:
+    if (place := _on_the_hub(source, revision)) is None:
         raise FileNotFoundError(
             f"There is no file or folder {path}, and no SAE or family of this name: expected a path or glob, "
             f"one of {', '.join(bundled())}, a name in saekit.releases_table(), or organisation/repository."
@@ -193,11 +196,12 @@ def _open(path: Path) -> Member:
     return Saved.open(path) if is_saved(path) else read(path)
 
 
-def _on_the_hub(name: str) -> tuple[str, str] | None:
-    """Repository and path of `"organisation/repository/path"`; None of what cannot be one."""
-    organisation, _, rest = name.partition("/")
+def _on_the_hub(source: str | Path, revision: str | None) -> tuple[str, str] | None:
+    """Repository and path of `"organisation/repository/path"`; None of what cannot be one, or is a slip."""
+    organisation, _, rest = str(source).partition("/")
     repository, _, path = rest.partition("/")
-    if not repository or not organisation.strip(".~"):
+    slip = organisation in bundled() or local_only(source) or any(c in str(source) for c in "*?[")
+    if not repository or (slip and revision is None):
         return None
     return f"{organisation}/{repository}", path.strip("/")
 

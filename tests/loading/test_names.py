@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +58,25 @@ def test_bundled_members_are_one_sae(here):
         load_sae("relu")
     with pytest.raises(FileNotFoundError):
         load_family("relu/../batchtopk")
+
+
+def test_a_slip_in_a_path_is_not_asked_of_the_hub(here, monkeypatch):
+    def fetch(*place):
+        raise ConnectionError(f"asked for {place}")
+
+    monkeypatch.setattr("saekit.loading.names.fetch", fetch)
+    save_sae(member(10), "saes/width_10")
+    for slip in (
+        *("./saes/width_20", "saes/width_20", str(here / "saes/width_20"), Path("other/width_10")),
+        *("~/saes/width_10", ".hidden/saes", "saes/width_2*", "others/width_*", "relu/9999-seed0"),
+    ):
+        for read in (load_sae, load_family, open_sae):
+            with pytest.raises(FileNotFoundError, match="no file or folder"):
+                read(slip)
+    with pytest.raises(ConnectionError, match="'organisation/repository', 'a/b', 'main'"):
+        load_sae("organisation/repository/a/b")
+    with pytest.raises(ConnectionError, match="'saes/width_20', '', 'main'"):
+        load_sae("saes/width_20", revision="main")
 
 
 def test_the_home_folder_is_expanded(here):
