@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
 N_WORDS = 3  # in a label
 SEPARATOR = " · "  # between them
 LEAST_WORD = 0.25  # weight, relative to the heaviest token, from which words replace punctuation
+ENTRIES = 1 << 22  # active entries whose tokens are counted at a time
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed
 
 
@@ -210,17 +212,25 @@ def _top_tokens(
     """Tokens of greatest mean activation of every latent (the means), and their lift together."""
     tokens = store.tokens.flatten()
     occurrences = np.bincount(tokens[store.positions].numpy(), minlength=n_vocabulary)
-    where, offsets = tokens[activations.positions].numpy(), activations.offsets.numpy()
-    mean = _by_token(where, activations.values.double().numpy(), offsets, n_vocabulary)
-    n_active = _by_token(where, np.ones(len(where)), offsets, n_vocabulary)
-    mean.data /= occurrences[mean.indices]
-    frequent = occurrences[mean.indices] >= min_count
-    chosen = _largest(np.where(frequent, mean.data, -np.inf), mean.indptr, N_TOKENS)
-    chosen &= frequent
-    with np.errstate(invalid="ignore"):  # 0 / 0 where a latent has no top tokens
-        rate = _row_sums(n_active, chosen) / _row_sums(mean, chosen, occurrences[mean.indices])
-        lift = rate / activations.density.numpy()
-    return _where(mean, chosen), lift
+    offsets, tops, rates = activations.offsets.numpy(), [], []
+    # Latents with so many active entries between them at a time.
+    limits = np.searchsorted(offsets, np.arange(ENTRIES, offsets[-1] + ENTRIES, ENTRIES))
+    limits = np.unique([0, *np.minimum(limits, activations.width), activations.width])
+    for first, stop in pairwise(limits.tolist()):
+        here = slice(offsets[first], offsets[stop])
+        where, within = tokens[activations.positions[here]].numpy(), offsets[first : stop + 1] - here.start
+        mean = _by_token(where, activations.values[here].double().numpy(), within, n_vocabulary)
+        n_active = _by_token(where, np.ones(len(where)), within, n_vocabulary)
+        mean.data /= occurrences[mean.indices]
+        frequent = occurrences[mean.indices] >= min_count
+        chosen = _largest(np.where(frequent, mean.data, -np.inf), mean.indptr, N_TOKENS)
+        chosen &= frequent
+        with np.errstate(invalid="ignore"):  # 0 / 0 where a latent has no top tokens
+            rates.append(_row_sums(n_active, chosen) / _row_sums(mean, chosen, occurrences[mean.indices]))
+        tops.append(_where(mean, chosen))
+    with np.errstate(invalid="ignore"):
+        lift: np.ndarray = np.concatenate(rates) / activations.density.numpy()
+    return vstack(tops, format="csr"), lift
 
 
 # ---------------------------------------------------------------------- meta-latents

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit import settings
-from saekit.activations import Activations, ActivationStore
+from saekit.activations import ActivationStore
 from saekit.agreement import refuse
 from saekit.analysis.similarity import largest
 from saekit.cache import cached
@@ -263,7 +263,8 @@ def collect(
 ) -> LatentActivations:
     """Encode a set of tokens once and keep every active entry, by latent.
 
-    Memory grows with the active entries (16 bytes each), never with tokens times width.
+    Memory grows with the active entries (12 bytes each, 28 while they are put in order), never with
+    tokens times width.
 
     Parameters
     ----------
@@ -293,47 +294,44 @@ def collect(
     1       1        45
     """
     require_dictionaries(dictionary=dictionary)
-    entries = Entries(dictionary)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    counts = torch.zeros(dictionary.width, dtype=torch.long)
+
+    def keep(batch: Batch) -> None:
+        latents = batch.latents(dictionary)
+        order, rows, offsets = latents.by_latent
+        values = latents.values.index_select(0, order).float()
+        parts.append((latents.indices[order].int().cpu(), batch.positions[rows.cpu()], values.cpu()))
+        counts.add_(offsets.diff().cpu())
+
     tokens = one_pass(
         activations,
-        entries.add,
+        keep,
         dictionaries=[dictionary],
         purpose="collecting activations",
         batch_size=batch_size,
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
-    return entries.collected(activations, tokens)
-
-
-class Entries:
-    """The active entries of a dictionary, gathered during a pass over activations."""
-
-    def __init__(self, dictionary: Dictionary) -> None:
-        self.dictionary = dictionary
-        self._latents: list[Tensor] = []
-        self._positions: list[Tensor] = []
-        self._values: list[Tensor] = []
-
-    def add(self, batch: Batch) -> None:
-        """Keep the active entries of a batch."""
-        latents = batch.latents(self.dictionary)
-        self._latents.append(latents.indices.int().cpu())
-        self._positions.append(batch.positions[latents.rows.cpu()])
-        self._values.append(latents.values.float().cpu())
-
-    def collected(self, activations: Activations, tokens: Tokens) -> LatentActivations:
-        """All entries by latent, after the pass."""
-        latent = torch.cat(self._latents)
-        order = latent.argsort(stable=True)  # positions stay ascending within a latent
-        return LatentActivations(
-            dictionary=self.dictionary.identity,
-            offsets=F.pad(torch.bincount(latent, minlength=self.dictionary.width).cumsum(0), (1, 0)),
-            positions=torch.cat(self._positions)[order],
-            values=torch.cat(self._values)[order],
-            tokens=tokens,
-            store=activations.content_hash if isinstance(activations, ActivationStore) else None,
-        )
+    offsets = F.pad(counts.cumsum(0), (1, 0))
+    n_active = int(offsets[-1])
+    positions, values = torch.empty(n_active, dtype=torch.long), torch.empty(n_active)
+    filled = offsets[:-1].clone()
+    parts.reverse()  # each is let go once it is in place, first to last: positions ascend within a latent
+    while parts:
+        latent, *part = parts.pop()
+        n_here = torch.bincount(latent, minlength=dictionary.width)
+        place = torch.arange(len(latent)) + (filled - n_here.cumsum(0) + n_here)[latent]
+        positions[place], values[place] = part
+        filled += n_here
+    return LatentActivations(
+        dictionary=dictionary.identity,
+        offsets=offsets,
+        positions=positions,
+        values=values,
+        tokens=tokens,
+        store=activations.content_hash if isinstance(activations, ActivationStore) else None,
+    )
 
 
 # ---------------------------------------------------------------------- the text around a position

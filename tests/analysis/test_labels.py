@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from toy_world import DEAD, WORDS, make_world
@@ -114,6 +115,13 @@ def test_top_tokens_are_those_of_the_analysis(world, width):
     for row in world.labels[width].frame.itertuples():
         expected = top_tokens(world.activations[width], row.latent, world.store, WORDS, n=5)
         assert row.top_tokens == tuple(expected.frame["token"])
+
+
+def test_labels_do_not_depend_on_how_many_latents_are_counted_at_a_time(world, monkeypatch):
+    for entries in (1, 40, 300):
+        monkeypatch.setattr("saekit.analysis.labels.ENTRIES", entries)
+        found = label_latents(world.family[24], world.activations[24], world.store, WORDS, world.logits[24])
+        pd.testing.assert_frame_equal(found.frame, world.labels[24].frame)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
