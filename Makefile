@@ -4,7 +4,7 @@
 # make lab         open the series in JupyterLab
 # make docs        the documentation site, in build/site
 # make lowest      the tests that are not slow, on the lowest versions that pyproject.toml allows
-# make families    train the wider members of the bundled families (hours; resumes)
+# make families    train what the package lacks of its families, and wider members (hours; resumes)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -62,7 +62,6 @@ lowest:
 	$(LOWEST)/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/embedded.txt
 	$(LOWEST)/bin/python $(PYTEST_QUICK)
 
-# Hours: trains the wider members of the bundled families. Resumes. `saekit families --again` trains the bundled ones.
 families: $(INSTALLED)
 	$(BIN)/saekit families
 

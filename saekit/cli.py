@@ -563,8 +563,11 @@ def _independent(family: Family, store: ActivationStore, *, allow_mismatch: bool
 
 
 def _families_options(parser: Parser) -> None:
-    parser.add_argument("--again", action="store_true", help="train the bundled members instead")
-    parser.add_argument("--bundle", action="store_true", help="write the bundled members into the package")
+    parser.add_argument(
+        "--bundle",
+        action="store_true",
+        help="train only what fits into the package, and add it",
+    )
 
 
 def _families(options: argparse.Namespace) -> None:
@@ -577,10 +580,7 @@ def _families(options: argparse.Namespace) -> None:
         print(bundle(progress=options.progress).to_string(index=False))
         print(f"They are in {BUNDLED}, with their tables.")
     else:
-        for kind, folder in train_families(
-            again=hasattr(options, "again"), progress=options.progress
-        ).items():
-            print(f"{kind}: {folder}")
+        print(*train_families(progress=options.progress), sep="\n")
 
 
 def _kinds(options: argparse.Namespace) -> None:
@@ -643,7 +643,9 @@ COMMANDS = {
         resumes=False,
     ),
     "families": Command(
-        "train wider members of the bundled families, or the bundled ones again", _families_options, _families
+        "train what the package lacks of the bundled families, and wider members",
+        _families_options,
+        _families,
     ),
     "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
     "reproduce": Command(

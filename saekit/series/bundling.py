@@ -1,14 +1,15 @@
-"""The bundled families: their training, and how they get into the package.
+"""The bundled families: how they are trained, and how they come into the package.
 
-`saekit families` trains the `WIDE` members, which the package lacks, on 15 million tokens; `saekit
-families --again` trains the bundled `MEMBERS` again, on their 5 million tokens. Both keep the results
-under `saekit.files.home()` and resume. `saekit families --bundle` writes `MEMBERS` into the package,
-in half precision, with tables of their properties and convergence.
+`saekit families` trains the members that the package lacks, and then wider ones that are too large for
+it; it saves them under `saekit.files.home()` and resumes. `saekit families --bundle` trains the lacking
+members alone and adds them to the package, with the tables of their quality and convergence. Members
+that the package has already stay as they are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from torch import Tensor
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
 from saekit.files import hash_json, home, writable_folder, write_bytes
-from saekit.loading.names import BUNDLED, load_family
+from saekit.loading.names import BUNDLED
 from saekit.metrics import evaluate
 from saekit.series.embedded import embedded_store
 from saekit.settings import choice
@@ -32,18 +33,19 @@ STEPS = 30_000
 BATCH_SIZE = 512
 SNAPSHOT_EVERY = 2_000  # steps between decoder snapshots, which show how training converges
 LEARNING_RATE = {"relu": 2e-3, "batchtopk": 3e-3}  # at width 1152
+# Width and seed of what the package holds: as much as fits into 120 MB in half precision.
 MEMBERS = {
-    "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (4608, 0)),
-    "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (4608, 0)),
+    "relu": ((576, 0), (1152, 0), (1152, 1), (2304, 0), (2304, 1), (2304, 2), (4608, 0), (9216, 0)),
+    "batchtopk": ((576, 0), (1152, 0), (2304, 0), (2304, 1), (2304, 2), (4608, 0), (9216, 0)),
 }
-# Trained on more text. Further seeds differ in initialisation and data order.
-WIDE = ((36864, 0), (18432, 0), (9216, 0), (9216, 1), (9216, 2), (2304, 2))
+BEYOND = ((9216, 1), (18432, 0), (9216, 2), (36864, 0))  # too large for the package, most useful first
+WIDE = 9216  # from this width on dictionaries are trained on more text
 WIDE_TOKENS = 15_000_000
 NICENESS = 10  # training takes days, and yields to other processes
 HALF_TOLERANCE = 1e-3  # relative change of FVU up to which half precision is used
 
 
-def config(kind: str, width: int, seed: int, *, data_seed: int | None = None) -> TrainingConfig:
+def config(kind: str, width: int, seed: int) -> TrainingConfig:
     """Training settings of a member of a family: one recipe for all widths.
 
     Raises
@@ -61,7 +63,7 @@ def config(kind: str, width: int, seed: int, *, data_seed: int | None = None) ->
         # Wider dictionaries need smaller steps: the square-root rule of Gao et al. (2024).
         lr=LEARNING_RATE[kind] * math.sqrt(1152 / width),
         log_every=SNAPSHOT_EVERY,
-        data_seed=data_seed,
+        data_seed=seed,  # seeds differ in data order as in initialisation, and the record shows it
     )
 
 
@@ -74,49 +76,57 @@ def trained_folder(kind: str, train_store: ActivationStore) -> Path:
     return home() / "families" / f"{kind}-{hash_json(identity)[:12]}"
 
 
-def train_families(*, again: bool = False, progress: bool = True) -> dict[str, Path]:
-    """Train the members that the package lacks, the longest first; resume where a run was stopped.
+def train_families(*, beyond: bool = True, progress: bool = True) -> list[Path]:
+    """Train the members that the package lacks, then those beyond it; resume where a run was stopped.
 
     Parameters
     ----------
-    again : bool
-        Train the bundled members instead.
+    beyond : bool
+        Also train the members that are too large for the package.
     progress : bool
         Show a progress bar in tokens.
 
     Returns
     -------
-    dict
-        The folder of each kind, to be read by `load_family`.
+    list of Path
+        The folder of each member, to be read by `Dictionary.load`; members of one kind that were trained
+        on the same text share a parent folder, to be read by `load_family`.
     """
     held_out = embedded_store("held-out", progress=progress)
-    members: list[tuple[str, int, int, int | None]]
-    if again:
-        train_store = embedded_store("train", progress=progress)
-        members = [(kind, width, seed, None) for kind in MEMBERS for width, seed in MEMBERS[kind]]
-    else:
-        train_store = embedded_store("train", n_tokens=WIDE_TOKENS, progress=progress)
-        members = [(kind, width, seed, seed) for kind in MEMBERS for width, seed in WIDE]
-    folders = {kind: trained_folder(kind, train_store) for kind in MEMBERS}
-    runs = [
-        (config(kind, width, seed, data_seed=data_seed), _member_folder(folders[kind], width, seed))
-        for kind, width, seed, data_seed in members
-    ]
-    # The longest first, so that no core is left alone with it at the end.
-    runs.sort(key=lambda run: -run[0].width)
-    train_side_by_side(runs, train_store, held_out, snapshots=True, niceness=NICENESS, progress=progress)
+    groups = [[(kind, *member) for kind in MEMBERS for member in MEMBERS[kind] if _lacks(kind, *member)]]
+    groups += [[(kind, *member) for kind in MEMBERS] for member in BEYOND if beyond]
+    folders = []
+    for group in groups:
+        for wide in (False, True):
+            members = [member for member in group if (member[1] >= WIDE) is wide]
+            if not members:
+                continue
+            train_store = embedded_store("train", n_tokens=WIDE_TOKENS if wide else None, progress=progress)
+            runs = [(config(*member), _trained(*member, train_store)) for member in members]
+            train_side_by_side(
+                runs, train_store, held_out, snapshots=True, niceness=NICENESS, progress=progress
+            )
+            folders += [folder for _, folder in runs]
     return folders
+
+
+def _trained(kind: str, width: int, seed: int, train_store: ActivationStore) -> Path:
+    return _member_folder(trained_folder(kind, train_store), width, seed)
 
 
 def _member_folder(parent: Path, width: int, seed: int) -> Path:
     return parent / f"{width}-seed{seed}"
 
 
+def _lacks(kind: str, width: int, seed: int) -> bool:
+    return not (_member_folder(BUNDLED / kind, width, seed) / "dictionary.json").exists()
+
+
 # ---------------------------------------------------------------------- into the package
 
 
 def bundle(*, progress: bool = True) -> pd.DataFrame:
-    """Write the trained members and their tables into the package.
+    """Add the members that the package lacks, with their rows of the tables.
 
     Matrices are stored in half precision where that changes FVU by less than 0.1 %, in single
     precision otherwise.
@@ -132,35 +142,50 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
         If the package cannot be written to.
     """
     writable_folder(BUNDLED)
-    folders = train_families(again=True, progress=progress)
+    folders = train_families(beyond=False, progress=progress)
     held_out = embedded_store("held-out", progress=progress)
-    rows = []
-    for kind, folder in folders.items():
-        for width, seed in MEMBERS[kind]:
-            trained = Dictionary.load(_member_folder(folder, width, seed))
-            log = pd.read_csv(_member_folder(folder, width, seed) / "log.csv")
-            target = _member_folder(BUNDLED / kind, width, seed)
-            fvu = evaluate(trained, held_out).fvu
-            stored = Dictionary.load(trained.save(target, half=True))
-            change = evaluate(stored, held_out).fvu / fvu - 1
-            if abs(change) >= HALF_TOLERANCE:
-                stored = Dictionary.load(trained.save(target))
-                change = 0.0
-            rows.append(
-                {"kind": kind, "width": width, "seed": seed}
-                | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
-                | {"half_precision_fvu_change": change}
-            )
-    table = pd.DataFrame(rows)
-    members = [member for kind in MEMBERS for member in load_family(BUNDLED / kind)]
-    table = table.join(measure(members, held_out, progress=progress))
-    write_bytes(BUNDLED / "members.csv", table.to_csv(index=False).encode())
-    write_bytes(BUNDLED / "convergence.csv", convergence(folders).to_csv(index=False).encode())
+    rows, members = [], []
+    for folder in folders:
+        trained, log = Dictionary.load(folder), pd.read_csv(folder / "log.csv")
+        target = BUNDLED / trained.kind / folder.name
+        fvu = evaluate(trained, held_out).fvu
+        stored = Dictionary.load(trained.save(target, half=True))
+        change = evaluate(stored, held_out).fvu / fvu - 1
+        if abs(change) >= HALF_TOLERANCE:
+            stored = Dictionary.load(trained.save(target))
+            change = 0.0
+        members.append(stored)
+        rows.append(
+            {"kind": trained.kind, "width": trained.width, "seed": trained.seed}
+            | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
+            | {"half_precision_fvu_change": change}
+        )
+    if not rows:
+        return pd.read_csv(BUNDLED / "members.csv")
+    added = pd.DataFrame(rows).join(measure(members, held_out, progress=progress))
+    table = _added("members.csv", added, ["kind", "width", "seed"])
+    _added("convergence.csv", convergence(folder.parent for folder in folders), ["kind", "width", "step"])
     return table
 
 
-def convergence(folders: dict[str, Path]) -> pd.DataFrame:
-    """Seed overlap and FVU over training, for every width trained with two seeds.
+def _added(name: str, rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """A table of the package with these rows in place of those of the same key, ordered by it."""
+    file = BUNDLED / name
+    kept = pd.read_csv(file) if file.exists() else rows[:0]
+    table = pd.concat([kept, rows]).drop_duplicates(key, keep="last")
+    order = table["kind"].map(list(MEMBERS).index)
+    table = table.assign(order=order).sort_values(["order", *key[1:]]).drop(columns="order")
+    write_bytes(file, table.to_csv(index=False).encode())
+    return table.reset_index(drop=True)
+
+
+def convergence(parents: Iterable[Path]) -> pd.DataFrame:
+    """Seed overlap and FVU over training, for every width that was trained with two seeds.
+
+    Parameters
+    ----------
+    parents : iterable of Path
+        Folders that `train_families` keeps a family in.
 
     Returns
     -------
@@ -170,17 +195,22 @@ def convergence(folders: dict[str, Path]) -> pd.DataFrame:
         `share_under_0.7`.
     """
     rows = []
-    for kind, folder in folders.items():
-        for width in sorted({width for width, seed in MEMBERS[kind] if seed}):
-            first, second = (_member_folder(folder, width, seed) for seed in (0, 1))
-            for row in pd.read_csv(first / "log.csv").itertuples():
-                cosines = _best_cosines(*(_snapshot(member, row.step) for member in (first, second)))
+    for parent in sorted({*parents}):
+        for second in sorted(parent.glob("*-seed1/dictionary.json")):
+            width = int(second.parent.name.split("-")[0])
+            seeds = [_member_folder(parent, width, seed) for seed in (0, 1)]
+            if not (seeds[0] / "log.csv").exists():
+                continue
+            for row in pd.read_csv(seeds[0] / "log.csv").itertuples():
+                cosines = _best_cosines(*(_snapshot(member, row.step) for member in seeds))
                 rows.append(
-                    {"kind": kind, "width": width, "step": row.step, "tokens": row.tokens, "fvu": row.fvu}
+                    {"kind": parent.name.split("-")[0], "width": width, "step": row.step}
+                    | {"tokens": row.tokens, "fvu": row.fvu}
                     | {"median_cosine": cosines.median().item()}
                     | {"share_under_0.7": (cosines < 0.7).double().mean().item()}
                 )
-    return pd.DataFrame(rows)
+    columns = ["kind", "width", "step", "tokens", "fvu", "median_cosine", "share_under_0.7"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _snapshot(folder: Path, step: int) -> Tensor:

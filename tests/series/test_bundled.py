@@ -1,5 +1,6 @@
 """The way of families into the package, on a tiny store."""
 
+import shutil
 from types import SimpleNamespace
 
 import pandas as pd
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
 
 TINY = {
     "MEMBERS": {"relu": ((24, 0), (24, 1), (40, 0)), "batchtopk": ((24, 0),)},
-    "WIDE": ((56, 0), (40, 2)),
+    "BEYOND": ((40, 2), (56, 0)),
+    "WIDE": 56,
     "WIDE_TOKENS": 96,
     "TARGET_L0": 4.0,
     "K": 4,
@@ -88,31 +90,49 @@ def test_convergence_is_that_of_the_snapshots(world):
 
 
 def test_single_precision_where_half_changes_too_much(world, monkeypatch):
+    before = bundled_table()
     monkeypatch.setattr(bundling, "HALF_TOLERANCE", 0.0)
+    shutil.rmtree(world.package / "relu" / "40-seed0")
     bundling.bundle(progress=False)
-    assert set(bundled_table()["half_precision_fvu_change"]) == {0.0}
     trained = Dictionary.load(world.folder / "40-seed0")
     assert load_family("relu")[40].content_hash == trained.content_hash
+    table = bundled_table()
+    assert table["half_precision_fvu_change"].eq(0).tolist() == [False, False, True, False]
+    unchanged = [0, 1, 3]  # members that the package has stay as they are
+    pd.testing.assert_frame_equal(table.loc[unchanged], before.loc[unchanged])
 
 
-def test_the_wide_members_are_trained_on_more_text_with_an_order_of_their_own(
-    world, store, capsys, monkeypatch
-):
+def test_nothing_is_done_where_nothing_lacks(world, monkeypatch):
+    monkeypatch.setattr(side_by_side, "in_processes", None)
+    written = {file: file.stat().st_mtime_ns for file in world.package.rglob("*")}
+    pd.testing.assert_frame_equal(bundling.bundle(progress=False), bundled_table())
+    assert {file: file.stat().st_mtime_ns for file in world.package.rglob("*")} == written
+
+
+def test_wide_members_are_trained_on_more_text_after_the_others(world, store, capsys, monkeypatch):
     assert not (world.folder / "56-seed0").exists()
     asked, runs = [], []
-    monkeypatch.setattr(bundling, "embedded_store", lambda part, **options: asked.append(options) or store)
+
+    def open_store(part, *, n_tokens=None, progress=True):
+        asked.append((part, n_tokens))
+        return store
+
+    monkeypatch.setattr(bundling, "embedded_store", open_store)
     train = bundling.train_side_by_side
 
     def listen(wanted, *stores, **options):
-        runs.extend((c.variant.kind, c.width, c.seed, c.data_seed) for c, _ in wanted)
+        runs.append([(c.variant.kind, c.width, c.seed, c.order_seed) for c, _ in wanted])
         assert options["niceness"] == bundling.NICENESS
         train(wanted, *stores, **options)
 
     monkeypatch.setattr(bundling, "train_side_by_side", listen)
     assert cli.main(["--quiet", "families"]) == 0
-    assert str(world.folder) in capsys.readouterr().out
-    assert {"n_tokens": 96, "progress": False} in asked
-    assert runs == [("relu", 56, 0, 0), ("batchtopk", 56, 0, 0), ("relu", 40, 2, 2), ("batchtopk", 40, 2, 2)]
+    assert str(world.folder / "56-seed0") in capsys.readouterr().out.splitlines()
+    assert asked == [("held-out", None), ("train", None), ("train", 96)]
+    assert runs == [
+        [("relu", 40, 2, 2), ("batchtopk", 40, 2, 2)],
+        [("relu", 56, 0, 0), ("batchtopk", 56, 0, 0)],
+    ]
     assert load_family(world.folder).widths == [24, 40, 56]
     member = Dictionary.load(world.folder / "40-seed2")
     assert (member.seed, member.info["training"]["data_seed"]) == (2, 2)
