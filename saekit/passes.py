@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,6 +110,28 @@ class Tokens:
     def _described(self) -> str:
         mean = float(self.moments.mean.mean())
         return f"{self.n_tokens} tokens (mean {mean:.6g}, total variance {self.total_variance:.6g})"
+
+
+class HasTokens(Protocol):
+    """A result that holds the tokens it was measured on."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens."""
+
+
+class Measured:
+    """The counts of a result that holds its `tokens`."""
+
+    @property
+    def n_tokens(self: HasTokens) -> int:
+        """Tokens used."""
+        return self.tokens.n_tokens
+
+    @property
+    def n_excluded(self: HasTokens) -> int:
+        """Positions left out."""
+        return self.tokens.n_excluded
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity, UnrecordedWarning
 from saekit.models import token_strings
-from saekit.passes import Batch, Tokens, one_pass
+from saekit.passes import Batch, Measured, Tokens, one_pass
 from saekit.results import Result
 from saekit.selection import Latents, select_latent, select_latents
 from saekit.warn import warn
@@ -38,7 +38,7 @@ CHUNK_ELEMENTS = 1 << 25  # logits held at once by logit_table: 128 MB
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LatentActivations(Result):
+class LatentActivations(Measured, Result):
     """All activations of a dictionary over a set of tokens, by latent.
 
     Attributes
@@ -64,16 +64,6 @@ class LatentActivations(Result):
     values: Tensor
     tokens: Tokens
     store: str | None = None
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens used."""
-        return self.tokens.n_tokens
-
-    @property
-    def n_excluded(self) -> int:
-        """Positions left out."""
-        return self.tokens.n_excluded
 
     @property
     def name(self) -> str:

@@ -31,14 +31,14 @@ from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
 from saekit.moments import fvu
-from saekit.passes import Batch, Tokens, one_pass
+from saekit.passes import Batch, Measured, Tokens, one_pass
 from saekit.results import Result
 
 # ---------------------------------------------------------------------- one latent at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Insertion(Result):
+class Insertion(Measured, Result):
     """The effect of inserting each latent of a large dictionary, alone, into a small one.
 
     Attributes
@@ -82,16 +82,6 @@ class Insertion(Result):
     fvu_large: float
     l0_small: float
     l0_large: float
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens used."""
-        return self.tokens.n_tokens
-
-    @property
-    def n_excluded(self) -> int:
-        """Positions left out."""
-        return self.tokens.n_excluded
 
     @property
     def mse_change(self) -> Tensor:

@@ -41,7 +41,7 @@ from saekit.cache import cached
 from saekit.dictionary import Dictionary, origin_of, require_dictionaries
 from saekit.family import Family
 from saekit.moments import fvu
-from saekit.passes import Batch, Tokens, one_pass
+from saekit.passes import Batch, Measured, Tokens, one_pass
 from saekit.results import Result
 from saekit.selection import select_latents
 
@@ -164,7 +164,7 @@ def plan(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stitching(Result):
+class Stitching(Measured, Result):
     """A path from a small dictionary to a large one.
 
     Attributes
@@ -216,16 +216,6 @@ class Stitching(Result):
     def tokens(self) -> Tokens:
         """The tokens that it is measured on."""
         return self.mixtures.totals.tokens
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens used."""
-        return self.tokens.n_tokens
-
-    @property
-    def n_excluded(self) -> int:
-        """Positions left out."""
-        return self.tokens.n_excluded
 
     @property
     def options(self) -> dict[str, Any]:
