@@ -29,6 +29,7 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.figure import Figure
 
+from saekit.colours import INK, PINK
 from saekit.files import hash_file, read_json, source_hash, write_bytes, write_json
 from saekit.identity import Identity, distinct_names
 from saekit.training.variants import VARIANTS
@@ -39,11 +40,6 @@ VERSIONED = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "torch", "tran
 
 FULL, HALF = 5.5, 2.7  # inches: the text width of ICLR and NeurIPS, and half of it
 
-_BLUE, _ORANGE, _GREEN, _VERMILION, *_, _SKY = sns.color_palette("colorblind").as_hex()
-
-NOVEL, RECONSTRUCTION = _VERMILION, _SKY
-NULL = "#8c8c8c"  # second seeds, chance lines, nulls
-INK = "#262626"
 FONTS = ["STIXGeneral", "DejaVu Sans"]  # they ship inside matplotlib: the same on every machine
 
 STYLE = {
@@ -133,7 +129,7 @@ _MADE = {
     "meta": KindStyle("meta-SAE", "#44aa99", "h", "-"),
     "stitched": KindStyle("stitched", "#882255", "P", "--"),
     "frankenstein": KindStyle("Frankenstein", "#666666", "*", "--"),
-    "unknown": KindStyle("SAE", "#cc78bc", "X", "-."),
+    "unknown": KindStyle("SAE", PINK, "X", "-."),
 }
 _SPARE = {
     "colour": ("#aa4499", "#999933", "#d1495b", "#5b7f95", "#c2a14d", "#7a5195", "#3f8f5a", "#b35900"),

@@ -10,14 +10,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import seaborn as sns
 from matplotlib.colors import to_rgb
 
+from saekit import figures
+from saekit.colours import GREY, INK, NOVEL, NULL, PALETTE, RECONSTRUCTION
 from saekit.figures import (
     FULL,
-    INK,
-    NOVEL,
-    NULL,
-    RECONSTRUCTION,
     Plot,
     citation,
     house_style,
@@ -30,6 +29,7 @@ from saekit.figures import (
 from saekit.files import hash_file, source_hash
 from saekit.training.variants import VARIANTS
 
+NOT_USED = ("#949494", "#ece133")  # its grey and its yellow
 SUFFIXES = {"pdf", "svg", "png", "csv", "json", "tex"}
 DATA = pd.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1 / 3, 0.1, 1e-12]})
 
@@ -82,6 +82,13 @@ def test_two_processes_write_the_same_bytes(tmp_path):
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in "01")
     assert {name.partition(".")[2] for name in first} == SUFFIXES
     assert first == second
+
+
+def test_the_palette_is_seaborns_and_is_spelled_once():
+    assert list(PALETTE) == [c for c in sns.color_palette("colorblind").as_hex() if c not in NOT_USED]
+    package = Path(figures.__file__).parent
+    for file in (package / "figures.py", *package.glob("plots/*.py"), *package.glob("widgets/*.py")):
+        assert not [colour for colour in (*PALETTE, GREY, INK) if colour in file.read_text()], file.name
 
 
 def test_no_type_3_fonts_and_no_clock(tmp_path):

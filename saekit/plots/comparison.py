@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from saekit.figures import FULL, INK, NOVEL, NULL, RECONSTRUCTION, Plot, house_style, new_figure
+from saekit.colours import GREEN, INK, NOVEL, NULL, PINK, RECONSTRUCTION
+from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import made_from
 from saekit.wording import on_tokens
 
 if TYPE_CHECKING:
     from saekit.analysis.stitching.groups import DictionaryComparison
 
-STYLES = ((NOVEL, "o"), (RECONSTRUCTION, "^"), (NULL, "s"), (INK, "D"), ("#029e73", "v"), ("#cc78bc", "P"))
+STYLES = ((NOVEL, "o"), (RECONSTRUCTION, "^"), (NULL, "s"), (INK, "D"), (GREEN, "v"), (PINK, "P"))
 
 
 def group_comparison(result: DictionaryComparison, reference: str, groups: Mapping[str, str]) -> Plot:

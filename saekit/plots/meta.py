@@ -15,18 +15,8 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.meta.latents import require_tree
-from saekit.figures import (
-    FULL,
-    HALF,
-    INK,
-    NULL,
-    Plot,
-    describe,
-    house_style,
-    kind_style,
-    new_figure,
-    width_colours,
-)
+from saekit.colours import DARK_GREY, INK, LATENT, META, NULL, PALETTE
+from saekit.figures import FULL, HALF, Plot, describe, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named, rows_of, shade
 from saekit.wording import fixed, listed, percent, share
 
@@ -37,8 +27,7 @@ if TYPE_CHECKING:
     from saekit.analysis.meta.sae import MetaSAE, MetaSweep
     from saekit.analysis.splitting import SplittingTree
 
-META, LATENT, BASELINE = "#029e73", "#de8f05", "#b9c4cd"
-_GREY = "#6e6e6e"
+BASELINE = "#b9c4cd"
 ENCODERS = {
     "own": "",
     "kept": "encoder kept",
@@ -47,7 +36,6 @@ ENCODERS = {
     "nearest centroid": "nearest one",
     "projection": "projection",
 }
-COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#56b4e9")
 BINS = 40
 FLOOR = -0.15  # explained variance under which a bar is cut off
 
@@ -221,8 +209,8 @@ def meta_sweep(result: MetaSweep) -> Plot:
         handles = [Line2D([], [], color=colours[k], marker="o", markersize=3.5, label=f"k = {k}") for k in ks]
         if held_out:
             handles += [
-                Line2D([], [], color=_GREY, label="all rows"),
-                Line2D([], [], color=_GREY, linestyle="--", label="held-out rows"),
+                Line2D([], [], color=DARK_GREY, label="all rows"),
+                Line2D([], [], color=DARK_GREY, linestyle="--", label="held-out rows"),
             ]
         figure.legend(handles=handles, loc="outside right center")
     best = data.loc[data["explained_variance"].idxmax()]
@@ -309,7 +297,7 @@ def related_latents(result: RelatedLatents) -> Plot:
                     va="center_baseline",
                     ha="right",
                     fontsize=6.5,
-                    color=_GREY,
+                    color=DARK_GREY,
                 )
     numbers = ", ".join(f"{nodes.loc[node, 'latent']} ({activation:.2f})" for node, activation in own.items())
     return Plot(
@@ -379,7 +367,8 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         panels[0].set_ylabel("share of directions")
         panels[0].set_ylim(0, 1.15 * data.loc[~data["null"], "share"].max())  # random ones are far narrower
         handles = [Line2D([], [], color=colours[n], label=names[n]) for n in (meta, *others)]
-        handles.append(Line2D([], [], color=_GREY, linestyle=":", linewidth=0.8, label="random directions"))
+        dotted: dict[str, Any] = {"color": DARK_GREY, "linestyle": ":", "linewidth": 0.8}
+        handles.append(Line2D([], [], label="random directions", **dotted))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     table = result.table[result.table["panel"] != "within"]
     numbers = "; ".join(
@@ -539,8 +528,8 @@ def meta_splitting(
             if node["depth"]:
                 parent = max(r for r in range(row) if nodes[r]["depth"] == node["depth"] - 1)
                 thickness = 0.6 + 2.4 * max(0.0, (node["cosine"] - tree.theta) / (1 - tree.theta))
-                names.plot([x - 0.11, x - 0.11], [parent + 0.35, row], color=_GREY, linewidth=0.6)
-                line = names.plot([x - 0.11, x - 0.03], [row, row], color=_GREY, linewidth=thickness)
+                names.plot([x - 0.11, x - 0.11], [parent + 0.35, row], color=DARK_GREY, linewidth=0.6)
+                line = names.plot([x - 0.11, x - 0.03], [row, row], color=DARK_GREY, linewidth=thickness)
                 line[0].set_solid_capstyle("butt")
             about = labels[meta.widths.index(node["width"])].of(node["latent"]) if labels else ""
             text = fit_text(f"{node['width']}/{node['latent']}  {about}".rstrip(), 2.72 - x)
@@ -639,9 +628,9 @@ def _depth_first(node: dict[str, Any], depth: int = 0) -> list[dict[str, Any]]:
 def _most_shared(data: pd.DataFrame) -> dict[int, str]:
     """Colours for the meta-latents that most of the latents share: as they come up, the largest first."""
     uses = data.groupby("meta_latent").agg(first=("row", "min"), n=("row", "size"), sum=("share", "sum"))
-    often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(COLOURS)]
+    often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(PALETTE)]
     order = sorted(often, key=lambda m: (uses.loc[m, "first"], -uses.loc[m, "sum"]))
-    return dict(zip(order, COLOURS, strict=False))
+    return dict(zip(order, PALETTE, strict=False))
 
 
 def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:

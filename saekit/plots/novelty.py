@@ -12,18 +12,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from saekit.analysis.nulls import require_null
-from saekit.figures import (
-    FULL,
-    HALF,
-    INK,
-    NOVEL,
-    NULL,
-    RECONSTRUCTION,
-    Plot,
-    house_style,
-    kind_style,
-    new_figure,
-)
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.figures import FULL, HALF, Plot, house_style, kind_style, new_figure
 from saekit.plots.common import as_list, linear_range, made_from, on_all_tokens, pair_names, shared, title_of
 from saekit.wording import on_tokens, percent
 
@@ -293,8 +283,8 @@ def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> 
         panels[0].set_ylabel("FVU after insertion")
         figure.legend(
             handles=[
-                Patch(facecolor="#8c8c8c", label="by cosine"),
-                Patch(facecolor="#8c8c8c", hatch="////", edgecolor="white", label="by gain"),
+                Patch(facecolor=NULL, label="by cosine"),
+                Patch(facecolor=NULL, hatch="////", edgecolor="white", label="by gain"),
                 Line2D([], [], color=INK, linewidth=0.9, label="small alone"),
                 Line2D([], [], color=INK, linewidth=0.9, linestyle="--", label="large alone"),
                 Line2D(

@@ -14,15 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from saekit.analysis.splitting import STATUSES
-from saekit.figures import (
-    FULL,
-    INK,
-    NOVEL,
-    RECONSTRUCTION,
-    Plot,
-    house_style,
-    new_figure,
-)
+from saekit.colours import BLUE, DARK_GREY, INK, NOVEL, PINK, RECONSTRUCTION
+from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import fit_text, groups_of, made_from, root_scale
 from saekit.wording import listed, percent
 
@@ -33,7 +26,7 @@ if TYPE_CHECKING:
 
 NULL_LINES = ("-", ":")  # second seed of the small and of the large width
 _EDGE = "#7a8b99"
-STATUS_COLOURS = {"split": "#cc78bc", "identical": "#0173b2", "refined": "#8cc4e0", "lost": "#e4e4e4"}
+STATUS_COLOURS = {"split": PINK, "identical": BLUE, "refined": "#8cc4e0", "lost": "#e4e4e4"}
 STATUS_MARKERS = {"split": "o", "identical": "s", "refined": "^", "lost": "X", "leaf": "o"}
 
 
@@ -195,7 +188,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
         panels[0].set_yticks(range(len(comparisons)), [name for name, _, _ in comparisons])
         panels[0].invert_yaxis()
         for label, (_, null, _) in zip(panels[0].get_yticklabels(), comparisons, strict=True):
-            label.set(color="#6e6e6e" if null else INK, style="italic" if null else "normal")
+            label.set(color=DARK_GREY if null else INK, style="italic" if null else "normal")
     numbers = "; ".join(
         f"{name} {percent(result.summary['share_split'])} split, "
         f"{percent(result.summary['share_novel'])} novel"
@@ -268,7 +261,7 @@ def splitting_tree_plot(
                 (place, -1.0),
                 ha="center",
                 va="bottom",
-                color="#6e6e6e",
+                color=DARK_GREY,
                 fontsize=7,
             )
         for node in nodes:

@@ -13,18 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from saekit.analysis.nulls import require_null
-from saekit.figures import (
-    FULL,
-    INK,
-    NOVEL,
-    NULL,
-    RECONSTRUCTION,
-    Plot,
-    describe,
-    house_style,
-    kind_style,
-    new_figure,
-)
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.figures import FULL, Plot, describe, house_style, kind_style, new_figure
 from saekit.plots.common import (
     as_list,
     doubling_axis,

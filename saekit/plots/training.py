@@ -11,18 +11,8 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
-from saekit.figures import (
-    FULL,
-    INK,
-    NOVEL,
-    NULL,
-    RECONSTRUCTION,
-    Plot,
-    house_style,
-    kind_style,
-    new_figure,
-    width_colours,
-)
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.figures import FULL, Plot, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, rows_of
 from saekit.wording import listed, on_tokens, percent
 
@@ -60,7 +50,7 @@ def activation_norms(store: ActivationStore) -> Plot:
     with house_style():
         figure = new_figure(0.6 * FULL, 2.0)
         axes = figure.subplots()
-        styles = {
+        styles: dict[str, dict[str, Any]] = {
             "used": {"facecolor": RECONSTRUCTION},
             "excluded": {"facecolor": "none", "edgecolor": NOVEL, "hatch": "////", "linewidth": 0.9},
         }

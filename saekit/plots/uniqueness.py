@@ -13,18 +13,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.nulls import NULLS
 from saekit.analysis.uniqueness import STATUSES
-from saekit.figures import (
-    FULL,
-    INK,
-    NOVEL,
-    NULL,
-    RECONSTRUCTION,
-    Plot,
-    house_style,
-    kind_style,
-    new_figure,
-    width_colours,
-)
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.figures import FULL, Plot, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import as_list, groups_of, made_from, named, root_scale, shared
 from saekit.wording import listed, on_tokens, percent
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from saekit.colours import BLUE, LATENT, META, NULL, ORANGE, VERMILION
 from saekit.html import escape, visible
 from saekit.wording import number
 
-BLUE, VERMILION, ORANGE, GREY = "#0173b2", "#d55e00", "#de8f05", "#8c8c8c"  # colour-blind-safe
 STYLE = """<style>
 .sk-card{fill:var(--jp-layout-color0,#fff)}
 .sk-text{font:11px var(--jp-ui-font-family,system-ui,sans-serif);fill:var(--jp-content-font-color1,#212121)}
@@ -27,9 +27,9 @@ STYLE = """<style>
 .sk-theta{stroke:var(--jp-content-font-color1,#212121);stroke-width:1.5;stroke-dasharray:5 3;fill:none}
 .sk-band{fill:var(--jp-layout-color2,#f5f5f5)}
 .sk-box{fill:var(--jp-layout-color2,#f5f5f5);stroke:var(--jp-border-color1,#bdbdbd);stroke-width:1}
-.sk-here{fill:var(--jp-layout-color0,#fff);stroke:#de8f05;stroke-width:2.5}
+.sk-here{fill:var(--jp-layout-color0,#fff);stroke:ORANGE;stroke-width:2.5}
 .sk-ring{fill:none;stroke:var(--jp-content-font-color1,#212121);stroke-width:2}
-</style>"""
+</style>""".replace("ORANGE", ORANGE)
 MAX_POINTS = 5000
 
 
@@ -136,7 +136,7 @@ def roc(curve: pd.DataFrame, null: pd.DataFrame | None, point: tuple[float, floa
             _text(left - 6, y + 4, f"{value:g}", anchor="end"),
         ]
     if null is not None:
-        parts.append(path(null, GREY, 1.5))
+        parts.append(path(null, NULL, 1.5))
         parts.append(_text(left + side - 6, floor - 22, "grey: other seed", anchor="end"))
     parts.append(path(curve, BLUE, 2))
     x, y = place(*point)
@@ -467,7 +467,6 @@ def tree(
 # ---------------------------------------------------------------------- related latents
 
 RELATED_WIDTH, RELATED_HEIGHT = 860, 540
-META = "#029e73"
 
 
 def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> str:
@@ -506,8 +505,8 @@ def related(centre: str, branches: Sequence[dict[str, Any]], *, label: str) -> s
         line(middle, inner, META, min(14 * branch["activation"], 12), branch["off"])
         for place, (name, text, activation) in zip(here, branch["leaves"], strict=False):
             outer, side = at(*place), 1 if place[0] > 0 else -1
-            line(inner, outer, ORANGE, min(5 * activation, 6), branch["off"])
-            nodes.append(f'<circle cx="{outer[0]:.1f}" cy="{outer[1]:.1f}" r="4" fill="{ORANGE}"/>')
+            line(inner, outer, LATENT, min(5 * activation, 6), branch["off"])
+            nodes.append(f'<circle cx="{outer[0]:.1f}" cy="{outer[1]:.1f}" r="4" fill="{LATENT}"/>')
             anchor = "start" if side > 0 else "end"
             nodes.append(_text(outer[0] + 8 * side, outer[1] + 4, _cut(f"{name} {text}", 28), anchor=anchor))
         nodes.append(f'<circle cx="{inner[0]:.1f}" cy="{inner[1]:.1f}" r="6" fill="{META}"/>')

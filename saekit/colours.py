@@ -1,0 +1,11 @@
+"""The colours of figures and explorers: seaborn's colour-blind-safe palette, and greys."""
+
+PALETTE = BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, SKY = (
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00"),
+    *("#cc78bc", "#ca9161", "#fbafe4", "#56b4e9"),
+)
+GREY, DARK_GREY, INK = "#8c8c8c", "#6e6e6e", "#262626"
+
+NOVEL, RECONSTRUCTION = VERMILION, SKY
+META, LATENT = GREEN, ORANGE  # meta-latents, and the latents that they make up
+NULL = GREY  # second seeds, chance lines, nulls
