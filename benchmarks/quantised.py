@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 import saekit
