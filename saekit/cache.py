@@ -1,7 +1,7 @@
-"""Results that are kept: what an analysis returned for the same inputs and code is read again.
+"""Cached results: the return value of an analysis is read again for the same inputs and code.
 
 It is off unless the environment variable `SAEKIT_CACHE` is set, as `saekit reproduce` does for the
-notebooks that it runs. What is kept lies under `saekit.files.home()`, in a folder for each version of
+notebooks that it runs. The cache is under `saekit.files.home()`, in a folder for each version of
 saekit's source, torch, NumPy and pandas, which may be deleted at any time.
 """
 
@@ -34,12 +34,12 @@ R = TypeVar("R")
 
 
 def cached(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep what a function returns, by the content of its arguments, while `SAEKIT_CACHE` is set.
+    """Cache a function's return values, by the content of its arguments, while `SAEKIT_CACHE` is set.
 
-    Arguments count by content: dictionaries and stores by their hashes, models by that of their weights,
-    tensors and tables by their values, results by all of these. Only `progress` does not count. What
-    was given, such as a dictionary, is referred to and not copied: a result that is read holds that of the
-    call. A file is written whole or not at all.
+    Arguments count by content: dictionaries and stores by their hashes, models by that of their
+    weights, tensors and tables by their values, results by all of these. Only `progress` does not
+    count. Arguments, such as a dictionary, are referred to and not copied: a result read from the
+    cache holds those of the call. Files are written atomically.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def _is_model(value: Any) -> bool:
 
 
 class _Pickler(pickle.Pickler):
-    """Refers to what was given to the call instead of writing it."""
+    """Refers to arguments of the call instead of writing them."""
 
     def __init__(self, file: Any, live: list[Any]) -> None:
         super().__init__(file, protocol=5)
@@ -138,7 +138,7 @@ class _Pickler(pickle.Pickler):
     def persistent_id(self, part: Any) -> int | None:
         place = self._places.get(id(part))
         if place is None and (isinstance(part, ActivationStore) or _is_model(part)):
-            raise pickle.PicklingError("A result cannot be kept that holds a store or a model of its own.")
+            raise pickle.PicklingError("A result that holds a store or a model of its own cannot be cached.")
         return place
 
 

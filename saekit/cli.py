@@ -643,7 +643,7 @@ COMMANDS = {
         resumes=False,
     ),
     "families": Command(
-        "train what the package lacks of the bundled families, and wider members",
+        "train missing and wider members of the bundled families",
         _families_options,
         _families,
     ),

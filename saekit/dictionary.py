@@ -492,7 +492,7 @@ class Dictionary(Described):
     # ------------------------------------------------------------------ moving latents
 
     def require_independent(self, purpose: str) -> None:
-        """Refuse to go on if the latents depend on each other, or their unit on the row.
+        """Refuse to continue if the latents depend on each other, or their unit on the row.
 
         Raises
         ------
@@ -752,7 +752,7 @@ def _require_finite(tensor: Tensor, what: str) -> None:
 def _sizes(
     tensors: Mapping[str, Tensor], d_in: int | None, layouts: Mapping[str, str | None]
 ) -> tuple[int, int]:
-    """`d_in` and `d_sae` of raw tensors, from whatever tells them apart.
+    """`d_in` and `d_sae` of raw tensors, from anything that tells them apart.
 
     Raises
     ------

@@ -86,7 +86,7 @@ STYLE = {
     "svg.hashsalt": "saekit",
 }
 
-# PDF and SVG would otherwise carry the time of day; each format takes only keys of its own.
+# PDF and SVG would otherwise carry the time of day; each format takes only its own keys.
 _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None, "Creator": "saekit"},
     "svg": {"Date": None, "Creator": "saekit"},

@@ -191,7 +191,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file into memory of its own, so that the file may change afterwards.
+    """Read a safetensors file into separate memory, so that the file may change afterwards.
 
     Raises
     ------

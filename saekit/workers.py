@@ -1,4 +1,4 @@
-"""Pieces of work that need nothing of each other, in processes beside each other."""
+"""Independent jobs in parallel processes."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def in_processes(
     niceness: int = 0,
     on_end: Callable[[int, Any], None],
 ) -> None:
-    """Call a function once per job, in processes beside each other.
+    """Call a function once per job, in parallel processes.
 
-    A job that fails does not keep the others from ending. An interrupt reaches every process, and
-    each ends in its own way.
+    A job that fails does not stop the others. An interrupt reaches every process, and each ends in
+    its own way.
 
     Parameters
     ----------
     function : callable
         A function of a module, which a fresh process can import.
     jobs : sequence of tuple
-        The positional arguments of each call, in the order to begin with.
+        The positional arguments of each call, in starting order.
     workers : int
-        How many processes run at a time, at most.
+        Greatest number of processes at a time.
     threads : int
         The threads of each process, and of the processes that it starts.
     niceness : int
-        How much the processes give way to others, as for the command `nice`.
+        Priority of the processes, as for the command `nice`.
     on_end : callable
-        Takes the position of a job that has ended, and the value that the function returned.
+        Called with the position of each finished job and the function's return value.
     """
     if not jobs:
         return

@@ -213,7 +213,7 @@ def _top_tokens(
     tokens = store.tokens.flatten()
     occurrences = np.bincount(tokens[store.positions].numpy(), minlength=n_vocabulary)
     offsets, tops, rates = activations.offsets.numpy(), [], []
-    # Latents with so many active entries between them at a time.
+    # Taken at a time: latents with this many active entries between them.
     limits = np.searchsorted(offsets, np.arange(ENTRIES, offsets[-1] + ENTRIES, ENTRIES))
     limits = np.unique([0, *np.minimum(limits, activations.width), activations.width])
     for first, stop in pairwise(limits.tolist()):

@@ -307,7 +307,7 @@ def collect(
     n_active = int(offsets[-1])
     positions, values = torch.empty(n_active, dtype=torch.long), torch.empty(n_active)
     filled = offsets[:-1].clone()
-    parts.reverse()  # each is let go once it is in place, first to last: positions ascend within a latent
+    parts.reverse()  # each is freed once it is in place, first to last: positions ascend within a latent
     while parts:
         latent, *part = parts.pop()
         n_here = torch.bincount(latent, minlength=dictionary.width)

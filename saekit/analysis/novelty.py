@@ -1,4 +1,4 @@
-"""Whether a large dictionary's latents tell a small one something new.
+"""Whether a large dictionary's latents carry something that a small one lacks.
 
 Two answers that are never mixed: `novel_cos`, the best cosine with a small latent is under theta,
 and `novel_gain`, inserting the latent into the small dictionary lowers its error.
@@ -254,7 +254,7 @@ def insertion(
     Raises
     ------
     ValueError
-        If a dictionary is TopK, `small` is wider than `large`, theta is no cosine from 0 to 1, the
+        If a dictionary is TopK, `small` is wider than `large`, theta is not a cosine from 0 to 1, the
         inputs do not belong together, an activation is not finite, or there are no tokens.
 
     Notes

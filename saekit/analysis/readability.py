@@ -1,4 +1,4 @@
-"""Which latents to show first: a rule in place of a choice by eye."""
+"""Which latents to show first: a stated rule instead of a choice by eye."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Readability(Result):
     frame : DataFrame
         One row per latent, greatest score first: `latent`, `label`, `n_active` and `density` (tokens
         on which it is active, and their share), `whole` (share of whole words in its strongest
-        evidence), `agreeing` (label words that are among its top tokens), `different` (label words
+        evidence), `agreeing` (number of label words among its top tokens), `different` (label words
         that begin differently), `lift` (how many times more frequent the tokens of its strongest
         evidence are there than in the text, as a geometric mean), `rebuilt` where it was given, and
         `score` (NaN if the rule leaves the latent out; these come last).
@@ -77,15 +77,15 @@ def measure_readability(
     A latent is left out unless it is active on enough tokens to judge it and at most twice as
     often as the mean latent of the dictionary; at least three quarters of its strongest evidence
     are whole words; and two words of its label begin differently, and two are among its top tokens,
-    so that its strongest activations and its means tell the same. Those that remain are ranked by
+    so that its strongest activations and its means agree. Those that remain are ranked by
     their weaker side: the percentile of their lift, or of `rebuilt`.
 
     Parameters
     ----------
     labels : Labels
-        Of the latents.
+        Labels of the latents.
     activations : LatentActivations
-        Of the same dictionary, collected over `store`.
+        Activations of the same dictionary, collected over `store`.
     store : ActivationStore
         Holds the tokens.
     rebuilt : sequence of float, array or Tensor, optional

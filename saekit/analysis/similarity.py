@@ -36,7 +36,7 @@ KEPT_BYTES = 1 << 28  # that earlier results of `cosines` may take
 
 @dataclass(frozen=True, eq=False)
 class Cosines:
-    """What is kept of the cosines between directions `a`, `[n, d]`, and `b`, `[m, d]`.
+    """The cosines kept from all those between directions `a`, `[n, d]`, and `b`, `[m, d]`.
 
     Attributes
     ----------
@@ -466,7 +466,7 @@ def family_similarity(
     Raises
     ------
     ValueError
-        If theta is no cosine from 0 to 1, or two members do not belong together.
+        If theta is not a cosine from 0 to 1, or two members do not belong together.
 
     Examples
     --------

@@ -113,7 +113,7 @@ def measure_splitting(
     Raises
     ------
     ValueError
-        If `small` is wider than `large`, theta is no cosine from 0 to 1, or the two do not belong
+        If `small` is wider than `large`, theta is not a cosine from 0 to 1, or the two do not belong
         together.
 
     Notes
@@ -475,7 +475,7 @@ def splitting_tree(family: Family, *, theta: float = 0.7, allow_mismatch: bool =
     Raises
     ------
     ValueError
-        If the family has fewer than two widths, theta is no cosine from 0 to 1, or two members do
+        If the family has fewer than two widths, theta is not a cosine from 0 to 1, or two members do
         not belong together.
 
     Examples

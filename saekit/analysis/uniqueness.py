@@ -313,7 +313,7 @@ def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Matchi
 def _assign(
     a: Tensor, b: Tensor, candidates: int, exact_cosines: int
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """A partner in `b` for each row of `a`, their cosines, and what the sum of these may lack.
+    """A partner in `b` for each row of `a`, their cosines, and a bound on what their sum lacks.
 
     `a` has no more rows than `b`. None if the sum is certainly the greatest.
     """
@@ -337,8 +337,8 @@ def _assign(
 def _candidate_graph(a: Tensor, b: Tensor, k: int) -> tuple[csr_array, np.ndarray]:
     """Costs (2 minus cosine) of the `k` best pairs of each row of both, and what going alone is worth.
 
-    A row of `a` that goes alone has a column of its own after those of `b`, worth its last
-    candidate: at least as much as any pair that is not in the graph.
+    A row of `a` that stays alone has a separate column after those of `b`, worth its last candidate:
+    at least as much as any pair that is not in the graph.
     """
     found = cosines(a, b, k=k)
     up, up_index, down, down_index = (tensor[:, :k].cpu().numpy() for tensor in (*found.up, *found.down))
@@ -377,7 +377,7 @@ def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
 
 
 class MatchedActivations:
-    """How far matched latents agree in what they are active on, as a part of a pass that others share."""
+    """Whether matched latents are active on the same tokens, as part of a pass that others share."""
 
     def __init__(self, a: Dictionary, b: Dictionary, result: Uniqueness) -> None:
         self.a, self.b, self.result = a, b, result
@@ -400,7 +400,7 @@ class MatchedActivations:
         self._products += torch.bincount(of_a.indices[both], products, minlength=of_a.width).cpu()
 
     def finished(self, tokens: Tokens) -> Uniqueness:
-        """The matching with what was added up, once the pass is over."""
+        """The matching with the sums, once the pass is over."""
         correlation, match = self._correlation(tokens.n_tokens), self._match.numpy()
         back = np.full(self.b.width, np.nan)
         back[match[match >= 0]] = correlation[match >= 0]
@@ -654,6 +654,6 @@ class FamilyUniquenessPass:
             part(batch)
 
     def finished(self, tokens: Tokens) -> FamilyUniqueness:
-        """The matchings with what was added up, once the pass is over."""
+        """The matchings with the sums, once the pass is over."""
         measured = {key: part.finished(tokens) for key, part in self._parts.items()}
         return replace(self.result, results=self.result.results | measured)

@@ -170,7 +170,7 @@ def _matches(path: Path) -> list[Path]:
     try:
         found = sorted(base.glob(path.relative_to(base).as_posix()))
     except ValueError as error:
-        raise ValueError(f"{path} is no glob: {error}") from error
+        raise ValueError(f"{path} is not a glob: {error}") from error
     return list({match.resolve(): match for match in reversed(found)}.values())[::-1]
 
 

@@ -103,7 +103,7 @@ class Embed:
     url : str
         The page's address.
     height : int
-        Of the frame, in pixels.
+        Height of the frame, in pixels.
     """
 
     url: str
@@ -126,7 +126,7 @@ def embed(source: Dictionary | str, latent: int, *, without: Sequence[str] = (),
     without : sequence of str
         Parts to leave out: `explanation`, `plots`, `test`, `activations`, `link`, `steer`.
     height : int
-        Of the frame, in pixels.
+        Height of the frame, in pixels.
 
     Raises
     ------

@@ -105,7 +105,7 @@ class PublishedSAE:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What is known of it before it is opened."""
+        """The information known before it is opened."""
         return {
             "kind": self.kind,
             "model": self.model,

@@ -1,4 +1,4 @@
-"""The bundled families: how they are trained, and how they come into the package.
+"""The bundled families: their training, and how they get into the package.
 
 `saekit families` trains the members that the package lacks, and then wider ones that are too large for
 it; it saves them under `saekit.files.home()` and resumes. `saekit families --bundle` trains the lacking

@@ -30,8 +30,8 @@ from saekit.identity import Identity
 from saekit.results import Result
 
 BLOCK = 512  # latents whose neighbours are held at once, at most
-BLOCK_PATHS = 1 << 22  # ways from these latents over a smaller latent to another one, at most
-SAMPLE = 128  # smaller latents from which the number of such ways is estimated
+BLOCK_PATHS = 1 << 22  # paths from these latents through a smaller latent to another one, at most
+SAMPLE = 128  # smaller latents from which the number of such paths is estimated
 LOWEST = -1.1  # below every cosine
 
 
@@ -113,11 +113,11 @@ def adjacency_overlap(
     Notes
     -----
     [LW], which reports shared edges over edges. Both controls are ours: chance is the share of all
-    pairs that are joined; random directions in place of the smaller dictionary show what comes
-    from latents being near each other, whatever they are near to. Two latents stay joined until tau
-    reaches a threshold of their own: the lesser of their cosines with the smaller latent that makes it
-    greatest. One count of these thresholds gives the number of edges for every tau. Cosines too low to
-    matter are not kept, and no graph is held as a whole.
+    pairs that are joined; random directions in place of the smaller dictionary show how much comes
+    from latents being close to each other, whatever else they are close to. Two latents stay joined
+    until tau reaches a threshold of their own: the lesser of their cosines with the smaller latent
+    that makes it greatest. One count of these thresholds gives the number of edges for every tau.
+    Cosines too low to matter are not kept, and no graph is held as a whole.
 
     Examples
     --------
@@ -204,7 +204,7 @@ def _matched(
 
 
 def _floor(rows: Tensor, others: Tensor, n_paths: float) -> float:
-    """About the cosine above which there are so many paths, from a sample of the others."""
+    """Approximate cosine above which there is a given number of paths, from a sample of the others."""
     sample = others[:: -(-len(others) // SAMPLE)]
     products = F.normalize(rows, dim=1) @ F.normalize(sample, dim=1).T
     low, high = LOWEST, 1.0

@@ -1,7 +1,7 @@
 """Meta-latents as parts of latents, and beside the latents of smaller dictionaries.
 
-[LW] stands for the authors' post "Showing SAE latents are not atomic using meta-SAEs" (Bussmann,
-Pearce, Leask et al., 2024), which came before Leask et al. (ICLR 2025).
+[LW] is the LessWrong post "Showing SAE Latents Are Not Atomic Using Meta-SAEs" (Bussmann, Pearce,
+Leask et al., 2024), which preceded Leask et al. (ICLR 2025).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def build_frankenstein(
     Raises
     ------
     ValueError
-        If the family has fewer than two widths or is TopK, theta is no cosine from 0 to 1, or the
+        If the family has fewer than two widths or is TopK, theta is not a cosine from 0 to 1, or the
         inputs do not belong together.
 
     Notes

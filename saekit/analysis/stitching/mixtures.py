@@ -100,7 +100,7 @@ class Directions:
         if not len(latents.indices):
             return torch.zeros(0, dtype=torch.float64, device=residual.device)
         # Rows are followed a few at a time, those with most entries first, and their entries taken by
-        # rank in the row: the rows that still have one are then always the first so many.
+        # rank in the row: the rows that still have one are then always the first ones.
         n_rows = max(1, FOLLOWED // residual.shape[1])
         by_count = latents.counts.argsort(descending=True, stable=True)
         place = torch.empty_like(by_count)
@@ -274,7 +274,7 @@ class PathSums:
         self.within_phases += v.together(moving, phase, self.path.n_phases).cpu()
 
     def errors(self, sse_small: float) -> PathErrors:
-        """What was added up, given the squared error of the small dictionary."""
+        """The sums, given the squared error of the small dictionary."""
         return PathErrors(
             sse_small + self.change.cumsum(0).numpy(),
             self.within_steps.numpy(),
@@ -366,7 +366,7 @@ class PairTotals:
     sse_small, sse_large : float
         Squared error of the two dictionaries.
     tokens : Tokens
-        What was passed over.
+        Number and moments of the tokens.
     """
 
     active: Integers
@@ -412,7 +412,7 @@ class Mixtures(ABC):
                 identity.require(dictionary.identity, f"The mixtures' {role} dictionary")
 
     def require_unchanged(self) -> None:
-        """Refuse to go on if the tensors of the pair have changed since the mixtures were made."""
+        """Refuse to continue if the tensors of the pair have changed since the mixtures were made."""
         self.require(self.small, self.large)
 
     @property
@@ -426,7 +426,7 @@ class Mixtures(ABC):
 
     @abstractmethod
     def gains(self, path: Path) -> Floats:
-        """What each step would change the squared error by at its phase's start, float64 `[n]`."""
+        """Change in the squared error by each step from its phase's start, float64 `[n]`."""
 
     @property
     def n_latents(self) -> int:
@@ -587,7 +587,7 @@ class Streamed(Mixtures):
         return following.errors
 
     def gains(self, path: Path) -> Floats:
-        """What each step would change the squared error by at its phase's start, in one pass."""
+        """Change in the squared error by each step from its phase's start, in one pass."""
         sums = GroupGains(path, self.directions)
 
         def add(batch: Batch) -> None:
@@ -722,7 +722,7 @@ class PairStatistics(Mixtures):
         )
 
     def gains(self, path: Path) -> Floats:
-        """What each step would change the squared error by at its phase's start."""
+        """Change in the squared error by each step from its phase's start."""
         total = np.zeros(path.n)
         for phase in range(path.n_phases):
             gains, _ = self.gains_and_interaction(path, phase)

@@ -103,7 +103,7 @@ def plan(
     Raises
     ------
     ValueError
-        If `small` is wider than `large`, theta is no cosine from 0 to 1, or there is no such
+        If `small` is wider than `large`, theta is not a cosine from 0 to 1, or there is no such
         grouping.
 
     Examples
@@ -546,7 +546,7 @@ class StitchingPass:
         return self._stitching(*self._following.errors)
 
     def measured(self) -> Stitching:
-        """The curve, from a pass of its own, or from the statistics that were given."""
+        """The curve, from a separate pass, or from the given statistics."""
         return self._stitching(*self.mixtures.along(self._path))
 
     def _stitching(self, errors: PathErrors) -> Stitching:
@@ -720,7 +720,7 @@ def shuffled(moves: Sequence[Move], random: np.random.Generator) -> list[Move]:
 
 
 def _by_gain(mixtures: Mixtures, moves: Sequence[Move], bias: str) -> list[Move]:
-    """The moves by what each would do at its phase's start, best first."""
+    """The moves ordered by their change from their phase's start, best first."""
     # As a path without a step for the bias: a move's step is its place plus one.
     path = _path(mixtures, moves, "interpolated")
     gains = mixtures.gains(path) + _bias_gains(mixtures, path, bias)
