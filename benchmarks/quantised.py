@@ -41,6 +41,7 @@ def largest_cosine_change(before: Tensor, after: Tensor, block: int = 512) -> fl
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[1152, 4608])
     parser.add_argument("--rows", type=int, default=16, help="rows of 128 tokens for cross-entropy")
