@@ -206,7 +206,7 @@ def _one_sentence(repo: str, path: str, revision: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError:
-        raise FileNotFoundError(f"There is no {what} here, and {repo} is not the name of a repository.") from None
+        raise FileNotFoundError(f"There is no {what} here, and {repo} is not a repository name.") from None
     except errors.GatedRepoError:
         raise PermissionError(
             f"{repo} on {where} is gated: accept its terms there, and log in with `hf auth login`."

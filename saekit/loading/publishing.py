@@ -202,7 +202,7 @@ def _uploading(repo: str) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError:
-        raise ValueError(f"{repo!r} is not the name of a repository: expected organisation/name.") from None
+        raise ValueError(f"{repo!r} is not a repository name: expected organisation/name.") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

@@ -197,7 +197,7 @@ def sentence(error):
         (f"{REPO}/layer_8/wide", "v2", f"{REPO} on .* has no revision v2"),
         (f"{REPO}/layer_9", None, f"no {REPO}/layer_9 here, and none on http.* at revision main"),
         (f"{REPO}/layer_8", None, "holds no SAE: expected files in .json, .* found layer_8/wide"),
-        ("org/no name/x", None, "org/no name is not the name of a repository"),
+        ("org/no name/x", None, "org/no name is not a repository name"),
     ],
 )
 def test_what_is_not_there_is_said(hub, name, revision, says):

@@ -87,7 +87,7 @@ def test_a_hub_that_refuses_is_one_sentence(hub, monkeypatch):
     hub.read_only, hub.status = False, 500
     with pytest.raises(ConnectionError, match=r"org/saes could not be written .* with status 500"):
         push_to_hub(make(), "org/saes")
-    with pytest.raises(ValueError, match="'no name!' is not the name of a repository"):
+    with pytest.raises(ValueError, match="'no name!' is not a repository name"):
         push_to_hub(make(), "no name!")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
