@@ -20,9 +20,10 @@ from saekit.analysis.meta.baselines import MetaBaselines
 from saekit.analysis.meta.latents import MetaSplitting, cosine_distributions, side_by_side
 from saekit.analysis.meta.latents import related_latents as graph_of
 from saekit.analysis.meta.sae import MetaSweep
+from saekit.colours import PALETTE
 from saekit.dictionary import Dictionary
 from saekit.figures import kind_style
-from saekit.plots.meta import COLOURS, FLOOR, _most_shared
+from saekit.plots.meta import FLOOR, _most_shared
 
 NO_SPLITS = pd.DataFrame({"n_common": [0]})
 D_IN, WIDTHS, THRESHOLD = 12, (10, 30), 0.02
@@ -366,4 +367,4 @@ def test_the_largest_meta_latent_of_the_root_has_the_first_colour():
             "share": [0.2, 0.8, 0.9, 0.1, 0.5, 0.3, 0.2],
         }
     )
-    assert _most_shared(data) == {7: COLOURS[0], 3: COLOURS[1]}  # 9 and 1 are of one latent only
+    assert _most_shared(data) == {7: PALETTE[0], 3: PALETTE[1]}  # 9 and 1 are of one latent only
