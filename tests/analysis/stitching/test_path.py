@@ -1,4 +1,6 @@
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -494,6 +496,30 @@ def test_a_chain_goes_on_where_the_last_pair_ended():
     assert frame["mse"].iloc[-1] == pytest.approx(evaluated(family[40], activations())[0], rel=1e-6)
     with pytest.raises(ValueError, match="at least two widths"):
         stitch_chain(Family([family[10]]), activations())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_chain_is_its_pairs_and_keeps_no_statistics(order):
+    family = Family([make(D_IN, width, seed=0) for width in (10, 20, 40)])
+    chain = stitch_chain(family, activations(), theta=0.5, order=order)
+    for found, (small, large) in zip(chain.stitchings, pairwise((10, 20, 40)), strict=True):
+        alone = stitch(family[small], family[large], activations(), theta=0.5, order=order)
+        pd.testing.assert_frame_equal(found.frame, alone.frame)
+        assert found.summary == alone.summary
+        assert isinstance(found.mixtures, Streamed)
+
+
+def test_a_chain_encodes_the_tokens_once(monkeypatch):
+    family = Family([make(D_IN, width, seed=0) for width in (10, 20, 40)])
+    encoded, encode = Counter(), Dictionary.encode_sparse
+
+    def counted(dictionary, x):
+        encoded[dictionary.width] += len(x)
+        return encode(dictionary, x)
+
+    monkeypatch.setattr(Dictionary, "encode_sparse", counted)
+    stitch_chain(family, activations(), theta=0.5)
+    assert encoded == dict.fromkeys((10, 20, 40), len(activations()))
 
 
 @pytest.mark.parametrize("which", ["small", "large"])
