@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
@@ -33,13 +33,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def cached(function: Callable[P, R]) -> Callable[P, R]:
+def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callable[P, R]:
     """Cache a function's return values, by the content of its arguments, while `SAEKIT_CACHE` is set.
 
     Arguments count by content: dictionaries and stores by their hashes, models by that of their
     weights, tensors and tables by their values, results by all of these. Only `progress` does not
     count. Arguments, such as a dictionary, are referred to and not copied: a result read from the
     cache holds those of the call. Files are written atomically.
+
+    Parameters
+    ----------
+    function : callable
+        Has no side effects, except when it is given one of `unless`.
+    unless : collection of str
+        Keyword parameters with side effects, such as a checkpoint to write: such a call always runs.
 
     Raises
     ------
@@ -58,7 +65,7 @@ def cached(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not os.environ.get("SAEKIT_CACHE"):
+        if not os.environ.get("SAEKIT_CACHE") or any(kwargs.get(name) for name in unless):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()

@@ -15,6 +15,9 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import ce_degradation
 from saekit.models import unembedding
+from saekit.training.config import TrainingConfig
+from saekit.training.trainer import train
+from saekit.training.variants import ReLU
 
 
 @pytest.fixture
@@ -129,6 +132,25 @@ def test_a_new_dictionary_in_a_result_is_kept_whole(folder):
     first, again = gathered(make()), gathered(make())
     assert isinstance(again, Dictionary)
     assert again.identity == first.identity == make().gather([0, 2]).identity
+
+
+def test_a_call_that_does_more_than_return_always_runs(folder, tmp_path):
+    config = TrainingConfig(ReLU(target_l0=4), width=8, steps=3, batch_size=16, log_every=1)
+    x = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
+
+    def run(**settings):
+        return train(config, x, progress=False, **settings)
+
+    plain = run()
+    assert len([*folder.rglob("train-*")]) == 1
+    logged = []
+    kept = run(checkpoint=tmp_path / "run" / "checkpoint.safetensors", on_log=lambda *_: logged.append(1))
+    assert logged
+    assert any((tmp_path / "run").iterdir())
+    assert len([*folder.rglob("train-*")]) == 1
+    again = run()
+    assert again.dictionary.identity == plain.dictionary.identity == kept.dictionary.identity
+    assert again.log.equals(plain.log)
 
 
 def test_an_argument_without_content_is_refused(counted):

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit.activations import Activations
+from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.distributed import all_reduce_mean, is_main, local_slice, world_size
 from saekit.files import writable_folder, write_tensors
@@ -72,6 +74,7 @@ class TrainingResult(Result):
         return {"dictionary": self.dictionary.name, **self.log.to_dict("records")[-1]}
 
 
+@partial(cached, unless=("checkpoint", "loggers", "on_log"))
 def train(
     config: TrainingConfig,
     activations: Source | Activations,
