@@ -200,6 +200,8 @@ class CEDegradation(Result):
 
     Attributes
     ----------
+    dictionaries : tuple of Identity
+        The dictionaries, in the order of the frame.
     frame : DataFrame
         One row per dictionary: `dictionary`, `width`, `ce` (nats per token), `ce_degradation` (with
         the reconstruction minus without: positive is worse) and `ce_degradation_error` (its standard
@@ -219,6 +221,7 @@ class CEDegradation(Result):
         Targets of each row, int64 `[rows]`.
     """
 
+    dictionaries: tuple[Identity, ...]
     frame: pd.DataFrame
     ce_original: float
     ce_zero_ablation: float
@@ -358,6 +361,7 @@ def ce_degradation(
         for i, member in enumerate(members)
     )
     return CEDegradation(
+        tuple(member.identity for member in members),
         frame,
         ce["original"],
         ce["zero"],

@@ -161,7 +161,7 @@ def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation |
     Raises
     ------
     ValueError
-        If there are no evaluations, or `ce` lacks one of the dictionaries or names two alike.
+        If there are no evaluations, or `ce` lacks one of the dictionaries.
 
     Examples
     --------
@@ -221,18 +221,12 @@ def frontier(evaluations: Evaluation | Sequence[Evaluation], ce: CEDegradation |
 
 
 def _ce_of(evaluations: Sequence[Evaluation], ce: CEDegradation) -> list[float]:
-    """CE degradation of the evaluated dictionaries, matched by name."""
-    names = [str(evaluation.dictionary) for evaluation in evaluations]
-    found = ce.frame.set_index("dictionary")["ce_degradation"]
-    missing = sorted(set(names) - set(found.index))
+    """CE degradation of the evaluated dictionaries, which are told apart by content."""
+    found = dict(zip(ce.dictionaries, ce.frame["ce_degradation"], strict=True))
+    missing = [e.dictionary.described for e in evaluations if e.dictionary not in found]
     if missing:
         raise ValueError(f"The CE degradation lacks {', '.join(missing)}.")
-    if list(found.index) != names and not found.index.is_unique:
-        raise ValueError(
-            "The CE degradation has two dictionaries of one name: give the evaluations in its order, "
-            f"{', '.join(found.index)}."
-        )
-    return list(found) if list(found.index) == names else [float(found[name]) for name in names]
+    return [float(found[evaluation.dictionary]) for evaluation in evaluations]
 
 
 def kinds_frontier(table: pd.DataFrame) -> Plot:

@@ -104,9 +104,12 @@ def trained():
 
 
 def ce_degradation():
-    names = [str(e.dictionary) for e in results().evaluations]
-    frame = pd.DataFrame({"dictionary": names, "ce_degradation": np.linspace(0.4, 0.2, len(names))})
-    return CEDegradation(frame, 3.0, 9.0, 8.0, 1000, 10, torch.zeros(len(frame), 1), torch.ones(1))
+    dictionaries = tuple(e.dictionary for e in results().evaluations)
+    names, changes = list(map(str, dictionaries)), np.linspace(0.4, 0.2, len(dictionaries))
+    frame = pd.DataFrame({"dictionary": names, "ce_degradation": changes})
+    return CEDegradation(
+        dictionaries, frame, 3.0, 9.0, 8.0, 1000, 10, torch.zeros(len(frame), 1), torch.ones(1)
+    )
 
 
 def store():
@@ -582,10 +585,12 @@ def test_two_layers_in_one_frontier_stay_two():
     assert found.data["dictionary"].tolist() == [f"relu 4 at {hook}" for hook in (A, B)]
     assert found.data["fvu"].tolist() == [0.1, 0.4]
     frame = pd.DataFrame({"dictionary": ["relu 4"] * 2, "ce_degradation": [0.2, 0.3]})
-    ce = replace(ce_degradation(), frame=frame)
+    ce = replace(ce_degradation(), dictionaries=tuple(e.dictionary for e in layers), frame=frame)
     assert plots.frontier(layers, ce).data["ce_degradation"].tolist() == [0.2, 0.3]
-    with pytest.raises(ValueError, match="two dictionaries of one name"):
-        plots.frontier(layers[:1], ce)
+    assert plots.frontier(layers[::-1], ce).data["ce_degradation"].tolist() == [0.3, 0.2]
+    namesake = replace(layers[0], dictionary=replace(layers[0].dictionary, hash="f" * 64))
+    with pytest.raises(ValueError, match=r"lacks relu 4 at .* \[ffffffff\]"):
+        plots.frontier([namesake], ce)
     assert plots.density_histogram(layers).data["dictionary"].nunique() == 2
 
 
