@@ -11,6 +11,8 @@ import functools
 import inspect
 import os
 import pickle
+import shutil
+import time
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -81,6 +83,18 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
         return result
 
     return call
+
+
+def forget_old(*, days: int = 7) -> None:
+    """Delete the results of other versions of the code that nothing was written to for some days.
+
+    Examples
+    --------
+    >>> forget_old()
+    """
+    for folder in (home() / "results").glob("*"):
+        if folder.name != _code() and time.time() - folder.stat().st_mtime > days * 24 * 3600:
+            shutil.rmtree(folder)
 
 
 @functools.cache

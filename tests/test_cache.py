@@ -1,5 +1,7 @@
 """Results that are kept: read again for the same content, computed for any other."""
 
+import os
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,6 +106,22 @@ def test_other_code_computes_again(counted, monkeypatch):
     monkeypatch.setattr(cache, "_code", lambda: "of another version")
     counting(1)
     assert len(calls) == 2
+
+
+def test_only_old_results_of_other_code_are_deleted(counted, folder):
+    counting, calls = counted
+    counting(1)
+    now = time.time()
+    for name, days in (("old", 8), ("recent", 6)):
+        (folder / name).mkdir()
+        (folder / name / "result.pickle").touch()
+        os.utime(folder / name, (now - days * 86400,) * 2)
+    os.utime(files(folder)[0].parent, (now - 800 * 86400,) * 2)
+    cache.forget_old()
+    assert not (folder / "old").exists()
+    assert (folder / "recent" / "result.pickle").exists()
+    counting(1)
+    assert len(calls) == 1
 
 
 def test_a_changed_tensor_computes_again(counted):

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from saekit.cache import forget_old
 from saekit.figures import figures_folder, project_root, write_index
 from saekit.files import hash_json, read_json, source_hash, write_bytes, write_json
 from saekit.loading.names import open_sae
@@ -105,6 +106,7 @@ def reproduce(*, progress: bool = True) -> str:
     str
         The headline numbers of each notebook, as a table to print.
     """
+    forget_old()
     embedded_store("held-out", progress=progress)
     paths = notebooks()
     printed = [""] * len(paths)
