@@ -27,6 +27,7 @@ from torch import Tensor
 
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
+from saekit.family import Family
 from saekit.files import atomic_path, hash_json, home, source_hash
 from saekit.identity import fingerprint
 from saekit.models import RECORD, describe_model, device_of
@@ -111,6 +112,8 @@ def _content(value: Any, live: list[Any]) -> Any:
     live.append(value)
     if isinstance(value, Dictionary | ActivationStore):
         return [type(value).__name__, value.content_hash]
+    if isinstance(value, Family):  # whichever of its members were read so far
+        return ["Family", [_content(member, live) for member in value]]
     if _is_model(value):
         return ["model", describe_model(value), str(device_of(value))]
     if isinstance(value, Tensor):

@@ -15,6 +15,7 @@ from saekit.analysis import collect, insertion, logit_table, stitch
 from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.family import Family
+from saekit.loading.names import load_family
 from saekit.metrics import ce_degradation
 from saekit.models import unembedding
 from saekit.training.config import TrainingConfig
@@ -130,6 +131,20 @@ def test_a_changed_tensor_computes_again(counted):
     counting(dictionary)
     dictionary.b_dec[0] += 1
     counting(dictionary)
+    assert len(calls) == 2
+
+
+def test_a_family_counts_by_its_members_whether_read_or_not(counted, tmp_path):
+    counting, calls = counted
+    for width in (20, 40):
+        make(width=width).save(tmp_path / "family" / str(width))
+    first = load_family(tmp_path / "family")
+    _ = first[20].content_hash
+    counting(first)
+    counting(load_family(tmp_path / "family"))  # none of it was read
+    counting(Family([make(width=20), make(width=40)]))
+    assert len(calls) == 1
+    counting(Family([make(width=20), make(width=41)]))
     assert len(calls) == 2
 
 
