@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 LOWEST := build/lowest
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # As many processes as there are cores, up to four: each holds torch and a model.
-PYTEST := -m pytest --quiet --numprocesses auto --maxprocesses 4
+PYTEST := -m pytest --quiet --numprocesses auto --maxprocesses 4 --dist worksteal
 PYTEST_QUICK := $(PYTEST) -m "not slow and not browser"
 
 .PHONY: reproduce test quick lab docs lowest families install lint unit unit-quick notebooks clean

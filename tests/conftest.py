@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,10 @@ import torch  # isort: skip
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 torch.set_num_threads(1)  # tensors are tiny here: threads that wait for each other cost more than they do
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # In a job that a shell runs in the background; the tests of interrupts would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = "the river runs under a stone and the old king sleeps over the queen of the bright moon"
 WORDS = TEXT.split()

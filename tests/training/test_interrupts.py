@@ -143,10 +143,13 @@ def test_a_signal_ends_a_process_as_it_would_have_but_the_state_is_kept(signum, 
     checkpoint = tmp_path / "checkpoint.safetensors"
     command = [sys.executable, "-c", PROCESS, str(Path(__file__).parents[1]), str(checkpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "row\n", process.stderr.read()
-        process.send_signal(signum)
-        error = process.stderr.read()
-        assert process.wait(60) == -signum
+        try:
+            assert process.stdout.readline() == "row\n", process.stderr.read()
+            process.send_signal(signum)
+            _, error = process.communicate(timeout=120)
+            assert process.returncode == -signum
+        finally:
+            process.kill()
     assert ("KeyboardInterrupt" in error) == (signum == signal.SIGINT)
     assert step_of(checkpoint) >= 100
 
