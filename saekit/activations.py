@@ -63,7 +63,7 @@ from saekit.models import (
     special_token_ids,
 )
 from saekit.selection import Latents, select_latents
-from saekit.settings import whole
+from saekit.settings import torch_dtype, whole
 from saekit.warn import warn
 
 if TYPE_CHECKING:
@@ -210,6 +210,7 @@ def describe_harvest(
 
 
 def _stored_as(dtype: torch.dtype) -> str:
+    dtype = torch_dtype(dtype)
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"Activations are stored as {' or '.join(DTYPES)}, not as {name}.")

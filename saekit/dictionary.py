@@ -555,10 +555,18 @@ class Dictionary(Described):
 
         Raises
         ------
+        ValueError
+            If the folder holds a family, which a dictionary beside its members would hide.
         OSError
             If the folder cannot be written.
         """
         folder, tensors = Path(folder), self.tensors()
+        members = sorted(header.parent.name for header in folder.glob(f"*/{HEADER}"))
+        if members and not (folder / HEADER).exists():
+            raise ValueError(
+                f"{folder} holds a family ({', '.join(members)}): save this dictionary in another folder, or "
+                "the whole family with Family.save."
+            )
         if half:
             tensors |= {name: tensors[name].half() for name in ("W_enc", "W_dec")}
         content = replace(self, **_from_half(tensors)).content_hash

@@ -98,7 +98,7 @@ def load_model(
     (16, 3)
     """
     flags = _check_processing(processing or {})
-    device = settings.device(device)
+    device, dtype = settings.device(device), settings.torch_dtype(dtype)
     embedded = str(name) == EMBEDDED_MODEL
     if embedded and revision is not None:
         raise ValueError(f"{EMBEDDED_MODEL} is embedded and has no revisions, found revision={revision!r}.")
@@ -232,8 +232,8 @@ def _local_or_hub(name: str | Path, revision: str | None) -> str | Path:
     if str(name).count("/") > 1 or (revision is None and local_only(name)):
         there = next(parent for parent in folder.absolute().parents if parent.is_dir())
         raise FileNotFoundError(
-            f"There is no model {str(name)!r}: read as a path it ends at {there}. Expected a folder in "
-            "Hugging Face format, or a model on a hub, with its revision if a folder here has that name."
+            f"There is no model {str(name)!r}: the last folder on that path that exists is "
+            f"{str(there)!r}. Expected a folder in Hugging Face format, or the name of a model on a hub."
         )
     return name
 

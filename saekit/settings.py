@@ -171,6 +171,26 @@ def device(value: str | torch.device) -> torch.device:
     return found
 
 
+def torch_dtype(value: torch.dtype) -> torch.dtype:
+    """A dtype of torch's.
+
+    Raises
+    ------
+    TypeError
+        If it is something else, such as the name of one.
+
+    Examples
+    --------
+    >>> torch_dtype("float32")
+    Traceback (most recent call last):
+        ...
+    TypeError: dtype must be one of torch's, such as torch.float32, found 'float32'.
+    """
+    if not isinstance(value, torch.dtype):
+        raise TypeError(f"dtype must be one of torch's, such as torch.float32, found {value!r}.")
+    return value
+
+
 def _is_boolean(value: Any) -> bool:
     """Whether it is one Boolean, of Python, NumPy or torch."""
     dtype = str(getattr(value, "dtype", ""))

@@ -70,6 +70,9 @@ def test_families_are_not_mixed_in_one_folder(tmp_path):
         with pytest.raises(ValueError, match=named):
             other.save(tmp_path)
         assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    with pytest.raises(ValueError, match=r"holds a family \(10-seed0, 20-seed0\): save this dictionary in"):
+        member(10, 0).save(tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
     more = Family([member(10, 0), member(20, 0), member(40, 0)])
     assert load_family(more.save(tmp_path)).widths == [10, 20, 40]
 

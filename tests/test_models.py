@@ -532,7 +532,7 @@ def test_a_model_that_is_not_there(tmp_path, monkeypatch):
             ),
             *("models/my-modle", "some/deep/folder"),
         ):
-            with pytest.raises(FileNotFoundError, match=r"There is no model .*: read as a path it ends at /"):
+            with pytest.raises(FileNotFoundError, match=r"There is no model .*: the last folder on"):
                 load_model(slip)
         # With a revision it is meant for a hub, and so is an organisation that is no folder here.
         for name, revision in (("models/my-model", "main"), ("organisation/my-model", None)):

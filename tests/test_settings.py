@@ -8,7 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
-from saekit.settings import choice, cosine, device, flag, optional, positive, real, several, share, whole
+from saekit.settings import (
+    choice,
+    cosine,
+    device,
+    flag,
+    optional,
+    positive,
+    real,
+    several,
+    share,
+    torch_dtype,
+    whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +110,10 @@ def test_a_device_that_is_not_here_is_named_with_those_that_are():
     for value in (missing, "gpu", 3.5):
         with pytest.raises(ValueError, match=r"There is no device .* choose one of cpu"):
             device(value)
+
+
+def test_the_name_of_a_dtype_is_no_dtype():
+    assert torch_dtype(torch.float16) is torch.float16
+    for value in ("float32", float, None):
+        with pytest.raises(TypeError, match=r"one of torch's, such as torch\.float32, found"):
+            torch_dtype(value)

@@ -120,6 +120,12 @@ def write_report(
         member.require_independent("A report")
     check_agreement(model=model, activations=store, dictionaries=list(family), allow_mismatch=allow_mismatch)
     k = whole("k", k, at_most=family[family.widths[0]].d_in)
+    n_meta = chosen.n_meta_latents(family.widths[-1])
+    if k > n_meta:
+        raise ValueError(
+            f"k must be at most the number of meta-latents, found {k}: the recipe {chosen.name} gives the "
+            f"{family.widths[-1]} directions of the widest dictionary {n_meta}."
+        )
     writable_folder(folder)
     options: dict[str, Any] = {"progress": progress, "allow_mismatch": allow_mismatch}
     found = _over_the_store(family, store, theta, **options)
@@ -221,11 +227,19 @@ def _measured(
         title="Measurements",
         question="Which dictionaries, on which tokens?",
         says=f"{len(family)} {kind_style(family.kind).label} dictionaries of widths {widths} at "
-        f"{family.hook_point or 'an unknown hook point'} of {model_name}, on {n_tokens:,} held-out tokens; "
-        f"{n_excluded:,} positions are excluded ({grouped(store.manifest['exclusion']['rule'])}).",
+        f"{family.hook_point or 'an unknown hook point'} of {model_name}, on {n_tokens:,} "
+        f"{_which(family, store)}; {n_excluded:,} "
+        f"positions are excluded ({grouped(store.manifest['exclusion']['rule'])}).",
         parts=[Table("dictionaries", caption, frame, shown)],
         numbers={"dictionaries": frame.to_dict("records"), "n_tokens": n_tokens, "n_excluded": n_excluded},
     )
+
+
+def _which(family: Family, store: ActivationStore) -> str:
+    """Whether the tokens are those that dictionaries were trained on, as far as these record it."""
+    records = [member.info.get("training") for member in family]
+    trained = sum(isinstance(r, Mapping) and r.get("activations") == store.content_hash for r in records)
+    return f"tokens that {trained} of them were trained on" if trained else "held-out tokens"
 
 
 def _unique(result: FamilyUniqueness) -> Section:

@@ -241,6 +241,7 @@ def test_what_cannot_be_reported_is_refused_at_once(family, store, tmp_path):
         ({"theta": 1.5}, "theta must be"),
         ({"k": 0}, "k must be"),
         ({"k": 10_000}, "k must be"),
+        ({"k": 3}, "at most the number of meta-latents, found 3: the recipe lesswrong gives the 24 .* 2"),
         ({"recipe": "mine"}, "recipe must be one of"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -249,6 +250,16 @@ def test_what_cannot_be_reported_is_refused_at_once(family, store, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Nothing can be written to the folder"):
         write_report(family, store, folder=tmp_path / "file" / "report", theta=THETA, k=2, recipe=QUICK)
+
+
+def test_a_report_on_the_text_of_training_says_so(family, store, tmp_path):
+    small, *others = family
+    info = {**small.info, "training": {"activations": store.content_hash}}
+    trained = Family([replace(small, info=info), *others])
+    page = write_report(trained, store, folder=tmp_path, theta=THETA, k=2, recipe=QUICK)
+    said = json.loads((page.parent / "report.json").read_text())["says"]["Measurements"]
+    assert "tokens that 1 of them were trained on" in said
+    assert "held-out" not in said
 
 
 def test_a_family_of_another_place_is_refused(family, store, tmp_path):

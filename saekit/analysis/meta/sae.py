@@ -90,6 +90,10 @@ class Recipe:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    def n_meta_latents(self, n_rows: int) -> int:
+        """The default number of meta-latents for this number of rows."""
+        return math.ceil(self.width * n_rows)
+
     def config(self, n_rows: int, *, width: int, k: int, seed: int) -> TrainingConfig:
         """The trainer's config for this number of rows to train on."""
         batch = max(1, round(self.batch * n_rows)) if self.batch < 1 else min(round(self.batch), n_rows)
@@ -563,7 +567,7 @@ def meta_sae(
     check_agreement(dictionaries=sources, allow_mismatch=allow_mismatch)
     rows = _rows(sources)
     held_out = _held_out(len(rows), held_out_share, seed)
-    width = math.ceil(recipe.width * len(rows)) if width is None else width
+    width = recipe.n_meta_latents(len(rows)) if width is None else width
     if k > width:
         raise ValueError(f"k must be at most the width {width}, found {k}.")
     config = recipe.config(int((~held_out).sum()), width=width, k=k, seed=seed)
