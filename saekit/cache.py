@@ -12,7 +12,9 @@ import inspect
 import os
 import pickle
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +32,8 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.files import atomic_path, hash_json, home, source_hash
 from saekit.identity import fingerprint
-from saekit.models import RECORD, describe_model, device_of
+from saekit.models import describe_model, device_of
+from saekit.warn import warn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +45,11 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
     Arguments count by content: dictionaries and stores by their hashes, models by that of their
     weights, tensors and tables by their values, results by all of these. Only `progress` does not
     count. Arguments, such as a dictionary, are referred to and not copied: a result read from the
-    cache holds those of the call. Files are written atomically.
+    cache holds those of the call. Files are written atomically; a damaged one is written again.
+
+    A call warns again when its result is read. It runs, and its result is not kept, where the source
+    has changed since it was imported, or a model has hooks; and, with a warning, where an argument has no
+    content that could be compared or the result cannot be written.
 
     Parameters
     ----------
@@ -50,11 +57,6 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
         Has no side effects, except when it is given one of `unless`.
     unless : collection of str
         Keyword parameters with side effects, such as a checkpoint to write: such a call always runs.
-
-    Raises
-    ------
-    TypeError
-        When called, if an argument has no content that could be compared.
 
     Examples
     --------
@@ -70,18 +72,31 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not os.environ.get("SAEKIT_CACHE") or any(kwargs.get(name) for name in unless):
             return function(*args, **kwargs)
+        if source_hash() != _IMPORTED:
+            return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "progress"}
         live: list[Any] = []
-        key = hash_json([f"{function.__module__}.{function.__qualname__}", _content(arguments, live)])
+        try:
+            key = hash_json([f"{function.__module__}.{function.__qualname__}", _content(arguments, live)])
+        except TypeError as error:
+            warn(str(error))
+            return function(*args, **kwargs)
+        if any(_is_model(part) and _is_hooked(part) for part in live):
+            return function(*args, **kwargs)
         file = home() / "results" / _code() / f"{function.__name__}-{key[:24]}.pickle"
-        if file.exists():
-            result: R = _read(file, live)
-            return result
-        result = function(*args, **kwargs)
-        _write(file, result, live)
-        return result
+        found: tuple[R, list[Any]] | None = _read(file, live)
+        if found is None:
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                result = function(*args, **kwargs)
+            said = [(str(each.message), each.category, each.filename, each.lineno) for each in warned]
+            found = result, said
+            _write(file, found, live)
+        for each in found[1]:
+            warnings.warn_explicit(*each)
+        return found[0]
 
     return call
 
@@ -98,11 +113,14 @@ def forget_old(*, days: int = 7) -> None:
             shutil.rmtree(folder)
 
 
+_IMPORTED = source_hash()
+_LIBRARIES = ("torch", "numpy", "pandas", "scipy", "transformers", "transformer-lens")
+
+
 @functools.cache
 def _code() -> str:
-    """What computes: the source as this process has it, and the libraries."""
-    libraries = [version(name) for name in ("torch", "numpy", "pandas", "transformer-lens", "scipy")]
-    return hash_json([source_hash(), libraries])[:12]
+    """What computes: the source as this process has imported it, and the libraries."""
+    return hash_json([_IMPORTED, [version(name) for name in _LIBRARIES]])[:12]
 
 
 def _content(value: Any, live: list[Any]) -> Any:
@@ -115,7 +133,10 @@ def _content(value: Any, live: list[Any]) -> Any:
     if isinstance(value, Family):  # whichever of its members were read so far
         return ["Family", [_content(member, live) for member in value]]
     if _is_model(value):
-        return ["model", describe_model(value), str(device_of(value))]
+        # Also what the hash of its weights leaves out: their last bits, its config and its mode.
+        weights = fingerprint([*value.parameters(), *value.buffers()])
+        config = value.original_model.config.to_json_string()
+        return ["model", describe_model(value), str(device_of(value)), weights, config, value.training]
     if isinstance(value, Tensor):
         return ["tensor", str(value.device), *fingerprint([value])]
     if isinstance(value, np.generic | np.ndarray) and value.dtype != object:
@@ -149,7 +170,12 @@ def _content(value: Any, live: list[Any]) -> Any:
 
 
 def _is_model(value: Any) -> bool:
-    return RECORD in getattr(value, "__dict__", ())
+    bridges = sys.modules.get("transformer_lens.model_bridge")
+    return bridges is not None and isinstance(value, bridges.TransformerBridge)
+
+
+def _is_hooked(model: Any) -> bool:
+    return any(point.has_hooks() for point in model.hook_dict.values())
 
 
 class _Pickler(pickle.Pickler):
@@ -175,11 +201,22 @@ class _Unpickler(pickle.Unpickler):
         return self._live[place]
 
 
-def _write(file: Path, result: Any, live: list[Any]) -> None:
-    with atomic_path(file) as temporary, open(temporary, "wb") as opened:
-        _Pickler(opened, live).dump(result)
+def _write(file: Path, found: tuple[Any, list[Any]], live: list[Any]) -> None:
+    try:
+        with atomic_path(file) as temporary, open(temporary, "wb") as opened:
+            _Pickler(opened, live).dump(found)
+    except (OSError, pickle.PicklingError, AttributeError, TypeError) as error:
+        warn(f"A result is not kept: {error}")
 
 
-def _read(file: Path, live: list[Any]) -> Any:
-    with open(file, "rb") as opened:
-        return _Unpickler(opened, live).load()
+def _read(file: Path, live: list[Any]) -> tuple[Any, list[Any]] | None:
+    """The result in a file and the warnings of its call, if there is one that can be read."""
+    try:
+        with open(file, "rb") as opened:
+            found: tuple[Any, list[Any]] = _Unpickler(opened, live).load()
+            return found
+    except OSError:
+        return None
+    except Exception as error:  # damaged bytes raise nearly anything
+        warn(f"{file} is damaged ({error!r}): it is computed and written again.")
+        return None

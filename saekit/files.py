@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -177,8 +178,8 @@ def read_json(path: str | Path) -> Any:
     def named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):  # the json module would take the last
-            names = [name for name, _ in pairs]
-            twice.update((name, None) for name in found if names.count(name) > 1)
+            times = Counter(name for name, _ in pairs)
+            twice.update((name, None) for name in found if times[name] > 1)
         return found
 
     try:

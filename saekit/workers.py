@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +53,7 @@ def in_processes(
         initializer=_begin,
         initargs=(threads, niceness),
     )
-    with pool:
+    with pool, _terminated_as_interrupted():
         waiting = {pool.submit(function, *job): position for position, job in enumerate(jobs)}
         try:
             for done in as_completed(waiting):
@@ -59,6 +62,19 @@ def in_processes(
             for process in {*multiprocessing.active_children()} - {*others}:
                 process.terminate()  # each saves its state first
             raise
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends this process through `SystemExit`: by itself it would leave the others at work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _begin(threads: int, niceness: int) -> None:

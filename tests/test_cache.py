@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.loading.names import load_family
 from saekit.metrics import ce_degradation
-from saekit.models import unembedding
+from saekit.models import load_model, unembedding
 from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import ReLU
@@ -186,12 +187,83 @@ def test_a_call_that_does_more_than_return_always_runs(folder, tmp_path):
     assert again.log.equals(plain.log)
 
 
-def test_an_argument_without_content_is_refused(counted):
+def test_a_call_on_something_without_content_runs_and_says_so(counted, folder):
     counting, calls = counted
-    for value in (object(), Foreign(1), lambda: None, (part for part in "ab")):
-        with pytest.raises(TypeError, match="cannot be kept for an argument of type"):
+    values = [object(), Foreign(1), lambda: None, (part for part in "ab")]
+    for value in values:
+        with pytest.warns(UserWarning, match="cannot be kept for an argument of type"):
             counting(value)
-    assert calls == []
+    assert calls == values
+    assert files(folder) == []
+
+
+def test_code_that_changed_since_its_import_keeps_and_reads_nothing(counted, folder, monkeypatch):
+    counting, calls = counted
+    counting(1)
+    monkeypatch.setattr(cache, "source_hash", lambda: "edited")
+    counting(1), counting(2)
+    assert len(calls) == 3
+    assert len(files(folder)) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x80\x05", b"no pickle at all"])
+def test_a_damaged_result_is_written_again(counted, folder, damage):
+    counting, calls = counted
+    first = counting(1)
+    files(folder)[0].write_bytes(damage)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert counting(1) == first
+    assert counting(1) == first
+    assert len(calls) == 2
+
+
+def test_a_result_that_cannot_be_written_is_not_lost(counted, tmp_path, monkeypatch):
+    counting, _ = counted
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="A result is not kept"):
+        assert counting(1)["value"] == 1
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path))
+
+    @cached
+    def unpicklable(value):
+        return lambda: value
+
+    with pytest.warns(UserWarning, match="A result is not kept"):
+        assert unpicklable(3)() == 3
+
+
+def test_a_call_that_warns_warns_every_time(folder):
+    @cached
+    def warning(value):
+        warnings.warn("mind this", UserWarning, stacklevel=1)
+        return value
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="mind this"):
+            assert warning(1) == 1
+    assert len(files(folder)) == 1
+
+
+def test_a_model_counts_by_all_of_its_weights_its_mode_and_its_hooks(model_folder, counted, folder):
+    counting, calls = counted
+    model = load_model(model_folder)
+    counting(model), counting(load_model(model_folder))
+    assert len(calls) == 1
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight[0] += weight[0].abs() * 1e-6  # less than the hash of the weights sees
+    counting(model)
+    model.train()
+    counting(model)
+    model.eval()
+    assert len(calls) == 3
+    counting(model)
+    assert len(calls) == 3
+    model.add_hook("blocks.0.hook_resid_post", lambda x, hook: 2 * x)
+    counting(model), counting(model)
+    assert len(calls) == 5
+    assert len(files(folder)) == 3
 
 
 def test_a_call_that_fails_keeps_nothing(folder):

@@ -9,6 +9,7 @@ that the package has already stay as they are.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -119,7 +120,11 @@ def _member_folder(parent: Path, width: int, seed: int) -> Path:
 
 
 def _lacks(kind: str, width: int, seed: int) -> bool:
-    return not (_member_folder(BUNDLED / kind, width, seed) / "dictionary.json").exists()
+    """Whether the package lacks a member or its row, which is written last."""
+    table = BUNDLED / "members.csv"
+    rows = pd.read_csv(table, usecols=["kind", "width", "seed"]) if table.exists() else pd.DataFrame()
+    there = (_member_folder(BUNDLED / kind, width, seed) / "dictionary.json").exists()
+    return not there or (kind, width, seed) not in {*rows.itertuples(index=False, name=None)}
 
 
 # ---------------------------------------------------------------------- into the package
@@ -147,14 +152,12 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
     rows, members = [], []
     for folder in folders:
         trained, log = Dictionary.load(folder), pd.read_csv(folder / "log.csv")
-        target = BUNDLED / trained.kind / folder.name
-        fvu = evaluate(trained, held_out).fvu
-        stored = Dictionary.load(trained.save(target, half=True))
-        change = evaluate(stored, held_out).fvu / fvu - 1
-        if abs(change) >= HALF_TOLERANCE:
-            stored = Dictionary.load(trained.save(target))
-            change = 0.0
-        members.append(stored)
+        with tempfile.TemporaryDirectory() as tried:
+            halved = Dictionary.load(trained.save(tried, half=True))
+        change = evaluate(halved, held_out).fvu / evaluate(trained, held_out).fvu - 1
+        half = abs(change) < HALF_TOLERANCE
+        change = change if half else 0.0
+        members.append(Dictionary.load(trained.save(BUNDLED / trained.kind / folder.name, half=half)))
         rows.append(
             {"kind": trained.kind, "width": trained.width, "seed": trained.seed}
             | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
@@ -163,15 +166,14 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
     if not rows:
         return pd.read_csv(BUNDLED / "members.csv")
     added = pd.DataFrame(rows).join(measure(members, held_out, progress=progress))
-    table = _added("members.csv", added, ["kind", "width", "seed"])
     _added("convergence.csv", convergence(folder.parent for folder in folders), ["kind", "width", "step"])
-    return table
+    return _added("members.csv", added, ["kind", "width", "seed"])
 
 
 def _added(name: str, rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """A table of the package with these rows in place of those of the same key, ordered by it."""
     file = BUNDLED / name
-    kept = pd.read_csv(file) if file.exists() else rows[:0]
+    kept = pd.read_csv(file, float_precision="round_trip") if file.exists() else rows[:0]
     table = pd.concat([kept, rows]).drop_duplicates(key, keep="last")
     order = table["kind"].map(list(MEMBERS).index)
     table = table.assign(order=order).sort_values(["order", *key[1:]]).drop(columns="order")
