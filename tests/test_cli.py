@@ -355,6 +355,7 @@ def test_a_mismatch_is_worded_for_the_shell(store, tmp_path, monkeypatch, fails)
     elsewhere = {"hook_point": "blocks.0.hook_resid_post"}
     Family([replace(one, info={**one.info, **elsewhere}) for one in members]).save(tmp_path / "family")
     arguments = ("report", tmp_path / "family", "--store", store.path, "--out", tmp_path / "out")
+    arguments += ("--k", "1")  # there is one meta-latent to 16 directions
     error = fails(*arguments)
     assert error.endswith("Add --allow-mismatch if this is what you want.\n")
     assert "allow_mismatch" not in error

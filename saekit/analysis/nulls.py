@@ -66,8 +66,8 @@ def require_null(result: Compared, null: Compared, *settings: str) -> None:
     same = (one.kind, one.width, one.hook_point) == (other.kind, other.width, other.hook_point)
     if not same or one == other or one not in (small, large):
         raise ValueError(
-            f"A null is between {small.described} or {large.described} and another seed of its kind and "
-            f"width, found {one.described} and {other.described}."
+            f"A null is between {small.described} or {large.described} and another seed of its width, "
+            f"found {one.described} and {other.described}."
         )
     for name in settings:
         expected, found = getattr(result, name), getattr(null, name)
