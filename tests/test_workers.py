@@ -1,6 +1,10 @@
 """Jobs in processes beside each other."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -33,3 +37,36 @@ def test_threads_are_those_asked_for_also_in_processes_of_the_job():
 
 def test_no_jobs_start_no_process():
     in_processes(divmod, [], workers=2, on_end=None)
+
+
+PROCESS = """
+import os, sys, time
+from saekit.workers import in_processes
+def work(path):
+    with open(path + ".tmp", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".tmp", path)
+    time.sleep(600)
+if __name__ == "__main__":
+    in_processes(work, [(f"{sys.argv[1]}/{i}",) for i in range(3)], workers=2, on_end=print)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_terminated_ends_its_workers_and_begins_no_job(tmp_path):
+    (tmp_path / "script.py").write_text(PROCESS)
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py", tmp_path])
+    try:
+        began = [tmp_path / "0", tmp_path / "1"]
+        deadline = time.monotonic() + 120
+        while not all(file.exists() for file in began):
+            assert time.monotonic() < deadline, "the workers did not begin"
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    for file in began:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    assert not (tmp_path / "2").exists()

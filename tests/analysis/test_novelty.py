@@ -293,3 +293,7 @@ def test_a_null_has_the_theta_of_the_insertion_and_two_dictionaries(small, resul
     copy = replace(small, W_dec=small.W_dec.clone())
     with pytest.raises(ValueError, match="another seed of its width"):
         compare(result, insertion(small, copy, activations()))
+    seed = make(D_IN, small.width, seed=3)
+    other_kind = replace(seed, info={**seed.info, "kind": "other"})
+    with pytest.raises(ValueError, match="another seed of its width"):
+        compare(result, insertion(small, other_kind, activations()))

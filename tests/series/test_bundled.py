@@ -102,6 +102,24 @@ def test_single_precision_where_half_changes_too_much(world, monkeypatch):
     pd.testing.assert_frame_equal(table.loc[unchanged], before.loc[unchanged])
 
 
+def test_a_bundle_that_was_interrupted_is_completed_with_its_rows(world, monkeypatch):
+    before = bundled_table()
+    for name in ("24-seed0", "24-seed1"):
+        shutil.rmtree(world.package / "relu" / name)
+    before.drop(index=[0, 1]).to_csv(world.package / "members.csv", index=False)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundling, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            bundling.bundle(progress=False)
+    assert (world.package / "relu" / "24-seed0" / "dictionary.json").exists()
+    bundling.bundle(progress=False)
+    pd.testing.assert_frame_equal(bundled_table(), before)
+
+
 def test_nothing_is_done_where_nothing_lacks(world, monkeypatch):
     monkeypatch.setattr(side_by_side, "in_processes", None)
     written = {file: file.stat().st_mtime_ns for file in world.package.rglob("*")}
