@@ -22,8 +22,6 @@ ALIKE = 4  # letters by which words begin alike ("church", "churches"), fewer if
 WHOLE = 0.75  # least share of whole words in the evidence
 DENSEST = 2.0  # greatest density, over the mean of the dictionary
 AGREEING = 2  # label words that must be among the top tokens, and that must begin differently
-
-
 APOSTROPHES = ("'", "\u2019")
 
 
