@@ -213,14 +213,15 @@ def test_nothing_there_is_said(tmp_path):
 @pytest.mark.parametrize(("case", "width"), [(1, 1536), (2, 24576)])
 @pytest.mark.slow
 def test_loading_takes_the_memory_of_what_is_asked_for(tmp_path, case, width):
-    widths = (768, 1536, 12288, 24576)  # 77 MB together
+    widths, d_in = (768, 1536, 24576), 512  # 105 MB together
     for each in widths:
-        saelens(tmp_path / str(each), member(each, 0, d_in=256))
+        saelens(tmp_path / str(each), member(each, 0, d_in=d_in))
     script = Path(__file__).parents[1] / "benchmarks" / "loading.py"
     command = [sys.executable, str(script), "--only", str(case), "--folder", str(tmp_path)]
     command += ["--widths", ",".join(map(str, widths))]
     row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert row["case"] == f"family[{width}]"
-    assert row["asked MiB"] == pytest.approx(8 * 256 * width / 2**20, rel=0.01)
-    # Above what was asked for: the blocks that are folded, and what libraries set up on first use.
-    assert row["peak MiB"] < row["asked MiB"] + 24
+    assert row["asked MiB"] == pytest.approx(8 * d_in * width / 2**20, rel=0.01)
+    # Above what was asked for: the blocks that are folded, and what libraries set up on first use, 12 to
+    # 19 MiB where it was measured. One copy of the wide SAE's encoder is 48 MiB, the whole family 107.
+    assert row["peak MiB"] < row["asked MiB"] + 36

