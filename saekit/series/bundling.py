@@ -20,9 +20,10 @@ from torch import Tensor
 from saekit.activations import ActivationStore
 from saekit.dictionary import Dictionary
 from saekit.files import hash_json, home, writable_folder, write_bytes
-from saekit.loading.names import BUNDLED
+from saekit.loading.names import BUNDLED, load_family
 from saekit.metrics import evaluate
 from saekit.series.embedded import embedded_store
+from saekit.series.tables import bundled_table
 from saekit.settings import choice
 from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import measure, snapshot_path, train_side_by_side
@@ -68,12 +69,19 @@ def config(kind: str, width: int, seed: int) -> TrainingConfig:
     )
 
 
-def trained_folder(kind: str, train_store: ActivationStore) -> Path:
+def trained_folder(kind: str, activations: str) -> Path:
     """The folder in which `train_families` keeps a family; it depends on recipe and data.
 
     It depends on the recipe at one width, so that members can be added to those that are there.
+
+    Parameters
+    ----------
+    kind : str
+        Kind of the family.
+    activations : str
+        Content hash of the training store.
     """
-    identity = [config(kind, 1152, 0).describe(), train_store.content_hash]
+    identity = [config(kind, 1152, 0).describe(), activations]
     return home() / "families" / f"{kind}-{hash_json(identity)[:12]}"
 
 
@@ -102,7 +110,7 @@ def train_families(*, beyond: bool = True, progress: bool = True) -> list[Path]:
             members = [member for member in group if (member[1] >= WIDE) is wide]
             if not members:
                 continue
-            train_store = embedded_store("train", n_tokens=WIDE_TOKENS if wide else None, progress=progress)
+            train_store = _train_store(members[0][1], progress)
             runs = [(config(*member), _trained(*member, train_store)) for member in members]
             train_side_by_side(
                 runs, train_store, held_out, snapshots=True, niceness=NICENESS, progress=progress
@@ -111,8 +119,12 @@ def train_families(*, beyond: bool = True, progress: bool = True) -> list[Path]:
     return folders
 
 
+def _train_store(width: int, progress: bool) -> ActivationStore:
+    return embedded_store("train", n_tokens=WIDE_TOKENS if width >= WIDE else None, progress=progress)
+
+
 def _trained(kind: str, width: int, seed: int, train_store: ActivationStore) -> Path:
-    return _member_folder(trained_folder(kind, train_store), width, seed)
+    return _member_folder(trained_folder(kind, train_store.content_hash), width, seed)
 
 
 def _member_folder(parent: Path, width: int, seed: int) -> Path:
@@ -161,24 +173,30 @@ def bundle(*, progress: bool = True) -> pd.DataFrame:
         rows.append(
             {"kind": trained.kind, "width": trained.width, "seed": trained.seed}
             | {"tokens": int(log["tokens"].iloc[-1]), "steps": int(log["step"].iloc[-1])}
+            | {"distinct_tokens": _train_store(trained.width, progress).n_tokens}
             | {"half_precision_fvu_change": change}
         )
-    if not rows:
-        return pd.read_csv(BUNDLED / "members.csv")
-    added = pd.DataFrame(rows).join(measure(members, held_out, progress=progress))
-    _added("convergence.csv", convergence(folder.parent for folder in folders), ["kind", "width", "step"])
-    return _added("members.csv", added, ["kind", "width", "seed"])
+    if rows:
+        added = pd.DataFrame(rows).join(measure(members, held_out, progress=progress))
+        _add("members.csv", added, ["kind", "width", "seed"])
+    # Always, since a second seed that is too large for the package may have been trained meanwhile.
+    bundled = [member for kind in MEMBERS for member in load_family(kind)]
+    parents = {trained_folder(m.kind, m.info["training"]["activations"]) for m in bundled}
+    _add("convergence.csv", convergence(parents), ["kind", "width", "step"])
+    return bundled_table()
 
 
-def _added(name: str, rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """A table of the package with these rows in place of those of the same key, ordered by it."""
+def _add(name: str, rows: pd.DataFrame, key: list[str]) -> None:
+    """Write a table of the package with these rows in place of those of the same key, ordered by it."""
+    if rows.empty:
+        return
     file = BUNDLED / name
     kept = pd.read_csv(file, float_precision="round_trip") if file.exists() else rows[:0]
     table = pd.concat([kept, rows]).drop_duplicates(key, keep="last")
     order = table["kind"].map(list(MEMBERS).index)
     table = table.assign(order=order).sort_values(["order", *key[1:]]).drop(columns="order")
-    write_bytes(file, table.to_csv(index=False).encode())
-    return table.reset_index(drop=True)
+    if not table.reset_index(drop=True).equals(kept):
+        write_bytes(file, table.to_csv(index=False).encode())
 
 
 def convergence(parents: Iterable[Path]) -> pd.DataFrame:

@@ -13,9 +13,12 @@ def bundled_table() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `kind`, `width`, `seed`, `tokens` and `steps` of training, on the embedded held-out tokens
-        `l0`, `fvu`, `dead_fraction`, `ce_degradation`, `loss_recovered_zero`, and
-        `half_precision_fvu_change`, the relative change of FVU due to half precision.
+        `kind`, `width`, `seed`, `tokens` and `steps` of training, `distinct_tokens` (of the training
+        text), on the embedded held-out tokens `l0`, `fvu`, `dead_fraction`, `ce_degradation`,
+        `loss_recovered_zero`, `half_precision_fvu_change` (relative change of FVU due to half
+        precision), `seed_overlap` (share of the first seed's latents with a best cosine of 0.7 or more
+        in the second, at the end of training; nan where a width was trained once) and `bytes` of the
+        weights.
 
     Examples
     --------
@@ -24,7 +27,12 @@ def bundled_table() -> pd.DataFrame:
     0  relu    576     0
     1  relu   1152     0
     """
-    return pd.read_csv(BUNDLED / "members.csv")
+    table = pd.read_csv(BUNDLED / "members.csv")
+    last = convergence_table().sort_values("step").groupby(["kind", "width"])["share_under_0.7"].last()
+    table = table.join(1 - last.rename("seed_overlap"), on=["kind", "width"])
+    folders = [BUNDLED / row.kind / f"{row.width}-seed{row.seed}" for row in table.itertuples()]
+    table["bytes"] = [sum(file.stat().st_size for file in it.glob("*.safetensors")) for it in folders]
+    return table
 
 
 def convergence_table() -> pd.DataFrame:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
 
 TINY = {
     "MEMBERS": {"relu": ((24, 0), (24, 1), (40, 0)), "batchtopk": ((24, 0),)},
-    "BEYOND": ((40, 2), (56, 0)),
+    "BEYOND": ((40, 1), (56, 0)),
     "WIDE": 56,
     "WIDE_TOKENS": 96,
     "TARGET_L0": 4.0,
@@ -47,7 +47,7 @@ def world(store, model, tmp_path_factory):
         patch.setattr(side_by_side, "load_model", lambda: model)
         patch.setenv("SAEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         assert cli.main(["--quiet", "families", "--bundle"]) == 0
-        yield SimpleNamespace(package=package, folder=bundling.trained_folder("relu", store))
+        yield SimpleNamespace(package=package, folder=bundling.trained_folder("relu", store.content_hash))
 
 
 def test_members_are_bundled_and_measured(world, store):
@@ -60,11 +60,17 @@ def test_members_are_bundled_and_measured(world, store):
     ]
     assert set(table["steps"]) == {40}
     assert set(table["tokens"]) == {40 * 64}
+    assert set(table["distinct_tokens"]) == {store.n_tokens}
+    files = [world.package / row.kind / f"{row.width}-seed{row.seed}" for row in table.itertuples()]
+    assert table["bytes"].tolist() == [(file / "weights.safetensors").stat().st_size for file in files]
+    overlap = 1 - convergence_table()["share_under_0.7"].iloc[-1]
+    assert table["seed_overlap"].tolist()[:2] == [overlap, overlap]
+    assert table["seed_overlap"].isna().tolist() == [False, False, True, True]
     for row in table.itertuples():
         dictionary = load_family(row.kind).get(row.width, row.seed)
         trained = Dictionary.load(
             world.folder.parent
-            / bundling.trained_folder(row.kind, store).name
+            / bundling.trained_folder(row.kind, store.content_hash).name
             / f"{row.width}-seed{row.seed}"
         )
         fvu = evaluate(dictionary, store).fvu
@@ -106,7 +112,8 @@ def test_a_bundle_that_was_interrupted_is_completed_with_its_rows(world, monkeyp
     before = bundled_table()
     for name in ("24-seed0", "24-seed1"):
         shutil.rmtree(world.package / "relu" / name)
-    before.drop(index=[0, 1]).to_csv(world.package / "members.csv", index=False)
+    rows = pd.read_csv(world.package / "members.csv", float_precision="round_trip")
+    rows.drop(index=[0, 1]).to_csv(world.package / "members.csv", index=False)
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -148,12 +155,20 @@ def test_wide_members_are_trained_on_more_text_after_the_others(world, store, ca
     assert str(world.folder / "56-seed0") in capsys.readouterr().out.splitlines()
     assert asked == [("held-out", None), ("train", None), ("train", 96)]
     assert runs == [
-        [("relu", 40, 2, 2), ("batchtopk", 40, 2, 2)],
+        [("relu", 40, 1, 1), ("batchtopk", 40, 1, 1)],
         [("relu", 56, 0, 0), ("batchtopk", 56, 0, 0)],
     ]
     assert load_family(world.folder).widths == [24, 40, 56]
-    member = Dictionary.load(world.folder / "40-seed2")
-    assert (member.seed, member.info["training"]["data_seed"]) == (2, 2)
+    member = Dictionary.load(world.folder / "40-seed1")
+    assert (member.seed, member.info["training"]["data_seed"]) == (1, 1)
+
+    # Its agreement with the bundled seed is added to the package, which it is too large for itself.
+    members = (world.package / "members.csv").read_bytes()
+    assert bundled_table()["seed_overlap"].isna().tolist() == [False, False, True, True]
+    table = bundling.bundle(progress=False)
+    assert (world.package / "members.csv").read_bytes() == members
+    assert convergence_table()["width"].tolist() == [24, 24, 40, 40]
+    assert table["seed_overlap"].isna().tolist() == [False, False, False, True]
 
 
 def test_unknown_families_are_named(tmp_path):
