@@ -17,10 +17,13 @@ from saekit.loading.formats.tensor_file import (
 )
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
-# Folders and repositories of transcoders: the files of the first release do not tell them from SAEs.
-NO_SAE = re.compile(
-    r"/gemma-scope-[^/]*(?:transcoder|crosscoder)|/models--[^/]*(?:transcoder|crosscoder)"
-    r"|/(?:transcoder|crosscoder|clt)s?(?:_[^/]*)?(?:/[^/]+){0,3}$"
+# Folders and repositories: the files of the first release do not tell transcoders from SAEs.
+CODER = re.compile(r"(?:^|[-_])(transcoder|crosscoder|clt)s?(?:[-_]|$)", re.IGNORECASE)
+SAES = re.compile(
+    r"gemma-scope-.*-(?:res|mlp|att)(?:-|$)|^(?:resid_post|attn_out|mlp_out)(?:_|$)", re.IGNORECASE
+)
+INNER = (
+    4  # folders from a repository, with its name, down to a file: layer, width and average L0 are below it
 )
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
@@ -38,7 +41,7 @@ def _read(path: Path) -> Unfolded:
     file, *others = _files(path)
     if others:
         raise ValueError(f"{path} holds two SAEs, {FIRST} and {SECOND}: give the file.")
-    if NO_SAE.search(file.absolute().parent.as_posix()):
+    if _coder(file):
         raise ValueError(
             f"{file} lies where Gemma Scope keeps its transcoders, which predict one hook point from "
             "another: saekit reads SAEs."
@@ -64,6 +67,18 @@ def _read(path: Path) -> Unfolded:
             threshold=t.take("threshold", "d_sae", infinite=True),
             info={"kind": "jumprelu"} | _info(config, file),
         )
+
+
+def _coder(file: Path) -> str | None:
+    """`"transcoder"`, `"crosscoder"` or `"clt"`, if the nearest folder that tells is one of those."""
+    for path in (file.absolute(), file.resolve()):  # a link may have another name
+        for above, name in enumerate(reversed(path.parent.parts)):
+            found = CODER.search(name)
+            if found and (above < INNER or REPOSITORY.match(name)):
+                return found[1].lower()
+            if SAES.search(name):
+                break
+    return None
 
 
 def _check(config: dict[str, Any], file: Path) -> None:

@@ -64,11 +64,26 @@ def test_gemma_scope_transcoders_of_the_first_release_are_known_by_their_reposit
     for name in (
         "gemma-scope-2b-pt-transcoders",
         "models--google--gemma-scope-2b-pt-transcoders/snapshots/a",
+        "Gemma-Scope-2b-PT-Transcoders",
+        "google__gemma-scope-2b-pt-transcoders",
+        "gemma2_transcoders",
+        "transcoders-2b",
     ):
         shutil.copytree(case.source, tmp_path / name / inner)
         refused(tmp_path / name / inner, "where Gemma Scope keeps its transcoders")
-    shutil.copytree(case.source, tmp_path / "my transcoders and saes" / inner)
-    assert load_sae(tmp_path / "my transcoders and saes" / inner).width == 40
+    for name in ("my transcoders and saes", "transcoder-project/gemma-scope-2b-pt-res", "transcoders/a/b"):
+        shutil.copytree(case.source, tmp_path / name / inner)
+        assert load_sae(tmp_path / name / inner).width == 40
+
+
+def test_a_link_does_not_hide_a_transcoder(tmp_path):
+    place = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_12" / "width_16k" / "average_l0_41"
+    shutil.copytree(named("gemma_scope/gemma-scope-2b-pt-res").source, place)
+    (tmp_path / "folder").symlink_to(place)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "params.npz").symlink_to(place / "params.npz")
+    for link in ("folder", "file"):
+        refused(tmp_path / link, "where Gemma Scope keeps its transcoders")
 
 
 @pytest.mark.parametrize("kind", ["transcoder", "crosscoder", "clt"])
