@@ -22,6 +22,7 @@ CODER = re.compile(r"(?:^|[-_])(transcoder|crosscoder|clt)s?(?:[-_]|$)", re.IGNO
 SAES = re.compile(
     r"gemma-scope-.*-(?:res|mlp|att)(?:-|$)|^(?:resid_post|attn_out|mlp_out)(?:_|$)", re.IGNORECASE
 )
+REPOSITORY = re.compile(r"(?:models--|google__|gemma-scope-)", re.IGNORECASE)
 INNER = (
     4  # folders from a repository, with its name, down to a file: layer, width and average L0 are below it
 )
