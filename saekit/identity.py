@@ -104,6 +104,29 @@ def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def require_distinct(identities: Iterable[Identity], purpose: str) -> None:
+    """Refuse a dictionary that was given twice: under one name, one of the two would be lost.
+
+    Raises
+    ------
+    ValueError
+        If two have the same content.
+
+    Examples
+    --------
+    >>> require_distinct([small.identity, large.identity], "The comparison")
+    >>> require_distinct([small.identity, small.identity], "The comparison")
+    Traceback (most recent call last):
+        ...
+    ValueError: The comparison needs different dictionaries, found relu 8 (seed 0) at ... twice.
+    """
+    seen: set[Identity] = set()
+    for identity in identities:
+        if identity in seen:
+            raise ValueError(f"{purpose} needs different dictionaries, found {identity.described} twice.")
+        seen.add(identity)
+
+
 def distinct_names(identities: Iterable[Identity]) -> list[str]:
     """Names for a table, each with the beginning of its hash where another dictionary has the same name."""
     found = list(identities)

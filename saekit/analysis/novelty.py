@@ -351,10 +351,13 @@ class InsertionComparison(Result):
         """One row per measure (the keys of `Insertion.summary`), one column per insertion.
 
         A column is named after the widths, or after the width and the other seed: `"24 → 48"`,
-        `"24, seed 1"`.
+        `"24, seed 1"`. Where two nulls would have the same name, the beginnings of their hashes follow.
         """
         columns = {f"{self.result.small.width} → {self.result.large.width}": self.result}
-        columns |= {f"{null.small.width}, seed {null.large.seed}": null for null in self.nulls}
+        names = [f"{null.small.width}, seed {null.large.seed}" for null in self.nulls]
+        for name, null in zip(names, self.nulls, strict=True):
+            hashes = f" [{null.small.hash[:8]}, {null.large.hash[:8]}]" if names.count(name) > 1 else ""
+            columns[name + hashes] = null
         index = pd.Index(list(self.result.summary), name="measure")
         return pd.DataFrame(
             {name: pd.Series(found.summary, index=index, dtype=object) for name, found in columns.items()}
@@ -383,8 +386,8 @@ def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
     Raises
     ------
     ValueError
-        If a null is not between two seeds of one of the two widths, compares a dictionary with itself, or
-        has another theta or other tokens.
+        If a null is not between two seeds of one of the two widths, compares a dictionary with itself,
+        has another theta or other tokens, or is given twice.
 
     Examples
     --------
@@ -392,8 +395,10 @@ def compare(result: Insertion, *nulls: Insertion) -> InsertionComparison:
     >>> saekit.compare(result, null).frame.columns.tolist()
     ['8 → 12', '8, seed 1']
     """
-    for null in nulls:
+    for place, null in enumerate(nulls):
         require_null(result, null, "theta")
+        if any((null.small, null.large) == (other.small, other.large) for other in nulls[:place]):
+            raise ValueError(f"The null with {null.large.described} is given twice.")
     return InsertionComparison(result, nulls)
 
 

@@ -297,3 +297,17 @@ def test_a_null_has_the_theta_of_the_insertion_and_two_dictionaries(small, resul
     other_kind = replace(seed, info={**seed.info, "kind": "other"})
     with pytest.raises(ValueError, match="another seed of its width"):
         compare(result, insertion(small, other_kind, activations()))
+
+
+def test_nulls_of_one_name_keep_a_column_each(small, result) -> None:
+    nulls = []
+    for seed in (3, 4):
+        other = make(D_IN, 30, seed=seed)
+        nulls.append(insertion(small, replace(other, info={**other.info, "seed": None}), activations()))
+    frame = compare(result, *nulls).frame
+    assert frame.shape[1] == 3
+    for null in nulls:
+        own = next(name for name in frame if null.large.hash[:8] in name)
+        assert frame.loc["mse_large", own] == float(null.mse_large)
+    with pytest.raises(ValueError, match=r"The null with relu 30 .* is given twice"):
+        compare(result, nulls[0], nulls[1], nulls[0])

@@ -29,7 +29,7 @@ from saekit.analysis.similarity import cosines
 from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.files import hash_tensors
-from saekit.identity import Identity, distinct_names
+from saekit.identity import Identity, distinct_names, require_distinct
 from saekit.results import Result
 from saekit.sparse import SparseLatents, affine
 from saekit.training.config import TrainingConfig
@@ -157,7 +157,7 @@ def meta_baselines(
     ------
     ValueError
         If there is no smaller dictionary, one does not belong together with those decomposed, is
-        among them or has fewer latents than terms, or a setting is out of its range.
+        among them, is given twice or has fewer latents than terms, or a setting is out of its range.
 
     Notes
     -----
@@ -182,6 +182,7 @@ def meta_baselines(
     if not smaller:
         raise ValueError("The baselines need at least one smaller dictionary.")
     check_agreement(dictionaries=[*meta.sources, *others], allow_mismatch=allow_mismatch)
+    require_distinct((other.identity for other in others), "The comparison of baselines")
     for other in others:
         if other.identity in meta.bases:
             raise ValueError(f"{other.name} is decomposed by {meta.name}: it would explain itself.")

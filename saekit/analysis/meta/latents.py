@@ -25,7 +25,7 @@ from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import nearest
 from saekit.analysis.splitting import SplittingTree
 from saekit.dictionary import Dictionary, require_dictionaries
-from saekit.identity import Identity, distinct_names
+from saekit.identity import Identity, distinct_names, require_distinct
 from saekit.results import Result
 from saekit.selection import select_latent
 
@@ -550,7 +550,7 @@ def cosine_distributions(
     Raises
     ------
     ValueError
-        If the dictionaries do not belong together, or a setting is out of its range.
+        If the dictionaries do not belong together, one is given twice, or a setting is out of its range.
     TypeError, IndexError
         If there is no such base.
 
@@ -572,6 +572,7 @@ def cosine_distributions(
     others = [smaller] if isinstance(smaller, Dictionary) else list(smaller)
     check_agreement(dictionaries=[source, *others], allow_mismatch=allow_mismatch)
     identities = [meta.identity, *(member.identity for member in (source, *others))]
+    require_distinct(identities, "The comparison of cosines")
     names = distinct_names(identities)
     name_of = dict(zip(map(id, (own, source, *others)), names, strict=True))
     comparisons = [

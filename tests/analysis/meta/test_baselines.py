@@ -406,3 +406,9 @@ def test_settings_out_of_range_are_refused(meta, smaller, base):
         matching_pursuit(torch.ones(2, 5), torch.ones(3, 5), 4, signed=True)
     with pytest.raises(ValueError, match="rows have dimension 5, the atoms 4"):
         matching_pursuit(torch.ones(2, 5), torch.ones(3, 4), 2, signed=True)
+
+
+def test_a_dictionary_given_twice_is_refused(meta, smaller):
+    for given in (smaller[:1] * 2, smaller[:1]):
+        with pytest.raises(ValueError, match=r"different dictionaries, found relu 25 .* twice"):
+            meta_baselines(meta, given, smaller[0])

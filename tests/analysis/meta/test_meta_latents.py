@@ -412,6 +412,8 @@ def test_two_dictionaries_of_one_name_are_told_apart(meta, family):
     result = cosine_distributions(meta, [family[8], other])
     assert len(result.dictionaries) == 4
     assert [identity.width for identity in result.dictionaries.values()] == [META, 40, 8, 8]
+    with pytest.raises(ValueError, match=r"different dictionaries, found relu 8 .* twice"):
+        cosine_distributions(meta, [family[8], replace(other, b_enc=family[8].b_enc)])
     assert len(result.table) == 4 + 3 + 3
     names = [name for name, identity in result.dictionaries.items() if identity.width == 8]
     assert all(name.startswith("relu 8 (seed 0) [") for name in names)
