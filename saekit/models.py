@@ -624,8 +624,8 @@ def logits_with_replacement(
 def continue_from(model: TransformerBridge, tokens: Tensor, residual: Tensor, layer: int) -> Tensor:
     """Logits `[rows, ctx, vocab]` from the residual stream that enters block `layer`.
 
-    This equals replacing the residual stream there in a full forward pass, without computing the
-    blocks before. `blocks.L.hook_resid_post` enters block L + 1, `hook_resid_pre` block L.
+    This equals replacing `blocks.L.hook_resid_post` with L = layer - 1 in a full forward pass, without
+    computing the blocks before: hooks of the user's own at and after `hook_resid_pre` of the block fire once.
 
     Parameters
     ----------
@@ -690,7 +690,7 @@ class PartialRun:
     hook_point: str
     activations: Tensor
     _layer: int | None  # the block to go on with; None: the hook point is outside the blocks
-    _entering: Tensor | None  # what enters that block; None: the activations do
+    _entering: Tensor | None  # what leaves the block before; None: the activations do
 
     @torch.no_grad()
     def logits(self, activations: Tensor) -> Tensor:
@@ -773,11 +773,12 @@ def run_to(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Partial
     tokens = tokens.to(device_of(model)).long()
     entering: list[Tensor] = []
     hooks: list[Hook] = []
-    residual = re.fullmatch(r"blocks\.\d+\.hook_resid_(pre|post)", hook_point)
-    if residual is not None and layer is not None:
-        layer += residual[1] == "post"
+    if layer is not None and hook_point == f"blocks.{layer}.hook_resid_post":
+        layer += 1
     elif layer:
-        hooks.append((f"blocks.{layer}.hook_resid_pre", lambda x, **_: entering.append(x)))
+        # Not what enters the block: hooks of the user's own at `hook_resid_pre` have already changed that,
+        # and would change it again when the model goes on.
+        hooks.append((f"blocks.{layer - 1}.hook_resid_post", lambda x, **_: entering.append(x)))
     activations = _run(model, tokens, hooks, until=hook_point)
     if activations.ndim < 3 or activations.shape[:2] != tokens.shape:
         raise ValueError(

@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from saekit import models
 from saekit.models import (
@@ -508,6 +509,27 @@ def test_two_passes_on_one_model_at_once_are_refused(model, tokens):
     with pytest.raises(RuntimeError, match="run one pass at a time, or load the model twice"):
         logits_with_replacement(model, tokens, RESIDUAL, lambda x: capture(model, tokens, RESIDUAL))
     assert torch.equal(capture(model, tokens, RESIDUAL), expected)  # none of them left anything behind
+
+
+@pytest.mark.parametrize("own", ["hook_resid_pre", "hook_resid_post", "attn.hook_z"])
+@pytest.mark.parametrize("at", ["hook_resid_pre", "attn.hook_z", "hook_mlp_out", "hook_resid_post"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_hooks_of_the_users_own_change_activations_once(model_folder, tokens, own, at, layer):
+    """A partial run equals a full one, wherever a permanent hook changes what goes through."""
+    model, hook_point, calls = load_model(model_folder), f"blocks.{layer}.{at}", []
+    for block in range(3):
+        model.add_hook(f"blocks.{block}.{own}", lambda x, hook: calls.append(hook.name) or 1.5 * x + 1)
+    run = run_to(model, tokens, hook_point)
+    assert len(calls) == len({*calls})
+    assert torch.equal(run.activations, capture(model, tokens, hook_point))
+    changed = run.activations.flip(0)
+    calls.clear()
+    found = run.logits(changed)
+    assert len(calls) == len({*calls})
+    expected = logits_with_replacement(model, tokens, hook_point, lambda _: changed)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    losses = F.cross_entropy(expected[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(run.losses(changed).flatten(), losses, rtol=1e-4, atol=1e-4)
 
 
 def test_a_device_and_flags_are_checked_before_anything_is_loaded(monkeypatch):
