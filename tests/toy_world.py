@@ -48,6 +48,7 @@ def make_world():
         documents=[{"source": "toy <b>source</b>", "title": f"title & {i}"} for i in range(ROWS)],
         context_length=CONTEXT,
         positions=torch.arange(tokens.numel()),
+        content_hash="toy",
     )
     members = [dictionary(width, seed, embedding) for width in (8, 24, 48) for seed in (0, 1)]
     family = Family(members)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +57,16 @@ class Labels(Result):
         float64 `[width, vocabulary]`. Rows sum to 1; those of dead latents are empty.
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
+    store : str or None
+        Content hash of the store that the words come from; None for meta-latents whose latents were
+        described from several stores.
     """
 
     dictionary: Identity
     frame: pd.DataFrame
     tokens: csr_array
     vocabulary: Sequence[str] | PreTrainedTokenizerBase
+    store: str | None = None
 
     @property
     def name(self) -> str:
@@ -81,6 +85,20 @@ class Labels(Result):
             If the latent is not a whole number, or is out of range.
         """
         return str(self.frame["label"].iat[select_latent(latent, len(self))])
+
+    def require_store(self, store: ActivationStore) -> None:
+        """Refuse a store other than the one that the words come from, if that is known.
+
+        Raises
+        ------
+        ValueError
+            If the two stores differ in content, so that the words are those of another text.
+        """
+        if self.store is not None and self.store != store.content_hash:
+            raise ValueError(
+                f"The labels of {self.dictionary.described} were taken from the store [{self.store[:8]}], "
+                f"but the store [{store.content_hash[:8]}] was given."
+            )
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -173,7 +191,8 @@ def label_latents(
         len(vocabulary),
     )
     top, lift = _top_tokens(activations, store, len(vocabulary), min_count)
-    return _labels(dictionary.identity, texts, _shares(strongest), top, lift, vocabulary, logits)
+    found = _labels(dictionary.identity, texts, _shares(strongest), top, lift, vocabulary, logits)
+    return replace(found, store=store.content_hash)
 
 
 def words(
@@ -297,7 +316,9 @@ def label_meta_latents(
     for row in bar:
         ids, weights = _row(tokens, row)
         texts.append(_text(words(ids.tolist(), weights.tolist(), vocabulary)))
-    return _labels(meta.identity, texts, tokens, _where(tokens, chosen), lift, vocabulary, logits)
+    found = _labels(meta.identity, texts, tokens, _where(tokens, chosen), lift, vocabulary, logits)
+    stores = {of_base.store for of_base in labels}
+    return replace(found, store=stores.pop() if len(stores) == 1 else None)
 
 
 def require_labels(meta: MetaSAE, labels: Sequence[Labels]) -> None:

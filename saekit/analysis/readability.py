@@ -116,6 +116,7 @@ def measure_readability(
     min_active = settings.whole("min_active", min_active)
     activations.dictionary.require(labels.dictionary, "The dictionary of the activations")
     activations.require_store(store)
+    labels.require_store(store)
     sides = {"lift": _lift(labels, store)}
     if rebuilt is not None:
         sides["rebuilt"] = np.asarray(rebuilt, dtype=float)

@@ -155,3 +155,18 @@ def test_what_does_not_belong_together_is_refused(world) -> None:
             measure_readability(labels, activations, store, bad)
     with pytest.raises(ValueError, match="min_active"):
         measure_readability(labels, activations, store, min_active=0)
+
+
+def test_labels_of_another_text_are_refused(world) -> None:
+    """Of the same dictionary, whose identity says nothing about the text that the words come from."""
+    store, (tokens, eye) = world[0], (world[0].tokens[:50], torch.eye(len(VOCABULARY)))
+    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    part = in_memory(eye[tokens], tokens=tokens, special=nowhere, excluded=nowhere)
+    dictionary = Dictionary.from_weights(eye[:3], eye[:3], d_in=len(eye), info={"hook_point": "toy"})
+    here, there = collect(dictionary, store), collect(dictionary, part)
+    of_part = label_latents(dictionary, there, part, VOCABULARY)
+    with pytest.raises(ValueError, match=r"labels of relu 3 at toy .* taken from the store \["):
+        measure_readability(of_part, here, store)
+    with pytest.raises(ValueError, match=r"activations of relu 3 at toy .* collected over the store \["):
+        measure_readability(of_part, here, part)
+    measure_readability(of_part, there, part)
