@@ -83,7 +83,7 @@ def check_agreement(
     MismatchError
         If two of them contradict each other; the message names both, with their values.
     ValueError
-        If the model is in training mode.
+        If the model is in training mode, or the weights of a dictionary are no longer finite.
 
     Warns
     -----
@@ -105,6 +105,8 @@ def check_agreement(
     if model is not None and not isinstance(model, Module):
         raise TypeError(f"model must be a model from saekit.load_model, found {type(model).__name__}.")
     require_dictionaries(**{f"dictionaries[{i}]": one for i, one in enumerate(dictionaries)})
+    for dictionary in dictionaries:
+        dictionary.require_finite()
     if isinstance(activations, Module | Dictionary | str | Path):
         found = type(activations).__name__
         raise TypeError(f"Activations must be an ActivationStore, a tensor or a NumPy array, found {found}.")

@@ -22,7 +22,7 @@ from torch import Tensor
 from saekit.files import as_json, hash_json, hash_tensors, read_json, read_tensors, write_json, write_tensors
 from saekit.identity import Identity, fingerprint
 from saekit.selection import Latents, select_latents
-from saekit.settings import choice, flag, real, whole
+from saekit.settings import choice, finite, flag, real, whole
 from saekit.sparse import SparseLatents, affine
 
 FORMAT = "saekit-dictionary-1"
@@ -191,11 +191,7 @@ class Dictionary(Described):
                     f"{name} must have shape {list(shape)} beside W_enc [d_in={d_in}, d_sae={d_sae}], "
                     f"found {list(found)}."
                 )
-        for name, tensor in tensors.items():
-            if name != "threshold":
-                _require_finite(tensor, f"{name} holds")
-        if not (tensors["threshold"] >= 0).all():  # or it is not a number
-            raise ValueError("Thresholds must be at least 0: a latent is never negative.")
+        _require_numbers(tensors)
         if self.normalization is not None:
             choice("normalization", self.normalization, NORMALIZATIONS)
         if not isinstance(self.info, Mapping):
@@ -407,7 +403,7 @@ class Dictionary(Described):
                 f"{self.name} takes activations of shape [batch, {self.d_in}], found {list(x.shape)}."
             )
         x = x.to(self.W_enc.dtype)
-        _require_finite(x, "The activations hold")
+        finite("The activations hold", x)
         return x
 
     def _active(self, h: Tensor) -> Tensor:
@@ -466,7 +462,7 @@ class Dictionary(Described):
         """
         if not isinstance(latents, SparseLatents):
             latents = torch.as_tensor(latents, device=self.W_enc.device).to(self.W_dec.dtype)
-        _require_finite(latents.values if isinstance(latents, SparseLatents) else latents, "The latents hold")
+        finite("The latents hold", latents.values if isinstance(latents, SparseLatents) else latents)
         if self.normalization is not None and scale is None:
             raise ValueError(
                 f"{self.name} normalises every row ({self.normalization}), so decoding needs their scale: "
@@ -490,6 +486,16 @@ class Dictionary(Described):
         return self.decode(self.encode_sparse(x), self.row_scale(x))
 
     # ------------------------------------------------------------------ moving latents
+
+    def require_finite(self) -> None:
+        """Refuse to continue if its tensors were changed in place to values that are not finite.
+
+        Raises
+        ------
+        ValueError
+            If a value is infinite (other than a threshold) or not a number, or a threshold is negative.
+        """
+        _require_numbers(self.tensors(), f" of {self.name}")
 
     def require_independent(self, purpose: str) -> None:
         """Refuse to continue if the latents depend on each other, or their unit on the row.
@@ -751,10 +757,13 @@ def _check_record(info: Mapping[str, Any], k: int | None, threshold: Any) -> Non
             raise ValueError(f"info has no key {key!r} that saekit reads: call it 'hook_point'.")
 
 
-def _require_finite(tensor: Tensor, what: str) -> None:
-    """Refuse values that are not finite, without a copy of the tensor, which may be large."""
-    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
-        raise ValueError(f"{what} values that are not finite.")
+def _require_numbers(tensors: Mapping[str, Tensor], of: str = "") -> None:
+    """Refuse weights that are not finite (a threshold may be infinite) and negative thresholds."""
+    for name, tensor in tensors.items():
+        if name != "threshold":
+            finite(f"{name}{of} holds", tensor)
+    if not (tensors["threshold"] >= 0).all():  # or it is not a number
+        raise ValueError(f"Thresholds{of} must be at least 0: a latent is never negative.")
 
 
 def _sizes(

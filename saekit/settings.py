@@ -191,6 +191,25 @@ def torch_dtype(value: torch.dtype) -> torch.dtype:
     return value
 
 
+def finite(what: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor with values that are not finite, without a copy of it, since it may be large.
+
+    Parameters
+    ----------
+    what : str
+        Beginning of the sentence, such as `"W_enc holds"`.
+    tensor : Tensor
+        Of any shape.
+
+    Raises
+    ------
+    ValueError
+        If a value is infinite or not a number.
+    """
+    if tensor.numel() and not all(bool(torch.isfinite(extreme)) for extreme in tensor.aminmax()):
+        raise ValueError(f"{what} values that are not finite.")
+
+
 def _is_boolean(value: Any) -> bool:
     """Whether it is one Boolean, of Python, NumPy or torch."""
     dtype = str(getattr(value, "dtype", ""))

@@ -11,11 +11,11 @@ from dictionaries import make
 
 from saekit.activations import ActivationStore
 from saekit.agreement import MismatchError, MismatchWarning, UnrecordedWarning, check_agreement
-from saekit.analysis import insert_latents, insertion, stitch
+from saekit.analysis import best_matches, insert_latents, insertion, nearest, stitch
 from saekit.family import Family
 from saekit.files import read_json
 from saekit.loading.names import BUNDLED
-from saekit.metrics import ce_degradation
+from saekit.metrics import ce_degradation, evaluate
 from saekit.models import describe_model, load_model
 from saekit.passes import one_pass
 from saekit.streaming import StreamedActivations
@@ -204,3 +204,21 @@ def test_dictionaries_of_two_precisions_are_refused_with_the_remedy():
         with pytest.raises(MismatchError, match=r"is float64, but .* is float32: convert one .*\.to\(dtype="):
             analysis(small, large, x)
         analysis(small.to(dtype=torch.float32), large, x)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec", "threshold"])
+def test_a_dictionary_that_was_spoilt_in_place_is_refused_at_the_door(name):
+    """Where nothing compares greater than NaN, its latents would only be silent."""
+    small, large = make(width=20), make(width=40)
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    getattr(large, name).view(-1)[5] = torch.nan
+    sentence = "Thresholds of relu 40" if name == "threshold" else f"{name} of relu 40 .* are not finite"
+    for call in (
+        lambda: evaluate(large, x),
+        lambda: insertion(small, large, x),
+        lambda: best_matches(small, large),
+        lambda: nearest(small.W_dec, large, k=1),
+        lambda: stitch(small, large, x),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()

@@ -786,8 +786,7 @@ def logit_table(
             f"The unembedding must be [{dictionary.d_in}, vocab] for {dictionary.name}, "
             f"found {list(unembedding.shape)}."
         )
-    if not unembedding.isfinite().all():
-        raise ValueError("The unembedding holds values that are not finite.")
+    settings.finite("The unembedding holds", unembedding)
     n = settings.whole("n", n, at_most=unembedding.shape[1])
     require_vocabulary(vocabulary, unembedding.shape[1])
     if chunk is None:

@@ -94,6 +94,11 @@ def cosines(
     exclude_self : bool
         Leave out the cosine of each row of `a` with the row of `b` of the same index.
 
+    Raises
+    ------
+    ValueError
+        If a direction holds a value that is not finite.
+
     Examples
     --------
     >>> import torch
@@ -101,6 +106,8 @@ def cosines(
     >>> found.up[0][:, 0].tolist(), found.down[1].tolist(), found.above.nnz
     ([0.6000000238418579, 0.800000011920929], [[1]], 1)
     """
+    for directions in (a, b):
+        settings.finite("The directions hold", directions)
     contents = fingerprint((a,)), fingerprint((b,))
     place = str(a.device), exclude_self
     for key, turned in (((contents, *place), False), ((contents[::-1], *place), True)):
@@ -369,7 +376,7 @@ def nearest(
     Raises
     ------
     ValueError
-        If the two do not belong together, or `other` has fewer than `k` candidates.
+        If the two do not belong together, a value is not finite, or `other` has fewer than `k` candidates.
     TypeError, IndexError, ValueError
         As `select_latents`.
 
@@ -400,6 +407,8 @@ def nearest(
             raise ValueError(
                 f"{other.name} can be compared with directions [n, {other.d_in}], found {list(rows.shape)}."
             )
+        settings.finite("The directions hold", rows)
+        other.require_finite()
     if latents is None and isinstance(dictionary, Dictionary):
         found = cosines(rows, other.W_dec, k=k, exclude_self=exclude_self).up
     else:

@@ -282,6 +282,21 @@ def test_dictionaries_of_other_places_are_not_compared_by_mistake() -> None:
             compare(small, large, allow_mismatch=True)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_directions_that_are_not_finite_are_refused(bad) -> None:
+    small, large = random_dictionary(8), random_dictionary(16)
+    directions = large.W_dec.clone()
+    directions[3, 1] = bad
+    for call in (
+        lambda: cosines(directions, small.W_dec),
+        lambda: cosines(small.W_dec, directions, k=2, floor=0.5),
+        lambda: nearest(directions, small, k=1),
+        lambda: nearest(directions, small, k=1, latents=[3]),
+    ):
+        with pytest.raises(ValueError, match="directions hold values that are not finite"):
+            call()
+
+
 @pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan"), "0.7", None])
 def test_theta_is_a_cosine(theta) -> None:
     family = Family([random_dictionary(8), random_dictionary(16)])

@@ -373,8 +373,8 @@ def matching_pursuit(rows: Tensor, atoms: Tensor, terms: int, *, signed: bool) -
     terms = settings.whole("terms", terms, at_most=len(atoms))
     if rows.shape[1] != atoms.shape[1]:
         raise ValueError(f"The rows have dimension {rows.shape[1]}, the atoms {atoms.shape[1]}.")
-    if not (rows.isfinite().all() and atoms.isfinite().all()):
-        raise ValueError("Matching pursuit needs finite rows and atoms.")
+    settings.finite("The rows hold", rows)
+    settings.finite("The atoms hold", atoms)
     atoms = F.normalize(atoms, dim=1)
     chunk = max(1, CHUNK_ELEMENTS // max(len(atoms), terms * rows.shape[1]))
     return SparseLatents.concatenate([_pursue(part, atoms, terms, signed) for part in rows.split(chunk)])
