@@ -185,7 +185,7 @@ ANALYSES: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "frankenstein": lambda i: lambda: analysis.build_frankenstein(i.family, i.x),
     "specificity": lambda i: lambda: analysis.measure_specificity(i.small, i.large, i.x),
     "cosines": all_from_cosines,
-    "uniqueness": lambda i: lambda: analysis.measure_uniqueness(i.small, i.large),
+    "uniqueness": lambda i: lambda: analysis.match_latents(i.small, i.large),
     "adjacency_overlap": of_meta(lambda meta, i: analysis.adjacency_overlap(meta, i.small)),
     "meta_baselines": of_meta(lambda meta, i: analysis.meta_baselines(meta, [i.small])),
 }

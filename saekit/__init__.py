@@ -12,7 +12,7 @@ Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0,
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
                  multiple_choice_test, measure_rebuilt_ce
-Uniqueness       measure_uniqueness, family_uniqueness
+Uniqueness       match_latents, measure_uniqueness, family_uniqueness
 Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
@@ -77,6 +77,7 @@ _EXPORTS = {
         "label_meta_latents",
         "logit_table",
         "match_by_density",
+        "match_latents",
         "matched_curve",
         "matched_l0",
         "measure_overshoot",

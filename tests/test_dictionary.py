@@ -13,7 +13,7 @@ import torch
 from dictionaries import make, parameters
 from safetensors.torch import load_file, save_file
 
-from saekit.analysis import best_matches, collect, measure_uniqueness, stitch
+from saekit.analysis import best_matches, collect, match_latents, stitch
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
 
@@ -79,7 +79,7 @@ def test_a_dictionary_without_latents_reconstructs_its_bias(tmp_path, half):
     assert found.l0 == 0
     assert Dictionary.load(empty.save(tmp_path, half=half)).content_hash == empty.content_hash
     assert collect(empty, x).summary["median_density"] is None
-    for compare in (best_matches, lambda small, large: stitch(small, large, x), measure_uniqueness):
+    for compare in (best_matches, lambda small, large: stitch(small, large, x), match_latents):
         with pytest.raises(ValueError, match="holds no latents"):
             compare(empty, dictionary)
 

@@ -86,7 +86,9 @@ from saekit.analysis.stitching.path import (
     stitch,
     stitch_chain,
 )
-from saekit.analysis.uniqueness import FamilyUniqueness, Uniqueness, family_uniqueness, measure_uniqueness
+from saekit.analysis.uniqueness.families import FamilyUniqueness, family_uniqueness
+from saekit.analysis.uniqueness.matching import Matching, match_latents
+from saekit.analysis.uniqueness.seeds import Uniqueness, measure_uniqueness
 
 __all__ = [
     "RECIPES",
@@ -111,6 +113,7 @@ __all__ = [
     "LogitTable",
     "MatchedCurve",
     "MatchedL0",
+    "Matching",
     "Members",
     "MetaBaselines",
     "MetaSAE",
@@ -154,6 +157,7 @@ __all__ = [
     "label_meta_latents",
     "logit_table",
     "match_by_density",
+    "match_latents",
     "matched_curve",
     "matched_l0",
     "matching_pursuit",

@@ -12,14 +12,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.nulls import NULLS
-from saekit.analysis.uniqueness import STATUSES
+from saekit.analysis.uniqueness.matching import STATUSES
 from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import as_list, groups_of, made_from, named, root_scale, shared
 from saekit.wording import listed, on_tokens, percent
 
 if TYPE_CHECKING:
-    from saekit.analysis.uniqueness import FamilyUniqueness
+    from saekit.analysis.uniqueness.families import FamilyUniqueness
 
 NULL_DASHES = dict(zip(NULLS, ("-", ":"), strict=True))
 SEEDS, NEXT_WIDTH = RECONSTRUCTION, INK

@@ -33,7 +33,7 @@ from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
 from saekit.analysis.meta.sae import RECIPES, Recipe
 from saekit.analysis.novelty import GroupInsertionPass, InsertionPass
 from saekit.analysis.stitching.path import Stitching, StitchingPass
-from saekit.analysis.uniqueness import FamilyUniquenessPass
+from saekit.analysis.uniqueness.families import FamilyUniquenessPass
 from saekit.family import Comparison, Family
 from saekit.figures import Plot, kind_style
 from saekit.files import writable_folder

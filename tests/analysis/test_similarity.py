@@ -10,8 +10,8 @@ from saekit.agreement import MismatchError
 from saekit.analysis import (
     best_matches,
     family_similarity,
+    match_latents,
     measure_splitting,
-    measure_uniqueness,
     nearest,
     similarity,
     splitting_tree,
@@ -175,7 +175,7 @@ def test_a_pair_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = cosines(small.W_dec, large.W_dec, floor=0.4)
     assert sizes == [(50, 30)]
     encoders = random_dictionary(50, seed=1).W_dec.T.contiguous()
-    measure_uniqueness(small, replace(large, W_enc=encoders), exact_cosines=0, candidates=4)
+    match_latents(small, replace(large, W_enc=encoders), exact_cosines=0, candidates=4)
     assert sizes[1:3] == [(30, 50), (30, 50)]  # decoders with more of each row, encoders
     n = len(sizes)
     best_matches(small, large), plan(small, large, theta=0.3)

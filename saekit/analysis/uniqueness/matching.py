@@ -1,10 +1,10 @@
-"""Whether another training run finds the same latents: one-to-one matching, and its nulls."""
+"""The latents of two dictionaries matched one to one, and how far matched ones agree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,9 @@ from tqdm.auto import tqdm
 from saekit import settings
 from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
-from saekit.analysis.nulls import NULLS, null_dictionary
 from saekit.analysis.similarity import cosines
 from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
-from saekit.family import Family
 from saekit.identity import Identity
 from saekit.passes import Batch, Tokens, one_pass
 from saekit.results import Result
@@ -35,7 +33,7 @@ STATUSES = ("shared", "crowded", "alone")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Uniqueness(Result):
+class Matching(Result):
     """A one-to-one matching of the latents of two dictionaries, and each latent's own best match.
 
     Attributes
@@ -181,7 +179,7 @@ class Uniqueness(Result):
 
 
 @cached
-def measure_uniqueness(
+def match_latents(
     a: Dictionary,
     b: Dictionary,
     *,
@@ -191,7 +189,7 @@ def measure_uniqueness(
     exact_cosines: int = EXACT_COSINES,
     progress: bool = False,
     allow_mismatch: bool = False,
-) -> Uniqueness:
+) -> Matching:
     """Match the latents of two dictionaries one to one, so that the sum of their cosines is greatest.
 
     Every latent of the narrower dictionary gets a distinct partner in the other one. Up to
@@ -228,13 +226,12 @@ def measure_uniqueness(
     Notes
     -----
     Matching by the Hungarian algorithm, by decoder and by encoder directions, and the cosine of 0.7
-    from which a pair is shared, follow Paulo & Belrose (2025, arXiv:2501.16615); uniqueness is the
-    first condition of a canonical set of units in Leask et al. (ICLR 2025). Dead latents are
-    matched like all others.
+    from which a pair is shared, follow Paulo & Belrose (2025, arXiv:2501.16615). Dead latents are
+    matched like all others. `measure_uniqueness` takes any number of seeds of one width.
 
     Examples
     --------
-    >>> result = measure_uniqueness(dictionary, other_seed, activations=x)
+    >>> result = match_latents(dictionary, other_seed, activations=x)
     >>> result.summary["share_shared"], round(result.summary["mean_correlation"], 2)
     (1.0, 0.99)
     """
@@ -243,14 +240,14 @@ def measure_uniqueness(
     candidates = settings.whole("candidates", candidates)
     exact_cosines = settings.whole("exact_cosines", exact_cosines, at_least=0)
     check_agreement(activations=activations, dictionaries=[a, b], allow_mismatch=allow_mismatch)
-    with tqdm(total=2, disable=not progress, unit="matching", desc="uniqueness") as bar:
+    with tqdm(total=2, disable=not progress, unit="matching", desc="matching") as bar:
         matchings = []
         for directions in ((a.W_dec, b.W_dec), (a.W_enc.T, b.W_enc.T)):
             matchings.append(_match(*directions, candidates, exact_cosines))
             bar.update()
     decoder, encoder = matchings
     frame, frame_b = (_frame(*sides, theta) for sides in zip(decoder.sides, encoder.sides, strict=True))
-    result = Uniqueness(a.identity, b.identity, theta, frame, frame_b, decoder.exact, decoder.gap)
+    result = Matching(a.identity, b.identity, theta, frame, frame_b, decoder.exact, decoder.gap)
     if activations is None:
         return result
     adding = MatchedActivations(a, b, result)
@@ -258,7 +255,7 @@ def measure_uniqueness(
         activations,
         adding,
         dictionaries=[a, b],
-        purpose="uniqueness",
+        purpose="matching",
         progress=progress,
         allow_mismatch=allow_mismatch,
     )
@@ -280,27 +277,27 @@ class _Side:
 
 
 @dataclass(frozen=True, eq=False)
-class _Matching:
+class _Assigned:
     sides: tuple[_Side, _Side]
     exact: bool
     gap: float
 
 
-def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Matching:
+def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Assigned:
     """Match directions `[n, d]` and `[m, d]` of any norm one to one."""
     if not (len(a) and len(b)):
         raise ValueError("A dictionary holds no latents, so there are none to match.")
     if len(a) > len(b):
         turned = _match(b, a, candidates, exact_cosines)
-        return _Matching(turned.sides[::-1], turned.exact, turned.gap)
-    match, cosine, lost = _assign(a, b, candidates, exact_cosines)
+        return _Assigned(turned.sides[::-1], turned.exact, turned.gap)
+    match, cosine, lost = assign(a, b, candidates, exact_cosines)
     back, back_cosine = np.full(len(b), -1), np.full(len(b), np.nan, dtype=cosine.dtype)
     back[match], back_cosine[match] = np.arange(len(a)), cosine
     found = cosines(a, b)
     best_cosine, best, back_best_cosine, back_best = (
         tensor[:, 0].cpu().numpy() for tensor in (*found.up, *found.down)
     )
-    return _Matching(
+    return _Assigned(
         sides=(
             _Side(match, cosine, best, best_cosine, back_best[best] == np.arange(len(a))),
             _Side(back, back_cosine, back_best, back_best_cosine, best[back_best] == np.arange(len(b))),
@@ -310,53 +307,83 @@ def _match(a: Tensor, b: Tensor, candidates: int, exact_cosines: int) -> _Matchi
     )
 
 
-def _assign(
-    a: Tensor, b: Tensor, candidates: int, exact_cosines: int
+def assign(
+    a: Tensor, b: Tensor, candidates: int, exact_cosines: int, *, absolute: bool = False
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """A partner in `b` for each row of `a`, their cosines, and a bound on what their sum lacks.
+    """The one-to-one matching of directions whose sum of cosines, or of absolute ones, is greatest.
 
-    `a` has no more rows than `b`. None if the sum is certainly the greatest.
+    Parameters
+    ----------
+    a, b : Tensor
+        Directions of any norm, `[n, d]` and `[m, d]` with `n` at most `m`.
+    candidates, exact_cosines : int
+        As for `match_latents`.
+    absolute : bool
+        Maximise absolute cosines.
+
+    Returns
+    -------
+    match : ndarray
+        A distinct row of `b` for each row of `a`.
+    cosine : ndarray
+        Their cosines, or absolute cosines.
+    lost : float or None
+        Upper bound on what their sum lacks; None if it is certainly the greatest.
+
+    Examples
+    --------
+    >>> assign(torch.eye(3), -torch.eye(3)[[1, 0, 2]], 3, 9, absolute=True)
+    (array([1, 0, 2]), array([1., 1., 1.], dtype=float32), None)
     """
     if len(a) * len(b) <= exact_cosines:
         products = (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).cpu().numpy()
+        products = np.abs(products) if absolute else products
         rows, match = linear_sum_assignment(products, maximize=True)
         return match, products[rows, match], None
 
-    graph, alone = _candidate_graph(a, b, min(candidates, len(a)))
+    graph, alone = _candidate_graph(a, b, min(candidates, len(a)), absolute)
     rows, match = min_weight_full_bipartite_matching(graph)
     cosine = (2 - graph[rows, match]).astype(np.float32)
     left = np.flatnonzero(match >= len(b))
     if not len(left):
         return match, cosine, None
     free = np.setdiff1d(np.arange(len(b)), match)
-    places, cosine[left], _ = _assign(a[left], b[free], candidates, exact_cosines)
+    places, cosine[left], _ = assign(a[left], b[free], candidates, exact_cosines, absolute=absolute)
     match[left] = free[places]
     return match, cosine, max(0.0, float((alone[left] - cosine[left]).sum()))
 
 
-def _candidate_graph(a: Tensor, b: Tensor, k: int) -> tuple[csr_array, np.ndarray]:
+def _candidate_graph(a: Tensor, b: Tensor, k: int, absolute: bool) -> tuple[csr_array, np.ndarray]:
     """Costs (2 minus cosine) of the `k` best pairs of each row of both, and what going alone is worth.
 
     A row of `a` that stays alone has a separate column after those of `b`, worth its last candidate:
-    at least as much as any pair that is not in the graph.
+    at least as much as any pair that is not in the graph. Absolute cosines are those with `b` and with
+    its opposite, whichever is greater, so the graph has the `k` best pairs of both.
     """
-    found = cosines(a, b, k=k)
-    up, up_index, down, down_index = (tensor[:, :k].cpu().numpy() for tensor in (*found.up, *found.down))
     n, m = len(a), len(b)
-    rows = np.concatenate([np.arange(n).repeat(k), down_index.ravel()])
-    columns = np.concatenate([up_index.ravel(), np.arange(m).repeat(k)])
-    pairs, first = np.unique(rows * m + columns, return_index=True)
-    values = np.concatenate([up.ravel(), down.ravel()])[first].astype(np.float64)
-    alone = up[:, -1].astype(np.float64) - TIE
+    keys, values, last = [], [], []
+    for other in (b, -b) if absolute else (b,):
+        found = cosines(a, other, k=k)
+        up, up_index, down, down_index = (tensor[:, :k].cpu().numpy() for tensor in (*found.up, *found.down))
+        keys += [
+            np.arange(n).repeat(k) * m + up_index.ravel(),
+            down_index.ravel() * m + np.arange(m).repeat(k),
+        ]
+        values += [up.ravel(), down.ravel()]
+        last.append(up[:, -1].astype(np.float64))
+    key, value = np.concatenate(keys), np.concatenate(values).astype(np.float64)
+    best_first = np.argsort(-value, kind="stable")  # a pair that is there with both signs counts once
+    pairs, first = np.unique(key[best_first], return_index=True)
+    alone = np.maximum.reduce(last) - TIE
     # No cost is zero: in a sparse graph that would be no edge.
-    costs = 2 - np.concatenate([values, alone])
+    costs = 2 - np.concatenate([value[best_first][first], alone])
     rows = np.concatenate([pairs // m, np.arange(n)])
     columns = np.concatenate([pairs % m, m + np.arange(n)])
     return csr_array((costs, (rows, columns)), shape=(n, m + n)), alone
 
 
 def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
-    """Columns of `Uniqueness.frame` that need no activations."""
+    """Columns of `Matching.frame` that need no activations."""
     shared, near = decoder.cosine >= theta, decoder.best_cosine >= theta
     return pd.DataFrame(
         {
@@ -379,7 +406,7 @@ def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
 class MatchedActivations:
     """Whether matched latents are active on the same tokens, as part of a pass that others share."""
 
-    def __init__(self, a: Dictionary, b: Dictionary, result: Uniqueness) -> None:
+    def __init__(self, a: Dictionary, b: Dictionary, result: Matching) -> None:
         self.a, self.b, self.result = a, b, result
         self._match = torch.from_numpy(result.frame["match"].to_numpy().copy())
         self._sides = _Sums(a), _Sums(b)
@@ -399,7 +426,7 @@ class MatchedActivations:
         products = of_a.values[both].double() * of_b.values[place[both]].double()
         self._products += torch.bincount(of_a.indices[both], products, minlength=of_a.width).cpu()
 
-    def finished(self, tokens: Tokens) -> Uniqueness:
+    def finished(self, tokens: Tokens) -> Matching:
         """The matching with the sums, once the pass is over."""
         correlation, match = self._correlation(tokens.n_tokens), self._match.numpy()
         back = np.full(self.b.width, np.nan)
@@ -455,205 +482,3 @@ class _Sums:
         self.active += torch.bincount(latents.indices, minlength=width).cpu()
         self.values += torch.bincount(latents.indices, values, minlength=width).cpu()
         self.squares += torch.bincount(latents.indices, values.square(), minlength=width).cpu()
-
-
-# ---------------------------------------------------------------------- nulls and families
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class FamilyUniqueness(Result):
-    """Matchings between seeds and between neighbouring widths, each beside its nulls.
-
-    Attributes
-    ----------
-    kind : str
-        Kind of the family.
-    theta : float
-        Cosine from which two matched latents count as the same one.
-    results : mapping
-        By comparison (`Comparison.label`, such as `"1152, other seed"` or `"1152 → 2304"`) and null
-        (`""` for the dictionaries themselves, else `"columns permuted"` or `"random directions"` in
-        the place of the second one): the `Uniqueness`.
-    missing : tuple of int
-        Widths without a second seed.
-    """
-
-    kind: str
-    theta: float
-    results: dict[tuple[str, str], Uniqueness]
-    missing: tuple[int, ...]
-    _plot: ClassVar[str] = "uniqueness_distributions"
-
-    @property
-    def compared(self) -> pd.DataFrame:
-        """What `results` compares: `comparison`, `null`, `width` and `other`.
-
-        `other` is `"other seed"` or `"next width"`.
-        """
-        return pd.DataFrame(
-            [
-                {"comparison": comparison, "null": null, "width": result.a.width}
-                | {"other": "other seed" if result.between_seeds else "next width"}
-                for (comparison, null), result in self.results.items()
-            ]
-        )
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row per latent, comparison and null: `comparison`, `null` and `Uniqueness.frame`."""
-        parts = [
-            result.frame.assign(comparison=comparison, null=null)
-            for (comparison, null), result in self.results.items()
-        ]
-        frame = pd.concat(parts, ignore_index=True)
-        return frame[["comparison", "null", *parts[0].columns.drop(["comparison", "null"])]]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per comparison and null, and a row with a note for each width without a second seed.
-
-        Columns: `comparison`, `null`, `seeds` (whether it compares two seeds of one width), and
-        from `Uniqueness.summary` `n_a`, `n_b`, `mean_matched_cosine`, `median_matched_cosine`,
-        `mean_best_cosine`, `mean_best_cosine_b`, `share_shared`, `share_mutual`,
-        `share_same_by_encoder`, `share_shared_both`, with activations `mean_correlation` and
-        `share_correlated`, then `gap` and `note`.
-        """
-        rows = [
-            {"comparison": comparison, "null": null, "seeds": result.between_seeds, "note": ""}
-            | result.summary
-            for (comparison, null), result in self.results.items()
-        ]
-        rows += [
-            {"comparison": f"{width}, other seed", "null": "", "seeds": True, "n_a": width}
-            | {"n_b": width, "note": "no second seed"}
-            for width in self.missing
-        ]
-        columns = [
-            *("comparison", "null", "seeds", "n_a", "n_b", "mean_matched_cosine", "median_matched_cosine"),
-            *("mean_best_cosine", "mean_best_cosine_b", "share_shared", "share_mutual"),
-            *("share_same_by_encoder", "share_shared_both", "mean_correlation", "share_correlated", "gap"),
-            "note",
-        ]
-        table = pd.DataFrame(rows)
-        return table[[column for column in columns if column in table]]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """`kind`, `theta`, `no_second_seed` (widths), and `share_shared` by comparison and by null."""
-        shares: dict[str, dict[str, float]] = {}
-        for (comparison, null), result in self.results.items():
-            shares.setdefault(comparison, {})[null or "measured"] = result.summary["share_shared"]
-        return {
-            "kind": self.kind,
-            "theta": self.theta,
-            "no_second_seed": list(self.missing),
-            "share_shared": shares,
-        }
-
-
-def family_uniqueness(
-    family: Family,
-    *,
-    theta: float = 0.7,
-    activations: ActivationStore | Tensor | None = None,
-    seed: int = 0,
-    progress: bool = False,
-    allow_mismatch: bool = False,
-) -> FamilyUniqueness:
-    """Match every width with its other seeds and with the next width, beside two nulls each.
-
-    Parameters
-    ----------
-    family : Family
-        Dictionaries of several widths, with any number of further seeds.
-    theta : float
-        Cosine from which two matched latents count as the same one, from 0 to 1.
-    activations : ActivationStore or Tensor, optional
-        Tokens on which the activations of matched latents are compared; each dictionary encodes
-        them once.
-    seed : int
-        Seed of the nulls (see `null_dictionary`).
-    progress : bool
-        Show a progress bar in matched pairs of dictionaries.
-    allow_mismatch : bool
-        Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
-
-    Raises
-    ------
-    ValueError
-        As `measure_uniqueness`.
-
-    Notes
-    -----
-    See `measure_uniqueness`.
-
-    Examples
-    --------
-    >>> result = family_uniqueness(family)
-    >>> result.summary["share_shared"]["8, other seed"]["measured"]
-    1.0
-    """
-    adding = FamilyUniquenessPass(
-        family, theta=theta, seed=seed, progress=progress, allow_mismatch=allow_mismatch
-    )
-    if activations is None or not adding.dictionaries:  # a single dictionary has nothing to match
-        return adding.result
-    tokens = one_pass(
-        activations,
-        adding,
-        dictionaries=adding.dictionaries,
-        purpose="uniqueness",
-        progress=progress,
-        allow_mismatch=allow_mismatch,
-    )
-    return adding.finished(tokens)
-
-
-class FamilyUniquenessPass:
-    """`family_uniqueness` as a part of a pass that others share: matched, its activations to be added up.
-
-    Attributes
-    ----------
-    result : FamilyUniqueness
-        Without activations.
-    dictionaries : list of Dictionary
-        Those that are compared.
-    """
-
-    def __init__(
-        self,
-        family: Family,
-        *,
-        theta: float = 0.7,
-        seed: int = 0,
-        progress: bool = False,
-        allow_mismatch: bool = False,
-    ) -> None:
-        theta, seed = settings.cosine("theta", theta), settings.whole("seed", seed, at_least=0)
-        comparisons = [*family.comparisons(null=True), *family.comparisons(null=False)]
-        results, self._parts = {}, dict[tuple[str, str], MatchedActivations]()
-        total = len(comparisons) * (1 + len(NULLS))
-        with tqdm(total=total, disable=not progress, unit="pair", desc="uniqueness") as bar:
-            for comparison in comparisons:
-                a, b = comparison.small, comparison.large
-                for null in ("", *NULLS):
-                    second = null_dictionary(b, null, seed=seed) if null else b
-                    found = measure_uniqueness(a, second, theta=theta, allow_mismatch=allow_mismatch)
-                    results[comparison.label, null] = found
-                    bar.update()
-                measured = comparison.label, ""
-                self._parts[measured] = MatchedActivations(a, b, results[measured])
-        self.dictionaries = list(
-            {id(d): d for part in self._parts.values() for d in (part.a, part.b)}.values()
-        )
-        self.result = FamilyUniqueness(family.kind, theta, results, tuple(family.without_null))
-
-    def __call__(self, batch: Batch) -> None:
-        """Add a batch."""
-        for part in self._parts.values():
-            part(batch)
-
-    def finished(self, tokens: Tokens) -> FamilyUniqueness:
-        """The matchings with the sums, once the pass is over."""
-        measured = {key: part.finished(tokens) for key, part in self._parts.items()}
-        return replace(self.result, results=self.result.results | measured)

@@ -9,7 +9,8 @@ from dictionaries import make
 from saekit.agreement import MismatchError
 from saekit.analysis.nulls import null_dictionary
 from saekit.analysis.similarity import nearest
-from saekit.analysis.uniqueness import MatchedActivations, family_uniqueness, measure_uniqueness
+from saekit.analysis.uniqueness.families import family_uniqueness
+from saekit.analysis.uniqueness.matching import MatchedActivations, match_latents
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.passes import one_pass
@@ -39,7 +40,7 @@ def test_the_matching_is_the_best_of_all(n: int, m: int) -> None:
     wide = values if n <= m else values.T
     best = max(sum(wide[i, j] for i, j in enumerate(order)) for order in permutations(range(long), short))
     for options in ({}, {"exact_cosines": 0, "candidates": 2}, {"exact_cosines": 0, "candidates": 7}):
-        result = measure_uniqueness(a, b, **options)
+        result = match_latents(a, b, **options)
         pairs = result.pairs
         assert len(pairs) == len(set(pairs["match"])) == short == result.summary["n_matched"]
         found = values[pairs["latent"], pairs["match"]]
@@ -53,7 +54,7 @@ def test_the_matching_is_the_best_of_all(n: int, m: int) -> None:
 def test_sparse_and_exact_matching_agree_on_related_dictionaries() -> None:
     a = make(d_in=16, width=120)
     b, order = shuffled(a, noise=0.1)
-    exact, sparse = measure_uniqueness(a, b), measure_uniqueness(a, b, exact_cosines=0, candidates=4)
+    exact, sparse = match_latents(a, b), match_latents(a, b, exact_cosines=0, candidates=4)
     assert sparse.exact
     assert sparse.frame["match"].tolist() == exact.frame["match"].tolist()
     assert sparse.frame["best_match"].tolist() == exact.frame["best_match"].tolist()
@@ -64,9 +65,9 @@ def test_sparse_and_exact_matching_agree_on_related_dictionaries() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_gap_bounds_what_few_candidates_cost(seed: int) -> None:
     a, b = make(d_in=4, width=60, seed=seed), make(d_in=4, width=70, seed=seed + 10)
-    exact = measure_uniqueness(a, b)
+    exact = match_latents(a, b)
     assert exact.exact
-    sparse = measure_uniqueness(a, b, exact_cosines=100, candidates=2)
+    sparse = match_latents(a, b, exact_cosines=100, candidates=2)
     assert not sparse.exact
     lacks = exact.summary["mean_matched_cosine"] - sparse.summary["mean_matched_cosine"]
     assert -1e-7 <= lacks <= sparse.gap + 1e-7
@@ -75,7 +76,7 @@ def test_the_gap_bounds_what_few_candidates_cost(seed: int) -> None:
 
 def test_equal_rows_leave_nobody_alone() -> None:
     a = make(d_in=3, width=1).gather([0] * 12)
-    result = measure_uniqueness(a, a, exact_cosines=0, candidates=3)
+    result = match_latents(a, a, exact_cosines=0, candidates=3)
     assert sorted(result.frame["match"]) == list(range(12))
     assert result.summary["mean_matched_cosine"] == pytest.approx(1)
 
@@ -84,7 +85,7 @@ def test_a_shuffled_copy_is_found_again_and_has_the_same_activations() -> None:
     a = make(d_in=16, width=50)
     b, order = shuffled(a)
     x = torch.randn(400, 16, generator=torch.Generator().manual_seed(2))
-    result = measure_uniqueness(a, b, activations=x)
+    result = match_latents(a, b, activations=x)
     assert result.frame["match"].tolist() == order.argsort().tolist()
     assert result.frame_b["match"].tolist() == order.tolist()
     assert set(result.frame["status"]) == {"shared"}
@@ -97,7 +98,7 @@ def test_a_shuffled_copy_is_found_again_and_has_the_same_activations() -> None:
 
 def test_best_matches_and_mutual_best_are_those_of_the_similarity() -> None:
     a, b = make(width=40), make(width=30, seed=1)
-    result = measure_uniqueness(a, b)
+    result = match_latents(a, b)
     (cosine, up), (_, down) = (nearest(one, other, k=1) for one, other in ((a, b), (b, a)))
     assert result.frame["best_match"].tolist() == up[:, 0].tolist()
     assert result.frame_b["best_match"].tolist() == down[:, 0].tolist()
@@ -117,7 +118,7 @@ def test_status_says_why_a_latent_has_no_counterpart() -> None:
     a, b = (
         Dictionary(r.T.contiguous(), torch.zeros(3), r, torch.zeros(6), torch.zeros(3)) for r in rows.values()
     )
-    result = measure_uniqueness(a, b, theta=0.7)
+    result = match_latents(a, b, theta=0.7)
     assert result.frame["status"].tolist() == ["shared", "crowded", "alone"]
     assert result.summary["share_shared"] == pytest.approx(1 / 3)
     assert result.summary["share_best"] == pytest.approx(2 / 3)
@@ -129,7 +130,7 @@ def test_status_says_why_a_latent_has_no_counterpart() -> None:
 def test_correlation_is_that_of_the_dense_activations() -> None:
     a, b = make(width=30), make(width=24, seed=1)
     x = torch.randn(500, 12, generator=torch.Generator().manual_seed(3))
-    result = measure_uniqueness(a, b, activations=x)
+    result = match_latents(a, b, activations=x)
     dense = [d.encode(x).double().numpy() for d in (a, b)]
     for row in result.frame.itertuples():
         left = dense[0][:, row.latent]
@@ -142,7 +143,7 @@ def test_correlation_is_that_of_the_dense_activations() -> None:
     back = result.frame_b.set_index("latent")["correlation"]
     pairs = result.pairs
     np.testing.assert_allclose(back.loc[pairs["match"]].to_numpy(), pairs["correlation"], atol=1e-12)
-    cut = MatchedActivations(a, b, measure_uniqueness(a, b))
+    cut = MatchedActivations(a, b, match_latents(a, b))
     tokens = one_pass(x, cut, dictionaries=[a, b], purpose="uniqueness", batch_size=33)
     np.testing.assert_allclose(
         cut.finished(tokens).frame["correlation"], result.frame["correlation"], atol=1e-9
@@ -153,14 +154,14 @@ def test_latents_of_dictionaries_with_nothing_active_correlate_with_nothing() ->
     a, b = make(width=30), make(width=30, seed=1)
     silent = replace(b, threshold=torch.full_like(b.threshold, 1e6))
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(3))
-    result = measure_uniqueness(a, silent, activations=x)
+    result = match_latents(a, silent, activations=x)
     assert result.frame["correlation"].isna().all()
     assert result.frame_b["dead"].all()
 
 
 def test_dictionaries_must_belong_together() -> None:
     with pytest.raises(ValueError, match="has d_in 12, the second 8"):
-        measure_uniqueness(make(d_in=12), make(d_in=8))
+        match_latents(make(d_in=12), make(d_in=8))
 
     def at(place):
         made = make()
@@ -168,23 +169,23 @@ def test_dictionaries_must_belong_together() -> None:
 
     a, b = at("blocks.1.hook_resid_post"), at("blocks.2.hook_resid_post")
     with pytest.raises(MismatchError, match="hook point"):
-        measure_uniqueness(a, b)
+        match_latents(a, b)
     with pytest.warns(UserWarning, match="do not belong together"):
-        assert measure_uniqueness(a, b, allow_mismatch=True).summary["share_shared"] == 1
+        assert match_latents(a, b, allow_mismatch=True).summary["share_shared"] == 1
 
 
 @pytest.mark.parametrize("theta", [-1, 1.5, 7, float("nan"), "0.7"])
 def test_theta_is_a_cosine(theta) -> None:
     a, b = make(), make(seed=1)
     for call in (
-        lambda: measure_uniqueness(a, b, theta=theta),
+        lambda: match_latents(a, b, theta=theta),
         lambda: family_uniqueness(Family([a, b]), theta=theta),
-        lambda: measure_uniqueness(a, b).unmatched([0.5, theta]),
+        lambda: match_latents(a, b).unmatched([0.5, theta]),
     ):
         with pytest.raises((TypeError, ValueError), match="theta must be"):
             call()
     with pytest.raises(TypeError, match="candidates must be a whole number"):
-        measure_uniqueness(a, b, candidates=2.5)
+        match_latents(a, b, candidates=2.5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -194,7 +195,7 @@ def test_activations_that_are_not_finite_are_refused_as_everywhere(bad) -> None:
     x = torch.randn(50, 12)
     x[31, 4] = bad
     for call in (
-        lambda: measure_uniqueness(a, b, activations=x),
+        lambda: match_latents(a, b, activations=x),
         lambda: family_uniqueness(Family([a, b]), activations=x),
     ):
         with pytest.raises(ValueError, match="position 31 are not finite"):
@@ -210,7 +211,7 @@ def test_nulls_keep_what_they_say_and_nothing_else() -> None:
     for null in (permuted, random):
         assert null.width == a.width
         torch.testing.assert_close(null.W_dec.norm(dim=1), torch.ones(200))
-        assert measure_uniqueness(a, null).summary["mean_matched_cosine"] < 0.9
+        assert match_latents(a, null).summary["mean_matched_cosine"] < 0.9
         assert null.name != a.name
     again = null_dictionary(a, "random directions")
     assert torch.equal(again.W_dec, random.W_dec)
@@ -232,7 +233,7 @@ def test_a_family_has_any_number_of_seeds() -> None:
     for other in others:
         found = result.results[f"20, seed {other.seed}", ""]
         assert (found.a, found.b) == (first.identity, other.identity)
-        assert found.summary == measure_uniqueness(first, other).summary
+        assert found.summary == match_latents(first, other).summary
     assert result.missing == ()
     assert len(repr(result)) < 200
 
@@ -250,7 +251,7 @@ def test_a_family_has_seeds_widths_and_nulls_side_by_side() -> None:
     assert table.index.tolist() == [*expected, ("40, other seed", "")]
     assert table.loc[("40, other seed", ""), "note"] == "no second seed"
     assert result.missing == (40,)
-    alone = measure_uniqueness(first, second, theta=0.6, activations=x)
+    alone = match_latents(first, second, theta=0.6, activations=x)
     assert result.results["20, other seed", ""].frame.equals(alone.frame)
     assert table.loc[("20, other seed", ""), "share_shared"] == alone.summary["share_shared"] == 1
     assert table.loc[("20, other seed", "random directions"), "share_shared"] < 1
