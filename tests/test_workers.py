@@ -4,12 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 
-from saekit.workers import in_processes
+from saekit import workers
+
+
+def in_processes(function, jobs, **options):
+    workers.in_processes(function, jobs, names=[f"job {i}" for i in range(len(jobs))], **options)
 
 
 def test_every_result_comes_with_its_position():
@@ -39,6 +44,56 @@ def test_no_jobs_start_no_process():
     in_processes(divmod, [], workers=2, on_end=None)
 
 
+def killed(path):
+    """Let the other process begin, then die as the kernel kills what takes too much memory."""
+    while not path.exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wrote(path, seconds):
+    path.write_text("begun")
+    time.sleep(seconds)
+    return path.name
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_and_the_others_go_on(tmp_path):
+    ended = {}
+    jobs = [(killed, tmp_path / "a"), (wrote, tmp_path / "a", 2), (wrote, tmp_path / "b", 0)]
+    with pytest.raises(RuntimeError, match=r"^The process of job 0 was killed \(SIGKILL\), most likely"):
+        in_processes(call, jobs, workers=2, on_end=ended.__setitem__)
+    assert ended == {1: "a", 2: "b"}
+
+
+def call(function, *arguments):
+    return function(*arguments)
+
+
+class Picky(Exception):
+    """An error that cannot be unpickled: its constructor wants more than its arguments."""
+
+    def __init__(self, one, other):
+        super().__init__(one + other)
+
+
+def picky():
+    raise Picky("this ", "went wrong")
+
+
+@pytest.mark.slow
+def test_results_and_errors_that_cannot_be_sent_are_errors_of_their_job(tmp_path):
+    ended = {}
+    jobs = [(picky,), (threading.Lock,), (os._exit, 3), (len, "four")]
+    with pytest.raises(RuntimeError, match="Picky: this went wrong") as error:
+        in_processes(call, jobs, workers=1, on_end=ended.__setitem__)
+    notes = " ".join(error.value.__notes__)
+    assert "in picky" in notes
+    assert "cannot pickle" in notes
+    assert "The process of job 2 ended with code 3" in notes
+    assert ended == {3: 4}
+
+
 PROCESS = """
 import os, sys, time
 from saekit.workers import in_processes
@@ -48,7 +103,7 @@ def work(path):
     os.rename(path + ".tmp", path)
     time.sleep(600)
 if __name__ == "__main__":
-    in_processes(work, [(f"{sys.argv[1]}/{i}",) for i in range(3)], workers=2, on_end=print)
+    in_processes(work, [(f"{sys.argv[1]}/{i}",) for i in range(3)], names="012", workers=2, on_end=print)
 """
 
 

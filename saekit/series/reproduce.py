@@ -120,6 +120,7 @@ def reproduce(*, progress: bool = True) -> str:
         in_processes(
             _headline,
             [(path,) for path in paths],
+            names=[f"notebook {path.stem}" for path in paths],
             workers=LANES,
             threads=max(1, (os.cpu_count() or 1) // LANES),
             on_end=keep,

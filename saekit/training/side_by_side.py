@@ -33,8 +33,8 @@ def train_side_by_side(
     """Train the missing dictionaries in processes of one thread each, and resume interrupted runs.
 
     This is faster than one run after the other on all cores, and gives the same bits however many
-    cores there are. A run that fails does not stop the others. An interrupt reaches every run, and
-    each saves its state.
+    cores there are. A run that fails or is killed does not stop the others. An interrupt reaches every
+    run, and each saves its state.
 
     Parameters
     ----------
@@ -66,6 +66,7 @@ def train_side_by_side(
         in_processes(
             _run,
             [(config, folder, train_store.path, held_out.path, snapshots) for config, folder in missing],
+            names=[f"the run {folder.name}" for _, folder in missing],
             workers=os.cpu_count() or 1,
             niceness=niceness,
             on_end=show,
