@@ -13,6 +13,9 @@ Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_la
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
                  multiple_choice_test, measure_rebuilt_ce
 Uniqueness       match_latents, measure_uniqueness, family_uniqueness
+Baselines        frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
+                 compare_with_baselines
+Probing          harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
@@ -59,6 +62,13 @@ _EXPORTS = {
     "saekit.training.trainer": ("train",),
     "saekit.metrics": ("ce_degradation", "evaluate"),
     "saekit.convert": ("as_jumprelu",),
+    "saekit.baselines": (
+        "compare_with_baselines",
+        "frozen_decoder",
+        "permuted_decoder",
+        "random_at_equal_l0",
+        "soft_frozen_decoder",
+    ),
     "saekit.analysis": (
         "adjacency_overlap",
         "best_matches",
@@ -71,10 +81,12 @@ _EXPORTS = {
         "decomposition",
         "family_uniqueness",
         "group_insertion",
+        "harvest_last_tokens",
         "insert_latents",
         "insertion",
         "label_latents",
         "label_meta_latents",
+        "LastTokens",
         "logit_table",
         "match_by_density",
         "match_latents",
@@ -91,6 +103,7 @@ _EXPORTS = {
         "meta_sweep",
         "multiple_choice_test",
         "pair_statistics",
+        "probe",
         "random_orders",
         "related_latents",
         "side_by_side",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
     from saekit.streaming import StreamedActivations
 
 WAY_ROUND = "Pass allow_mismatch=True if this is what you want."
+
+
+class Recorded(Protocol):
+    """Activations of another form that record where they come from."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def d_in(self) -> int: ...  # noqa: D102
+
+    @property
+    def hook_point(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
 class MismatchError(ValueError):
@@ -55,7 +71,7 @@ def refuse(message: str, *, allow_mismatch: bool) -> None:
 def check_agreement(
     *,
     model: TransformerBridge | None = None,
-    activations: Activations | StreamedActivations | None = None,
+    activations: Activations | StreamedActivations | Recorded | None = None,
     dictionaries: Sequence[Dictionary] = (),
     allow_mismatch: bool = False,
 ) -> None:
@@ -179,13 +195,16 @@ def _of_dictionary(dictionary: Dictionary) -> dict[str, Any]:
     }
 
 
-def _of_activations(activations: Activations | StreamedActivations) -> dict[str, Any]:
+def _of_activations(activations: Activations | StreamedActivations | Recorded) -> dict[str, Any]:
     """The record of activations; entries that they lack are left out and so not compared."""
     if isinstance(activations, Tensor | np.ndarray):
         activations = as_activations(activations)
     if isinstance(activations, Tensor):
         return {"who": lambda: "the activations", "d_in": activations.shape[1]}
-    who = f"the store {activations.path.name}" if isinstance(activations, ActivationStore) else "the stream"
+    if isinstance(activations, ActivationStore):
+        who = f"the store {activations.path.name}"
+    else:
+        who = getattr(activations, "name", "the stream")
     record = {
         "who": lambda: who,
         "d_in": activations.d_in,

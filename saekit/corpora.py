@@ -191,6 +191,98 @@ def _opening(prompt: str) -> str:
     return _normalise(prompt)[:OPENING]
 
 
+@dataclass(frozen=True)
+class ProbingSet:
+    """Prompts of two classes, to probe for the class.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    prompts : sequence of str
+        The prompts.
+    targets : sequence of bool
+        The class of each prompt.
+    kept_out : bool
+        Whether its prompts were kept out of the embedded training text.
+    leaky : bool
+        Whether its classes can be told by something other than their meaning.
+
+    Raises
+    ------
+    ValueError
+        If there is not one target per prompt, or only one class.
+
+    Examples
+    --------
+    >>> ProbingSet("water", ["a river", "a stone"], [True, False]).name
+    'water'
+    """
+
+    name: str
+    prompts: Sequence[str]
+    targets: Sequence[bool]
+    kept_out: bool = False
+    leaky: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.targets):
+            raise ValueError(
+                f"The probing set {self.name} needs one target per prompt, found {len(self.prompts)} prompts "
+                f"and {len(self.targets)} targets."
+            )
+        if set(self.targets) != {False, True}:
+            raise ValueError(f"The targets of the probing set {self.name} must hold both True and False.")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        object.__setattr__(self, "targets", tuple(map(bool, self.targets)))
+
+
+def probing_sets(
+    names: Iterable[str] | None = None, *, rows: int | None = 400, seed: int = 0
+) -> list[ProbingSet]:
+    """The 113 sets of two classes in sae-probes (Kantamneni et al. 2025).
+
+    Parameters
+    ----------
+    names : iterable of str, optional
+        Names of sets, such as `"92_glue_sst2"`; all 113, in the package's order, if left out.
+    rows : int, optional
+        Prompts per set at most, half of each class, drawn at random in random order. All prompts in their
+        own order if None.
+    seed : int
+        Seed of the draw.
+
+    Raises
+    ------
+    ValueError
+        If there is no such set.
+    """
+    rows = None if rows is None else whole("rows", rows, at_least=2)
+    seed = whole("seed", seed, at_least=0)
+    files = _probing_files()
+    master = _package_folder("sae_probes") / "data" / "probing_datasets_MASTER.csv.zst"
+    entries = zip(*_columns(master, "Dataset save name", "Data type"), strict=True)
+    binary = [Path(file).stem for file, kind in entries if kind == "Binary Classification"]
+    wanted = binary if names is None else list(names)
+    if unknown := [name for name in wanted if name not in binary]:
+        raise ValueError(f"sae-probes has no set {', '.join(unknown)} with two classes.")
+    return [_probing_set(name, files[name], rows, seed) for name in wanted]
+
+
+def _probing_set(name: str, file: Path, rows: int | None, seed: int) -> ProbingSet:
+    prompts, classes = _columns(file, "prompt", "target")
+    higher = max(classes)  # by the alphabet, as sae-probes encodes them
+    targets = [found == higher for found in classes]
+    if rows is not None:
+        draw = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(prompts), generator=draw).tolist()
+        sides = [[i for i in order if targets[i] is side][: rows // 2] for side in (False, True)]
+        n = min(map(len, sides))
+        chosen = [pair for both in zip(*(side[:n] for side in sides), strict=True) for pair in both]
+        prompts, targets = [prompts[i] for i in chosen], [targets[i] for i in chosen]
+    return ProbingSet(name, prompts, targets, name in KEPT_FOR_PROBING, name in LEAKY)
+
+
 def huggingface_dataset(
     name: str | Path,
     *,
@@ -300,11 +392,17 @@ def _package_folder(package: str) -> Path:
 
 def _prompts(file: Path) -> list[str]:
     """Read the column `prompt` of a compressed CSV file."""
+    return _columns(file, "prompt")[0]
+
+
+def _columns(file: Path, *names: str) -> list[list[str]]:
+    """Columns of a compressed CSV file."""
     import zstandard
 
     with zstandard.open(file, "rb") as compressed:
         text = compressed.read().decode("utf-8")
-    return [row["prompt"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    return [[row[name] for row in rows] for name in names]
 
 
 # ---------------------------------------------------------------------------------- order and split
@@ -555,7 +653,7 @@ def pack(
         raise ValueError(
             f"n_tokens must be at least one row of context_length={context_length}, found {n_tokens}."
         )
-    separator = _separator(tokenizer)
+    separator = separator_of(tokenizer)
     if prepend_bos and tokenizer.bos_token_id is None:
         raise ValueError("prepend_bos=True needs a tokenizer with a beginning-of-text token.")
     n_rows = n_tokens // context_length
@@ -603,8 +701,19 @@ def _source_tokens(document: Tensor, documents: Sequence[Mapping[str, str]]) -> 
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that stands between documents."""
+def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that stands between documents.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer has none.
+
+    Examples
+    --------
+    >>> model.tokenizer.decode(separator_of(model.tokenizer))
+    '<|endoftext|>'
+    """
     found = tokenizer.get_vocab().get("<|endoftext|>")
     for candidate in (found, tokenizer.eos_token_id, tokenizer.bos_token_id):
         if candidate is not None:

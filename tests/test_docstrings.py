@@ -30,6 +30,7 @@ WITHOUT_EXAMPLE = {  # public, and not to be run here
     "saekit.corpora.further_prompts": "needs the embedded packages",
     "saekit.corpora.presidential_addresses": "needs the embedded packages",
     "saekit.corpora.probe_prompts": "needs the embedded packages",
+    "saekit.corpora.probing_sets": "needs the embedded packages",
     "saekit.corpora.wikipedia_leads": "needs the embedded packages",
     "saekit.loading.neuronpedia.fetch_feature": "needs Neuronpedia",
     "saekit.loading.publishing.push_to_hub": "needs a hub",

@@ -50,6 +50,7 @@ from saekit.analysis.novelty import (
     insertion,
 )
 from saekit.analysis.nulls import null_dictionary
+from saekit.analysis.probing import LastTokens, Probing, harvest_last_tokens, probe
 from saekit.analysis.readability import Readability, measure_readability
 from saekit.analysis.similarity import (
     BestMatches,
@@ -109,6 +110,7 @@ __all__ = [
     "InsertionComparison",
     "Interval",
     "Labels",
+    "LastTokens",
     "LatentActivations",
     "LogitTable",
     "MatchedCurve",
@@ -124,6 +126,7 @@ __all__ = [
     "MultipleChoice",
     "Overshoot",
     "PairStatistics",
+    "Probing",
     "RandomOrders",
     "Readability",
     "Recipe",
@@ -151,6 +154,7 @@ __all__ = [
     "family_similarity",
     "family_uniqueness",
     "group_insertion",
+    "harvest_last_tokens",
     "insert_latents",
     "insertion",
     "label_latents",
@@ -175,6 +179,7 @@ __all__ = [
     "nearest",
     "null_dictionary",
     "pair_statistics",
+    "probe",
     "random_orders",
     "related_latents",
     "side_by_side",

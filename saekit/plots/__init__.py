@@ -15,6 +15,7 @@ from saekit.plots.meta import (
     side_by_side,
 )
 from saekit.plots.novelty import group_insertion_bars, insertion_scatter, roc
+from saekit.plots.probing import probing_curves
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
 from saekit.plots.stitching import (
     additivity,
@@ -52,6 +53,7 @@ __all__ = [
     "meta_cosines",
     "meta_splitting",
     "meta_sweep",
+    "probing_curves",
     "related_latents",
     "roc",
     "side_by_side",

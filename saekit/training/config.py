@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -46,13 +47,17 @@ class TrainingConfig:
     data_seed : int, optional
         Seed of the data order alone; `seed` if left out. Recorded only if it is given, so that older
         records stay valid.
+    decoder_cosine : float, optional
+        For a baseline (`saekit.baselines`): every decoder row keeps at least this cosine with its initial
+        direction, at every step. 1 freezes the decoder. Recorded only if it is given.
 
     Raises
     ------
     TypeError
         If a setting is of the wrong type.
     ValueError
-        If a setting is out of range, or the variant does not fit the width.
+        If a setting is out of range, the variant does not fit the width, or decoder rows of free norm are
+        to keep a cosine.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class TrainingConfig:
     log_every: int = 500
     bf16_candidates: bool = False
     data_seed: int | None = None
+    decoder_cosine: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, Variant):
@@ -92,9 +98,25 @@ class TrainingConfig:
                 "decay": share,
                 "bf16_candidates": flag,
                 "data_seed": optional(any_whole),
+                "decoder_cosine": optional(share),
             },
         )
         self.variant.check_width(self.width)
+        if self.decoder_cosine is not None and not self.variant.unit_norm:
+            raise ValueError("decoder_cosine needs a variant that keeps decoder rows at norm 1.")
+
+    @property
+    def kind(self) -> str:
+        """The kind of the dictionary: the variant's, or that of a baseline with its decoder held."""
+        held = {None: "", 1.0: "-frozen-decoder"}.get(self.decoder_cosine, "-soft-frozen-decoder")
+        return self.variant.kind + held
+
+    @property
+    def initial_seed(self) -> int:
+        """Seed of the initialisation: a decoder that is held shares no initial rows with a trained one."""
+        if self.decoder_cosine is None:
+            return self.seed
+        return int.from_bytes(hashlib.sha256(f"{self.decoder_cosine} {self.seed}".encode()).digest()[:6])
 
     @property
     def order_seed(self) -> int:
@@ -110,8 +132,9 @@ class TrainingConfig:
         """The config as JSON values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain |= {"variant": self.variant.describe(), "warmup": self.warmup_steps}
-        if self.data_seed is None:
-            del plain["data_seed"]
+        for name in ("data_seed", "decoder_cosine"):
+            if plain[name] is None:
+                del plain[name]
         return plain
 
     def lr_at(self, step: int) -> float:

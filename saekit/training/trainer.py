@@ -42,6 +42,7 @@ from saekit.training.sources import Source, TensorSource, as_source, normalisati
 FORMAT = "saekit-checkpoint-1"
 EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
 BLOCK = 1024  # decoder rows that stay in cache between two passes over them
+HELD_WITHIN = 1e-6  # rounding of the cosine that decoder rows keep with their initial directions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -266,8 +267,9 @@ class _Run:
         self.device = device
         self.checkpoint = checkpoint
         self.origin = _origin(source)
-        sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.seed)
+        sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.initial_seed)
         self.sae = sae.to(self.device)
+        self.initial_directions = self.sae.W_dec.clone() if config.decoder_cosine is not None else None
         self.sae.bf16_candidates = config.bf16_candidates
         for parameter in self.sae.parameters.values():
             parameter.requires_grad_()
@@ -290,7 +292,7 @@ class _Run:
     @property
     def name(self) -> str:
         """A short name for the progress bar."""
-        return f"{self.config.variant.kind} {self.config.width} (seed {self.config.seed})"
+        return f"{self.config.kind} {self.config.width} (seed {self.config.seed})"
 
     def train_step(self, x: Tensor) -> None:
         """One optimiser step on this process's share of a batch of raw activations, `[n, d_in]`."""
@@ -314,6 +316,9 @@ class _Run:
         if config.variant.unit_norm:
             with torch.no_grad():
                 sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        if self.initial_directions is not None:
+            assert config.decoder_cosine is not None
+            _hold(sae.W_dec, self.initial_directions, config.decoder_cosine)
         self.step += 1
         self.loss_sum += value
         self.loss_steps += 1
@@ -376,7 +381,7 @@ class _Run:
             "input_mean_norm": float(self.mean.norm()),
             **config.variant.log(sae),
         }
-        info = {"kind": config.variant.kind, "seed": config.seed, **self.origin, "training": training}
+        info = {"kind": config.kind, "seed": config.seed, **self.origin, "training": training}
         with torch.no_grad():
             return Unfolded(mean=self.mean, scale=self.scale, info=info, **config.variant.folding(sae)).fold()
 
@@ -504,6 +509,20 @@ def _remove_parallel(W_dec: Tensor) -> None:
     with torch.no_grad():
         for grad, rows in zip(W_dec.grad.split(BLOCK), W_dec.split(BLOCK), strict=True):
             grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
+
+
+@torch.no_grad()
+def _hold(W_dec: Tensor, initial: Tensor, cosine: float) -> None:
+    """Turn unit rows that have moved too far back to this cosine with their initial directions."""
+    if cosine == 1:
+        W_dec.copy_(initial)
+        return
+    along = (W_dec * initial).sum(dim=1, keepdim=True)
+    far = (along < cosine + HELD_WITHIN).squeeze(1)
+    aside = W_dec[far] - along[far] * initial[far]
+    held = min(1.0, cosine + 2 * HELD_WITHIN)  # a little closer, so that rounding does not cross the bound
+    aside *= math.sqrt(1 - held**2) / aside.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    W_dec[far] = held * initial[far] + aside
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
