@@ -64,7 +64,11 @@ def test_harvest_and_train(text_options, tmp_path, capsys):
     assert evaluate(dictionary, store).fvu < 1
     assert "fvu" in capsys.readouterr().out
     assert (tmp_path / "sae" / "checkpoint.csv").read_text().count("\n") == 2
-    assert main([*arguments[:-6], "--steps", "70", *arguments[-4:], "--warmup", "6"]) == 0
+    longer = [*arguments[:-6], "--steps", "70", *arguments[-4:]]
+    assert main(longer) == 1
+    found = "warmup is 6 there and 7 here (it follows the steps unless it is given); give --warmup 6 to go on"
+    assert found in capsys.readouterr().err
+    assert main([*longer, "--warmup", "6"]) == 0
     assert Dictionary.load(tmp_path / "sae").info["training"]["steps"] == 70, "it is extended"
 
 

@@ -458,12 +458,26 @@ class _Run:
     def _require_same_run(self, path: Path, state: dict[str, Any]) -> None:
         """Refuse a checkpoint that differs in anything but the number of steps."""
         here, there = _flat(self.identity), _flat({name: state.get(name) or {} for name in self.identity})
-        for name in here | there:
-            if name != "config.steps" and here.get(name) != there.get(name):
-                raise ValueError(
-                    f"{path} belongs to another run: {name} is {there.get(name)!r} there and "
-                    f"{here.get(name)!r} here; name another checkpoint, or delete this one to start over."
-                )
+        differ = [name for name in here | there if here.get(name) != there.get(name)]
+        differ = [name for name in differ if name != "config.steps"]
+        if not differ:
+            return
+        if "config.variant.kind" in differ:  # then its settings differ, too
+            differ = ["config.variant.kind"]
+        found, given = [], []
+        for name in differ:
+            setting = name.removeprefix("config.").removeprefix("variant.")
+            there_is, here_is = there.get(name), here.get(name)
+            derived = name == "config.warmup" and self.config.warmup is None
+            note = " (it follows the steps unless it is given)" if derived else ""
+            found.append(f"{setting} is {there_is!r} there and {here_is!r} here{note}")
+            if name.startswith("config."):
+                given.append(_option(setting, there_is))
+        advice = f"give {' '.join(given)} to go on with it, " if len(given) == len(found) else ""
+        raise ValueError(
+            f"{path} belongs to another run: {', '.join(found)}; {advice}name another checkpoint, or delete "
+            "this one to start over."
+        )
 
     def _common(
         self, path: Path, state: dict[str, Any], saved: dict[str, Tensor]
@@ -485,6 +499,14 @@ class _Run:
             f"{self.config.steps}; no state from there is kept in {path.name} or {earlier.name}, so training "
             "cannot resume from it: name another checkpoint, or delete this one to start over."
         )
+
+
+def _option(setting: str, value: Any) -> str:
+    """A setting as the command line takes it."""
+    name = setting.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}".lower()
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

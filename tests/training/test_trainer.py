@@ -284,12 +284,13 @@ def test_a_finished_checkpoint_gives_the_result_without_training(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 1e-3}, "config.lr is 0.003 there and 0.001 here"),
-        ({"variant": BatchTopK(k=6, dead_after=300)}, "config.variant.k is 5 there and 6 here"),
-        ({"variant": TopK(k=5, dead_after=300)}, "config.variant.kind is 'batchtopk' there and 'topk' here"),
-        ({"variant": ReLU()}, "config.variant.kind is 'batchtopk' there and 'relu' here"),
-        ({"width": 50}, "config.width is 48 there and 50 here"),
-        ({"seed": 1}, "config.seed is 0 there and 1 here"),
+        ({"lr": 1e-3}, "lr is 0.003 there and 0.001 here"),
+        ({"variant": BatchTopK(k=6, dead_after=300)}, "k is 5 there and 6 here"),
+        ({"variant": TopK(k=5, dead_after=300)}, "kind is 'batchtopk' there and 'topk' here"),
+        ({"variant": ReLU()}, "kind is 'batchtopk' there and 'relu' here"),
+        ({"width": 50}, "width is 48 there and 50 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here; give --seed 0 to go on with it, name another"),
+        ({"lr": 1e-3, "decay": 0.3}, "lr is 0.003 there and 0.001 here, decay is "),
     ],
 )
 def test_a_checkpoint_of_another_config_is_refused(changes, message, tmp_path):
