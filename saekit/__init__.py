@@ -12,7 +12,8 @@ Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0,
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
                  multiple_choice_test, measure_rebuilt_ce
-Uniqueness       match_latents, measure_uniqueness, family_uniqueness
+Uniqueness       match_latents, measure_uniqueness, family_uniqueness, measure_shared_subspace,
+                 measure_substitution, measure_effects, compare_codes
 Baselines        frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines
 Probing          harvest_last_tokens, LastTokens, probe
@@ -76,6 +77,7 @@ _EXPORTS = {
         "ce_curve",
         "collect",
         "compare",
+        "compare_codes",
         "compare_dictionaries",
         "cosine_distributions",
         "decomposition",
@@ -92,11 +94,14 @@ _EXPORTS = {
         "match_latents",
         "matched_curve",
         "matched_l0",
+        "measure_effects",
         "measure_overshoot",
         "measure_readability",
         "measure_rebuilt_ce",
+        "measure_shared_subspace",
         "measure_specificity",
         "measure_splitting",
+        "measure_substitution",
         "measure_uniqueness",
         "meta_baselines",
         "meta_sae",

@@ -593,6 +593,16 @@ def _kinds(options: argparse.Namespace) -> None:
     print(f"The tables are {BUNDLED / 'kinds.csv'} and {BUNDLED / 'kinds_l0.csv'}.")
 
 
+def _order(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
+    from saekit.series.seeds_and_order import write_table
+
+    print(f"Dictionaries are trained in {home() / 'order'}.", flush=True)
+    print(write_table(progress=options.progress).to_string(index=False))
+    print(f"The table is {BUNDLED / 'order.csv'}.")
+
+
 def _reproduce_options(parser: Parser) -> None:
     _option(parser, "profile", "run it on another model and families: gpt2, or a JSON file of your own")
     _option(parser, "out", "with --profile: folder to write", default="reproduce-PROFILE", type=Path)
@@ -648,6 +658,9 @@ COMMANDS = {
         _families,
     ),
     "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
+    "order": Command(
+        "train seeds that share initialisation or data order, and compare them", _no_options, _order
+    ),
     "reproduce": Command(
         "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False
     ),

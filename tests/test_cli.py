@@ -409,7 +409,9 @@ def test_a_json_file_that_gives_a_name_twice_is_refused(content, twice, store, t
     assert f"{nested} gives name twice." in fails("reproduce", "--profile", nested)
 
 
-@pytest.mark.parametrize(("command", "folder"), [("families", "families"), ("kinds", "kinds")])
+@pytest.mark.parametrize(
+    ("command", "folder"), [("families", "families"), ("kinds", "kinds"), ("order", "order")]
+)
 def test_long_work_names_the_place_it_writes_to_before_it_starts(
     command, folder, tmp_path, capsys, monkeypatch
 ):
@@ -417,7 +419,7 @@ def test_long_work_names_the_place_it_writes_to_before_it_starts(
         raise ValueError("far enough")
 
     monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
-    for name in ("bundling", "kinds_grid"):
+    for name in ("bundling", "kinds_grid", "seeds_and_order"):
         monkeypatch.setattr(f"saekit.series.{name}.embedded_store", stop)
     assert main([command]) == 1
     assert f"Dictionaries are trained in {tmp_path / 'home' / folder}." in capsys.readouterr().out

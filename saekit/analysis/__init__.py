@@ -87,9 +87,13 @@ from saekit.analysis.stitching.path import (
     stitch,
     stitch_chain,
 )
+from saekit.analysis.uniqueness.codes import CodeUniqueness, compare_codes
+from saekit.analysis.uniqueness.effects import Effects, measure_effects
 from saekit.analysis.uniqueness.families import FamilyUniqueness, family_uniqueness
 from saekit.analysis.uniqueness.matching import Matching, match_latents
 from saekit.analysis.uniqueness.seeds import Uniqueness, measure_uniqueness
+from saekit.analysis.uniqueness.subspaces import SharedSubspace, measure_shared_subspace
+from saekit.analysis.uniqueness.substitution import Substitution, measure_substitution
 
 __all__ = [
     "RECIPES",
@@ -97,11 +101,13 @@ __all__ = [
     "BestMatches",
     "CECurve",
     "CERebuilt",
+    "CodeUniqueness",
     "Context",
     "Contexts",
     "CosineDistributions",
     "Decomposition",
     "DictionaryComparison",
+    "Effects",
     "FamilySimilarity",
     "FamilyUniqueness",
     "Frankenstein",
@@ -131,6 +137,7 @@ __all__ = [
     "Readability",
     "Recipe",
     "RelatedLatents",
+    "SharedSubspace",
     "SideBySide",
     "Specificity",
     "Splitting",
@@ -138,6 +145,7 @@ __all__ = [
     "Stitching",
     "StitchingChain",
     "Streamed",
+    "Substitution",
     "TopTokens",
     "Uniqueness",
     "adjacency_overlap",
@@ -146,6 +154,7 @@ __all__ = [
     "ce_curve",
     "collect",
     "compare",
+    "compare_codes",
     "compare_dictionaries",
     "contexts",
     "cosine_distributions",
@@ -165,11 +174,14 @@ __all__ = [
     "matched_curve",
     "matched_l0",
     "matching_pursuit",
+    "measure_effects",
     "measure_overshoot",
     "measure_readability",
     "measure_rebuilt_ce",
+    "measure_shared_subspace",
     "measure_specificity",
     "measure_splitting",
+    "measure_substitution",
     "measure_uniqueness",
     "members",
     "meta_baselines",

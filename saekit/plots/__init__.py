@@ -16,6 +16,7 @@ from saekit.plots.meta import (
 )
 from saekit.plots.novelty import group_insertion_bars, insertion_scatter, roc
 from saekit.plots.probing import probing_curves
+from saekit.plots.seeds import code_uniqueness, fingerprints, recurrence, shared_subspace, substitution_curve
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
 from saekit.plots.stitching import (
     additivity,
@@ -40,8 +41,10 @@ __all__ = [
     "active_histogram",
     "active_meta_latents",
     "additivity",
+    "code_uniqueness",
     "convergence",
     "density_histogram",
+    "fingerprints",
     "frankenstein",
     "frontier",
     "group_comparison",
@@ -54,14 +57,17 @@ __all__ = [
     "meta_splitting",
     "meta_sweep",
     "probing_curves",
+    "recurrence",
     "related_latents",
     "roc",
+    "shared_subspace",
     "side_by_side",
     "splitting_flow",
     "splitting_tree_plot",
     "stitching_chain",
     "stitching_curve",
     "stitching_orders",
+    "substitution_curve",
     "training_curves",
     "uniqueness_by_density",
     "uniqueness_distributions",

@@ -403,28 +403,51 @@ def _frame(decoder: _Side, encoder: _Side, theta: float) -> pd.DataFrame:
 # ---------------------------------------------------------------------- activations
 
 
+class Products:
+    """Sum over tokens of the activation of each latent times that of its partner, as part of a pass.
+
+    Parameters
+    ----------
+    a, b : Dictionary
+        The dictionaries.
+    partner : Tensor
+        Latent of `b` for each latent of `a`, -1 for none, int64 `[width of a]`.
+
+    Attributes
+    ----------
+    total : Tensor
+        Float64 `[width of a]`.
+    """
+
+    def __init__(self, a: Dictionary, b: Dictionary, partner: Tensor) -> None:
+        self.a, self.b, self.partner = a, b, partner
+        self.total = torch.zeros(a.width, dtype=torch.float64)
+
+    def __call__(self, batch: Batch) -> None:
+        """Add a batch."""
+        of_a, of_b = batch.latents(self.a), batch.latents(self.b)
+        partner = self.partner.to(of_a.indices.device).index_select(0, of_a.indices)
+        # Entries of a batch are in order of row and latent, so that a partner is looked up by bisection.
+        there, wanted = of_b.rows * of_b.width + of_b.indices, of_a.rows * of_b.width + partner
+        place = torch.searchsorted(there, wanted)
+        both = F.pad(there, (0, 1), value=-1).index_select(0, place) == wanted
+        both &= partner >= 0
+        products = of_a.values[both].double() * of_b.values[place[both]].double()
+        self.total += torch.bincount(of_a.indices[both], products, minlength=of_a.width).cpu()
+
+
 class MatchedActivations:
     """Whether matched latents are active on the same tokens, as part of a pass that others share."""
 
     def __init__(self, a: Dictionary, b: Dictionary, result: Matching) -> None:
         self.a, self.b, self.result = a, b, result
         self._match = torch.from_numpy(result.frame["match"].to_numpy().copy())
-        self._sides = _Sums(a), _Sums(b)
-        self._products = torch.zeros(a.width, dtype=torch.float64)
+        self._sides, self._products = (_Sums(a), _Sums(b)), Products(a, b, self._match)
 
     def __call__(self, batch: Batch) -> None:
         """Add a batch."""
-        for side in self._sides:
-            side(batch)
-        of_a, of_b = batch.latents(self.a), batch.latents(self.b)
-        match = self._match.to(of_a.indices.device).index_select(0, of_a.indices)
-        # Entries of a batch are in order of row and latent, so that a match is looked up by bisection.
-        there, wanted = of_b.rows * of_b.width + of_b.indices, of_a.rows * of_b.width + match
-        place = torch.searchsorted(there, wanted)
-        both = F.pad(there, (0, 1), value=-1).index_select(0, place) == wanted
-        both &= match >= 0
-        products = of_a.values[both].double() * of_b.values[place[both]].double()
-        self._products += torch.bincount(of_a.indices[both], products, minlength=of_a.width).cpu()
+        for part in (*self._sides, self._products):
+            part(batch)
 
     def finished(self, tokens: Tokens) -> Matching:
         """The matching with the sums, once the pass is over."""
@@ -459,7 +482,7 @@ class MatchedActivations:
         for side, which in zip(self._sides, (np.flatnonzero(matched), match[matched]), strict=True):
             means.append(side.values.numpy()[which] / n)
             spreads.append(side.squares.numpy()[which] / n - means[-1] ** 2)
-        covariance = self._products.numpy()[matched] / n - means[0] * means[1]
+        covariance = self._products.total.numpy()[matched] / n - means[0] * means[1]
         varies = (spreads[0] > 0) & (spreads[1] > 0)
         correlation = np.full(len(match), np.nan)
         correlation[np.flatnonzero(matched)[varies]] = covariance[varies] / np.sqrt(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,7 @@ class Uniqueness(Result):
     matchings: dict[tuple[int, int], Matching]
     absolute: dict[tuple[int, int], tuple[float, float]]
     differ: dict[tuple[int, int], str]
+    _plot: ClassVar[str] = "recurrence"
 
     @property
     def pairs(self) -> pd.DataFrame:
