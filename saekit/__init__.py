@@ -22,6 +22,7 @@ Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExp
                  StitchingExplorer, MetaExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia
+Known truths     World, measure_recovery
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table
 
@@ -117,6 +118,8 @@ _EXPORTS = {
         "stitch",
         "stitch_chain",
     ),
+    "saekit.synthetic": ("World",),
+    "saekit.recovery": ("measure_recovery",),
     "saekit.figures": ("figures_folder",),
     "saekit.report.report": ("write_report",),
     "saekit.provenance": ("provenance_of", "provenance_table"),
