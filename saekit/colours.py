@@ -7,5 +7,5 @@ PALETTE = BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, SKY = (
 GREY, DARK_GREY, INK = "#8c8c8c", "#6e6e6e", "#262626"
 
 NOVEL, RECONSTRUCTION = VERMILION, SKY
-META, LATENT = GREEN, ORANGE  # meta-latents, and the latents that they make up
+META, LATENT = GREEN, "#882255"  # meta-latents, and the latents that they make up: of no kind's colour
 NULL = GREY  # second seeds, chance lines, nulls

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from saekit.files import hash_json, hash_tensors
+from saekit.files import hash_json, hash_tensors, require_on_hub
 from saekit.settings import real, whole
 
 if TYPE_CHECKING:
@@ -306,6 +306,8 @@ def huggingface_dataset(
     ------
     ValueError
         If there is no such column.
+    FileNotFoundError
+        If there is no such folder, and no such data set on a hub that can be reached.
 
     Examples
     --------
@@ -316,7 +318,10 @@ def huggingface_dataset(
     """
     from datasets import load_dataset
 
-    source = Path(name).name if Path(name).is_dir() else str(name)
+    local = Path(name).exists()
+    source = Path(name).name if local else str(name)
+    if not local:
+        require_on_hub(str(name), revision, what="dataset")
     rows = load_dataset(str(name), split=split, revision=revision, streaming=True)
     for number, row in enumerate(rows if limit is None else rows.take(limit)):
         if text_column not in row:

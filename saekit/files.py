@@ -8,10 +8,11 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize_tensors
+
+HUB_SECONDS = 10.0  # to wait for the hub's answer
 
 _made: ContextVar[list[Path] | None] = ContextVar("made", default=None)  # for `without_empty_folders`
 
@@ -69,6 +72,60 @@ def local_only(name: str | Path) -> bool:
     first = Path(text).parts[:1]
     spelled = isinstance(name, Path) or text.startswith((".", "~", "/", "\\")) or Path(text).is_absolute()
     return spelled or ("/" in text and Path(*first).is_dir())
+
+
+def require_on_hub(
+    name: str, revision: str | None = None, *, what: str = "model", known: Iterable[str] = ()
+) -> None:
+    """Refuse a name that the Hugging Face hub does not have, or cannot be asked for, after one request.
+
+    Its clients try again and again, for half a minute, where there is no network.
+
+    Parameters
+    ----------
+    name : str
+        A repository, such as `"gpt2"` or `"organisation/repository"`.
+    revision : str, optional
+        Branch, tag or commit.
+    what : {"model", "dataset"}
+        What it should be.
+    known : iterable of str
+        Names that need no hub, one of which may have been meant; so may a folder beside it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none, or no hub that answers.
+
+    Examples
+    --------
+    >>> require_on_hub("no such model")
+    Traceback (most recent call last):
+        ...
+    FileNotFoundError: There is no model 'no such model' here, and it cannot be the name of one on a hub.
+    """
+    from huggingface_hub import HfApi, errors
+
+    hub = HfApi()
+    try:
+        hub.repo_info(name, revision=revision, repo_type=what, timeout=HUB_SECONDS)
+        return
+    except errors.HFValidationError:
+        reason = "it cannot be the name of one on a hub"
+    except errors.RevisionNotFoundError:
+        reason = f"none of revision {revision} at {hub.endpoint}"
+    except errors.RepositoryNotFoundError:
+        reason = f"none at {hub.endpoint} that is seen without logging in"
+    except errors.OfflineModeIsEnabled:
+        reason = "no hub is asked, since HF_HUB_OFFLINE is set"
+    except (errors.HTTPError, OSError) as error:
+        why = str(error).partition("\n")[0] or type(error).__name__
+        reason = f"{hub.endpoint} cannot be reached ({why})"
+    beside = (str(Path(name).with_name(p.name)) for p in Path(name).absolute().parent.glob("*") if p.is_dir())
+    near = {candidate.lower(): candidate for candidate in (*beside, *known)}
+    meant = get_close_matches(name.lower(), near, n=1, cutoff=0.8)
+    hint = f"; did you mean {near[meant[0]]!r}?" if meant else "."
+    raise FileNotFoundError(f"There is no {what} {name!r} here, and {reason}{hint}") from None
 
 
 def writable_folder(folder: str | Path, *, needed: int = 0) -> Path:

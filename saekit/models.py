@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from saekit import settings
-from saekit.files import hash_file, home, local_only, write_json
+from saekit.files import hash_file, home, local_only, require_on_hub, write_json
 from saekit.identity import fingerprint, hash_weights
 from saekit.sparse import affine
 
@@ -243,7 +243,19 @@ def _local_or_hub(name: str | Path, revision: str | None) -> str | Path:
             f"There is no model {str(name)!r}: the last folder on that path that exists is "
             f"{str(there)!r}. Expected a folder in Hugging Face format, or the name of a model on a hub."
         )
+    if not _is_cached(str(name), revision):
+        require_on_hub(str(name), revision, known=[EMBEDDED_MODEL])
     return name
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    """Whether a model of the hub has been downloaded."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except errors.HFValidationError:
+        return False
 
 
 def require_rows(model: TransformerBridge, tokens: Tensor) -> None:

@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.colors import to_rgb
 
 from saekit import figures
-from saekit.colours import GREY, INK, NOVEL, NULL, PALETTE, RECONSTRUCTION
+from saekit.colours import GREY, INK, LATENT, META, NOVEL, NULL, PALETTE, RECONSTRUCTION
 from saekit.figures import (
     FULL,
     Plot,
@@ -233,3 +233,9 @@ def lightness(colour: str) -> float:
 def test_colours_differ_in_greyscale(colours, gap):
     assert all(abs(lightness(a) - lightness(b)) >= gap for a, b in combinations(colours, 2))
     assert all(lightness(colour) < 75 for colour in colours)  # visible on white
+
+
+def test_latents_of_a_graph_have_no_colour_of_a_kind():
+    """Beside a plot by kind, orange would read as BatchTopK."""
+    assert LATENT not in {variant.colour for variant in VARIANTS.values()} | {*PALETTE}
+    assert abs(lightness(LATENT) - lightness(META)) >= 8

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from saekit import models
+from saekit.corpora import huggingface_dataset
 from saekit.models import (
     FastProducts,
     capture,
@@ -570,6 +571,7 @@ def test_a_model_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     with monkeypatch.context() as no_hub:
+        no_hub.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         no_hub.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)  # it takes half a minute
         for slip in (
             *(
@@ -585,8 +587,18 @@ def test_a_model_that_is_not_there(tmp_path, monkeypatch):
                 load_model(slip)
         # With a revision it is meant for a hub, and so is an organisation that is no folder here.
         for name, revision in (("models/my-model", "main"), ("organisation/my-model", None)):
-            with pytest.raises(TypeError, match="not callable"):
+            with pytest.raises(FileNotFoundError, match=f"no model '{name}' here, and http"):
                 load_model(name, revision=revision)
+        (tmp_path / "checkpoint-1000").mkdir()
+        slips = {"smolm2-135m-instruct": models.EMBEDDED_MODEL, "chekpoint-1000": "checkpoint-1000"}
+        for slip, meant in slips.items():
+            with pytest.raises(FileNotFoundError, match=f"cannot be reached .*; did you mean '{meant}'\\?"):
+                load_model(slip)
+        no_hub.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
+            load_model("gpt3")
+        with pytest.raises(FileNotFoundError, match=r"no dataset 'wikitxt' here, and no hub is asked"):
+            next(iter(huggingface_dataset("wikitxt")))
     with pytest.raises(ValueError, match="is embedded and has no revisions"):
         load_model(revision="main")
     monkeypatch.setattr(models, "EMBEDDED_PACKAGE", "no_such_package")

@@ -162,6 +162,14 @@ class Insertion(Measured, Result):
         return float(roc_auc_score(gain, -cosine)) if 0 < gain.sum() < len(gain) else float("nan")
 
     @property
+    def without_auc(self) -> str:
+        """Why `auc` is not a number, such as "every latent helps"; empty if it is one."""
+        _, gain = self._labelled()
+        if not len(gain):
+            return "every latent is dead"
+        return "" if 0 < gain.sum() < len(gain) else "every latent helps" if gain.all() else "no latent helps"
+
+    @property
     def best_theta(self) -> dict[str, float]:
         """The theta of greatest balanced accuracy on half of the tokens, judged on the other half.
 

@@ -30,20 +30,41 @@ class Check(Result):
         By `what` (`l0`, `explained_variance`, `hook_point`, and `model_weights` or `model` and
         `model_revision`, and `weight_processing`): `recorded`, `found`, `agrees`. Only properties
         that are recorded on both sides have a row.
+    fvu, l0, dead_fraction : float
+        Fraction of variance unexplained, mean number of active latents and share of latents that never
+        were, whether or not anything about them is recorded.
     n_tokens, n_excluded : int
         Positions evaluated and left out.
     """
 
     frame: pd.DataFrame
+    fvu: float
+    l0: float
+    dead_fraction: float
     n_tokens: int
     n_excluded: int
 
     @property
+    def failure(self) -> str:
+        """Why it does not reconstruct these activations at all; empty if it does."""
+        if self.l0 == 0:
+            return f"no latent is active on any of {self.n_tokens:,} tokens"
+        if self.fvu >= 1:
+            return f"it explains no more than the mean of the activations does (FVU {self.fvu:.3g})"
+        return ""
+
+    @property
     def summary(self) -> dict[str, Any]:
-        """`agrees` (in everything recorded), `n_recorded`, `n_tokens`, `n_excluded`."""
+        """`agrees`, `n_recorded`, `fvu`, `l0`, `dead_fraction`, `n_tokens`, `n_excluded`.
+
+        It agrees if everything recorded does and it reconstructs something (`failure` is empty).
+        """
         return {
-            "agrees": bool(self.frame["agrees"].all()),
+            "agrees": bool(self.frame["agrees"].all()) and not self.failure,
             "n_recorded": len(self.frame),
+            "fvu": self.fvu,
+            "l0": self.l0,
+            "dead_fraction": self.dead_fraction,
             "n_tokens": self.n_tokens,
             "n_excluded": self.n_excluded,
         }
@@ -77,7 +98,7 @@ def check_sae(
     Warns
     -----
     UserWarning
-        One sentence for each disagreement.
+        One sentence for each disagreement, and one if no latent is ever active or FVU is 1 or more.
 
     Raises
     ------
@@ -125,7 +146,17 @@ def check_sae(
                 f"{_rounded(found)}.",
             )
     frame = pd.DataFrame(rows, columns=["what", "recorded", "found", "agrees"]).set_index("what")
-    return Check(frame=frame, n_tokens=measured.n_tokens, n_excluded=measured.n_excluded)
+    check = Check(
+        frame=frame,
+        fvu=measured.fvu,
+        l0=measured.l0,
+        dead_fraction=measured.dead_fraction,
+        n_tokens=measured.n_tokens,
+        n_excluded=measured.n_excluded,
+    )
+    if check.failure:
+        warn(f"{dictionary.name}: {check.failure}.")
+    return check
 
 
 def _rounded(value: Any) -> str:

@@ -173,18 +173,18 @@ def linear_range(values: pd.Series) -> float:
 
 
 def fit_text(text: str, inches: float, size: float = 6.5) -> str:
-    """Cut a text to the given length, safe from math mode.
+    """Cut a text to the given length, safe from math mode; what is cut ends with an ellipsis.
 
-    A label loses its last words, which matter least; a text that is still too long ends with an
-    ellipsis.
+    A label loses its last words, which matter least, before any letters.
     """
     font, renderer = FontProperties(family=FONTS, size=size), RendererAgg(1, 1, 720)
 
     def too_long(text: str) -> bool:
         return renderer.get_text_width_height_descent(text, font, ismath=False)[0] > inches * 720
 
-    while too_long(text) and SEPARATOR in text:
-        text = text.rpartition(SEPARATOR)[0]
+    words = text.split(SEPARATOR)
+    shorter = (f"{SEPARATOR.join(words[:n])} …" for n in range(len(words) - 1, 0, -1))
+    text = next((found for found in (text, *shorter) if not too_long(found)), words[0])
     if too_long(text):
         room = bisect_left(range(len(text)), True, key=lambda n: too_long(f"{text[:n]}…")) - 1
         text = f"{text[: max(room, 0)].rstrip()}…"

@@ -84,7 +84,7 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
             axes.set_xlabel("best cosine with a small latent")
             summary = r.summary
             axes.set_title(
-                f"{title_of(name)}\nAUC {summary['auc']:.2f}, {summary['n_dead']} dead left out",
+                f"{title_of(name)}\n{_auc(r, 2)}, {summary['n_dead']} dead left out",
                 fontsize=8,
             )
             for x, novel, align in ((0.02, True, "left"), (0.98, False, "right")):
@@ -108,9 +108,9 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     numbers = "; ".join(
-        f"{name}: AUC {r.summary['auc']:.3f}, {percent(r.summary['share_novel_gain'])} help, "
-        f"{percent(r.summary['share_novel_cos'])} lie under θ, balanced accuracy at θ "
-        f"{r.summary['balanced_accuracy']:.2f}"
+        f"{name}: {_auc(r, 3)}, {percent(r.summary['share_novel_gain'])} help, "
+        f"{percent(r.summary['share_novel_cos'])} lie under θ"
+        + ("" if r.without_auc else f", balanced accuracy at θ {r.summary['balanced_accuracy']:.2f}")
         for r, name in zip(panels_of, names, strict=True)
     )
     return Plot(
@@ -126,6 +126,11 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
         made_from=made_from(*panels_of),
         settings={"theta": result.theta},
     )
+
+
+def _auc(result: Insertion, decimals: int) -> str:
+    """The area under the ROC curve, or why there is none."""
+    return f"no AUC ({result.without_auc})" if result.without_auc else f"AUC {result.auc:.{decimals}f}"
 
 
 def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[Insertion] = ()) -> Plot:

@@ -332,7 +332,7 @@ def splitting_tree_plot(
         f"{tree.theta:g} up to width {columns[-1]}: {len(data) - 1} latents, {leaves} of them without "
         "children. Line thickness shows the cosine between the decoder directions of parent and child; "
         "markers show the fate of each latent at the next width."
-        + (" Labels that are too long have lost their last words." if labels else ""),
+        + (" Labels that are too long have lost their last words (…)." if labels else ""),
         alt=f"Tree of latent {latent} of width {width} with {len(data) - 1} descendants and {leaves} leaves.",
         made_from=made_from(*(pair for above, pair in tree.pairs.items() if above >= width)),
         settings={"theta": tree.theta, "width": width, "latent": latent},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -129,6 +130,7 @@ def stitching_curve(
             height_ratios=(2.6, *[1] * (len(rows) - 1)),
             width_ratios=[max(n, 0.5 * max(steps)) for n in steps],
         )
+        unnamed: dict[str, None] = {}
         for column, r, name, stretches in zip(panels.T, results, names, phases, strict=True):
             colour = kind_style(r.large.kind).colour
             for axes in column:
@@ -137,7 +139,7 @@ def stitching_curve(
             for axes, measure in zip(column, ("fvu", "l0"), strict=False):
                 axes.plot(r.frame["step"], r.frame[measure], color=colour, linewidth=1.4, zorder=3)
                 _ends(axes, r, measure)
-            _name_phases(column[0], stretches)
+            unnamed |= _name_phases(column[0], stretches)
             column[0].set_title(title_of(name), fontsize=8, pad=13)
             drawn = column[: len(rows) if r is result else 2]  # CE is given for the first result only
             for axes in column[len(drawn) :]:
@@ -157,12 +159,14 @@ def stitching_curve(
             main[1].plot(matched.frame["step"], matched.frame["l0_matched"], zorder=4, **style)
         if ce is not None:
             colour = kind_style(result.large.kind).colour
-            main[2].plot(ce.frame["step"], ce.frame["ce_degradation"], "o-", color=colour, zorder=3)
+            style = {"color": colour, "clip_on": False, "zorder": 3}  # markers at the ends stay whole
+            main[2].plot(ce.frame["step"], ce.frame["ce_degradation"], "o-", **style)
         for axes, label in zip(main, rows.values(), strict=True):
             axes.set_ylabel(label)
             axes.yaxis.set_major_locator(MaxNLocator(5 if axes is main[0] else 3))
         figure.align_ylabels(main)
-        figure.legend(handles=_curve_legend(result, random, matched), loc="outside lower center", ncols=5)
+        handles = [*_curve_legend(result, random, matched), *map(_phase_patch, unnamed)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return Plot(
         figure,
         _curve_data(results, names, random, matched, ce),
@@ -544,11 +548,14 @@ def _shade(axes: Axes, phases: pd.DataFrame) -> None:
         )
 
 
-def _name_phases(axes: Axes, phases: pd.DataFrame) -> None:
-    """Write the name of each phase above its steps, where there is room."""
+def _name_phases(axes: Axes, phases: pd.DataFrame) -> dict[str, None]:
+    """Write the name of each phase above its steps, and return those for which there is no room."""
     total = phases["last_step"].max()
+    unnamed: dict[str, None] = {}
     for row in phases.itertuples():
-        if row.last_step - row.first_step > 0.16 * total:
+        if row.last_step - row.first_step <= 0.16 * total:
+            unnamed[row.phase] = None
+        else:
             axes.text(
                 (row.first_step + row.last_step) / 2,
                 1.02,
@@ -559,6 +566,13 @@ def _name_phases(axes: Axes, phases: pd.DataFrame) -> None:
                 va="bottom",
                 fontsize=6.5,
             )
+    return unnamed
+
+
+def _phase_patch(phase: str) -> Patch:
+    """The legend's entry for a phase that is too short to be named above its steps."""
+    colour = PHASE_COLOURS[phase]
+    return Patch(facecolor=to_rgba(colour, 0.11), edgecolor=colour, linewidth=0.6, label=PHASE_NAMES[phase])
 
 
 def _ends(axes: Axes, result: Stitching, measure: str) -> None:

@@ -8,7 +8,6 @@ and table are in files beside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,7 +372,7 @@ def _complete(family: Family, theta: float, found: _Found, **options: Any) -> Se
 
 
 def _has_roc(result: Insertion) -> bool:
-    return not math.isnan(result.auc)
+    return not result.without_auc
 
 
 def _null_of(stitched: Mapping[str, Stitching], pair: Comparison) -> Stitching | None:
@@ -408,7 +407,12 @@ def _insertion_table(inserted: Mapping[str, Insertion]) -> Table:
         "insertion",
         "Each latent of the second dictionary inserted alone into the first: it is novel if its best cosine "
         "is under θ, and it helps if it lowers the error. AUC: how well the cosine predicts which latents "
-        "help. Dead latents are left out.",
+        "help. Dead latents are left out."
+        + "".join(
+            f" {name} has no AUC: {result.without_auc}."
+            for name, result in inserted.items()
+            if result.without_auc
+        ),
         frame,
         {
             "comparison": "comparison",

@@ -72,9 +72,12 @@ def _execute(
     """Run a notebook's cells in the folder of `path`, and write it there."""
     import nbformat
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     client = NotebookClient(
         notebook,
+        # Every kernel warns of sockets in plain text otherwise.
+        config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,

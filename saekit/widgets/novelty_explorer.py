@@ -238,7 +238,7 @@ class NoveltyExplorer(Explorer):
         note = (
             ""
             if curve is not None
-            else "<p><small>No ROC curve, because all latents help or none does.</small></p>"
+            else f"<p><small>No ROC curve: {self._results['this'].without_auc}.</small></p>"
         )
         return html.columns(*images, self._confusion() + note + self._rates(at))
 

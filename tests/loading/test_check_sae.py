@@ -3,13 +3,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dictionaries import make
 from toy_stores import in_memory
 
+from saekit.dictionary import Dictionary
 from saekit.loading.check_sae import check_sae
 from saekit.metrics import evaluate
 
 X = torch.randn(600, 12, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def make():
+    """Two latents for every dimension, one for each sign: what lies beyond 2 is reconstructed."""
+    both = torch.cat([torch.eye(12), -torch.eye(12)])
+    return Dictionary.from_weights(both.T, both, d_in=12, threshold=2.0, info={"kind": "relu", "seed": 0})
 
 
 def recorded(**info):
@@ -26,13 +32,15 @@ def test_what_agrees_is_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check = check_sae(recorded(**truth()), X)
-    assert check.summary == {"agrees": True, "n_recorded": 2, "n_tokens": 600, "n_excluded": 0}
+    measured = evaluate(make(), X)
+    found = {"fvu": measured.fvu, "l0": measured.l0, "dead_fraction": measured.dead_fraction}
+    assert check.summary == {"agrees": True, "n_recorded": 2, **found, "n_tokens": 600, "n_excluded": 0}
     assert check.frame.loc["l0", "found"] == check.frame.loc["l0", "recorded"]
 
 
 def test_an_encoder_without_its_bias_is_noticed():
     dictionary = recorded(**truth())
-    broken = replace(dictionary, b_enc=torch.zeros_like(dictionary.b_enc) + 2)
+    broken = replace(dictionary, b_enc=torch.zeros_like(dictionary.b_enc) + 1.5)
     with pytest.warns(UserWarning, match="is recorded as") as caught:
         check = check_sae(broken, X)
     messages = [str(warning.message) for warning in caught]
@@ -81,5 +89,23 @@ def test_a_flag_that_is_recorded_as_off_is_checked():
 
 
 def test_nothing_recorded_is_an_error():
-    with pytest.raises(ValueError, match=r"relu 40 \(seed 0\) records nothing.*holds kind, seed"):
+    with pytest.raises(ValueError, match=r"relu 24 \(seed 0\) records nothing.*holds kind, seed"):
         check_sae(make(), X)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"),
+    [
+        ({"threshold": torch.full((24,), 1e9)}, "no latent is active on any of 600 tokens"),
+        ({"b_dec": torch.full((12,), 50.0)}, r"explains no more than the mean of the activations does \(FVU"),
+    ],
+)
+def test_an_sae_that_reconstructs_nothing_does_not_agree(spoilt, why):
+    """Also where its hook point, the only record there is, is that of the store."""
+    dead = replace(recorded(hook_point="toy"), **spoilt)
+    with pytest.warns(UserWarning, match=why):
+        check = check_sae(dead, store_of({}))
+    assert check.frame["agrees"].all()
+    assert not check.summary["agrees"]
+    assert check.dead_fraction == (1 if "threshold" in spoilt else check.dead_fraction)
+    assert check.fvu >= 1

@@ -242,8 +242,8 @@ def test_no_text_overlaps_or_leaves_the_figure(name):
 def test_labels_that_are_too_long_lose_whole_words():
     label = "4371  mathematician · philosopher · physicist"
     assert fit_text(label, 5) == label
-    assert fit_text(label, 1.5) == "4371  mathematician · philosopher"
-    assert fit_text(label, 1) == "4371  mathematician"
+    assert fit_text(label, 1.6) == "4371  mathematician · philosopher …"
+    assert fit_text(label, 1.1) == "4371  mathematician …"
     assert fit_text(label, 0.7).startswith("4371  math")
     assert fit_text(label, 0.7).endswith("…")
     assert fit_text("a text without words to spare", 0.7).endswith("…")
@@ -721,3 +721,21 @@ def test_plots_without_their_optional_parts():
     assert len(plots.insertion_scatter(results().relu).figure.axes) == 1
     single = plots.training_curves(trained()[0])
     assert render(single.figure, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_missing_auc_is_explained():
+    """Where one class is empty, in both directions, and where no latent is left."""
+    small, large, x = results().family[12], results().family[24], results().x
+    dead, far = torch.full((24,), 1e9), replace(large, W_dec=-large.W_dec)  # their contribution only hurts
+    for changed, why in (
+        (replace(large, threshold=dead), "every latent is dead"),
+        (replace(far, threshold=far.threshold), "no latent helps"),
+    ):
+        result = insertion(small, changed, x, theta=THETA)
+        assert result.without_auc == why
+        drawn = plots.insertion_scatter(result)
+        assert f"no AUC ({why})" in drawn.caption
+        assert f"no AUC ({why})" in drawn.figure.axes[0].get_title("left")
+        assert "nan" not in drawn.caption + drawn.alt
+    assert not results().relu.without_auc

@@ -13,6 +13,7 @@ from saekit.analysis import build_frankenstein
 from saekit.analysis.stitching.controls import CECurve, matched_curve, random_orders
 from saekit.analysis.stitching.path import stitch, stitch_chain
 from saekit.figures import render
+from saekit.plots.stitching import PHASE_NAMES
 
 
 @cache
@@ -257,3 +258,14 @@ def test_curve_without_its_controls():
     assert len(single.figure.axes) == 2
     assert set(single.data["series"]) == {"stitched", "trained"}
     assert render(single.figure, "png").startswith(b"\x89PNG")
+
+
+def test_every_phase_is_named_and_no_marker_of_the_ce_is_cut():
+    figure = plot("stitching_curve").figure
+    named = {text.get_text() for axes in figure.axes for text in axes.texts}
+    named |= {text.get_text() for text in figure.legends[0].texts}
+    phases = {phase for r in (stitchings()[0], null()) for phase in r.phases["phase"]}
+    assert {PHASE_NAMES[phase] for phase in phases} <= named
+    assert "bias" in phases, "a single step, too narrow for a name above it"
+    (line,) = (line for line in figure.axes[4].lines if line.get_marker() == "o")
+    assert not line.get_clip_on()
