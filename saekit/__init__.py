@@ -17,14 +17,16 @@ Uniqueness       match_latents, measure_uniqueness, family_uniqueness, measure_s
 Baselines        frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines
 Probing          harvest_last_tokens, LastTokens, probe
-Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability
+Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability,
+                 detection_test
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia
 Known truths     World, measure_recovery
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table, releases_table
+                 convergence_table, kinds_table, kinds_l0_table, releases_table,
+                 probing_table
 
 Results have `.summary`, most have `.frame`, and `.plot()` draws the obvious picture.
 Every module is there after `import saekit`, such as `saekit.corpora.text_files`.
@@ -82,6 +84,7 @@ _EXPORTS = {
         "compare_dictionaries",
         "cosine_distributions",
         "decomposition",
+        "detection_test",
         "family_uniqueness",
         "group_insertion",
         "harvest_last_tokens",
@@ -133,7 +136,13 @@ _EXPORTS = {
     ),
     "saekit.series.embedded": ("embedded_rows", "embedded_store"),
     "saekit.series.profiles": ("load_series", "store_for"),
-    "saekit.series.tables": ("bundled_table", "convergence_table", "kinds_l0_table", "kinds_table"),
+    "saekit.series.tables": (
+        "bundled_table",
+        "convergence_table",
+        "kinds_l0_table",
+        "kinds_table",
+        "probing_table",
+    ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 _SHORT = {"neuronpedia": "saekit.loading.neuronpedia"}  # modules that people call by a shorter name

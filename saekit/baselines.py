@@ -213,7 +213,7 @@ def _cuts(h: Tensor, n_active: Tensor) -> Tensor:
 def compare_with_baselines(
     dictionary: Dictionary,
     baselines: Sequence[Dictionary],
-    headlines: Mapping[str, Callable[[Dictionary], float]],
+    measure: Callable[[Dictionary], Mapping[str, Any]],
 ) -> pd.DataFrame:
     """Headline numbers of a dictionary beside those of its baselines.
 
@@ -223,9 +223,9 @@ def compare_with_baselines(
         The trained dictionary.
     baselines : sequence of Dictionary
         Of its width.
-    headlines : mapping
-        By name, functions of a dictionary that return a number, such as
-        `{"FVU": lambda sae: saekit.evaluate(sae, x).fvu}`.
+    measure : callable
+        Gives the headline numbers of a dictionary by name, such as
+        `lambda sae: saekit.evaluate(sae, x).summary`.
 
     Returns
     -------
@@ -241,8 +241,9 @@ def compare_with_baselines(
     Examples
     --------
     >>> baselines = [saekit.permuted_decoder(dictionary), saekit.random_at_equal_l0(dictionary, x)]
-    >>> fvu = {"FVU": lambda sae: saekit.evaluate(sae, x).fvu}
-    >>> table = saekit.compare_with_baselines(dictionary, baselines, fvu)
+    >>> table = saekit.compare_with_baselines(
+    ...     dictionary, baselines, lambda sae: {"FVU": saekit.evaluate(sae, x).fvu}
+    ... )
     >>> table["FVU"].idxmin()
     0
     """
@@ -255,7 +256,6 @@ def compare_with_baselines(
             )
     names = distinct_names(one.identity for one in members)
     return pd.DataFrame(
-        {"dictionary": name, "kind": one.kind, "width": one.width, "seed": one.seed}
-        | {headline: measure(one) for headline, measure in headlines.items()}
+        {"dictionary": name, "kind": one.kind, "width": one.width, "seed": one.seed, **measure(one)}
         for name, one in zip(names, members, strict=True)
     )

@@ -603,6 +603,24 @@ def _order(options: argparse.Namespace) -> None:
     print(f"The table is {BUNDLED / 'order.csv'}.")
 
 
+def _probing(options: argparse.Namespace) -> None:
+    from saekit.loading.names import BUNDLED
+    from saekit.series.probing_grid import as_result, write_probing
+
+    print(as_result(write_probing(progress=options.progress)).table.to_string(index=False))
+    print(f"The table is {BUNDLED / 'probing.csv'}.")
+
+
+def _baselines(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
+    from saekit.series.baselines_grid import write_baselines
+
+    print(f"Dictionaries are trained in {home() / 'baselines'}.", flush=True)
+    print(write_baselines(progress=options.progress).to_string(index=False))
+    print(f"The table is {BUNDLED / 'baselines.csv'}.")
+
+
 def _reproduce_options(parser: Parser) -> None:
     _option(parser, "profile", "run it on another model and families: gpt2, or a JSON file of your own")
     _option(parser, "out", "with --profile: folder to write", default="reproduce-PROFILE", type=Path)
@@ -660,6 +678,10 @@ COMMANDS = {
     "kinds": Command("train every kind of SAE at equal widths and sparsities", _no_options, _kinds),
     "order": Command(
         "train seeds that share initialisation or data order, and compare them", _no_options, _order
+    ),
+    "probing": Command("probe the bundled dictionaries on the sets of sae-probes", _no_options, _probing),
+    "baselines": Command(
+        "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
     "reproduce": Command(
         "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False

@@ -179,7 +179,7 @@ def test_the_less_was_learnt_the_worse_it_reconstructs():
         permuted_decoder(trained),
         random_at_equal_l0(trained, x),
     ]
-    table = compare_with_baselines(trained, baselines, {"fvu": lambda sae: saekit.evaluate(sae, x).fvu})
+    table = compare_with_baselines(trained, baselines, lambda sae: {"fvu": saekit.evaluate(sae, x).fvu})
     fvu = table["fvu"].tolist()
     assert fvu[0] < fvu[1] < fvu[2] < fvu[4] < 1 < fvu[3]
     assert fvu[0] < 0.6 * fvu[2]
@@ -188,4 +188,4 @@ def test_the_less_was_learnt_the_worse_it_reconstructs():
         for name in ("soft-frozen-decoder", "frozen-decoder", "permuted-decoder", "random-at-equal-l0")
     ]
     with pytest.raises(ValueError, match="has width 24"):
-        compare_with_baselines(trained, [make(d_in=D_IN, width=9)], {})
+        compare_with_baselines(trained, [make(d_in=D_IN, width=9)], dict)

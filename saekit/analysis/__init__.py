@@ -1,5 +1,6 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
+from saekit.analysis.detection import Detection, detection_test
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import (
     Context,
@@ -106,6 +107,7 @@ __all__ = [
     "Contexts",
     "CosineDistributions",
     "Decomposition",
+    "Detection",
     "DictionaryComparison",
     "Effects",
     "FamilySimilarity",
@@ -159,6 +161,7 @@ __all__ = [
     "contexts",
     "cosine_distributions",
     "decomposition",
+    "detection_test",
     "explained_variance",
     "family_similarity",
     "family_uniqueness",

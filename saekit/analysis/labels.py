@@ -184,14 +184,14 @@ def label_latents(
         _text(words(tokens[positions].tolist(), values.tolist(), vocabulary))
         for positions, values in tqdm(evidence, disable=not progress, unit="latent", desc="labels")
     ]
-    strongest = _by_token(
+    strongest = by_token(
         np.concatenate([tokens[positions].numpy() for positions, _ in evidence]),
         np.concatenate([values.double().numpy() for _, values in evidence]),
         np.cumsum([0, *(len(values) for _, values in evidence)]),
         len(vocabulary),
     )
     top, lift = _top_tokens(activations, store, len(vocabulary), min_count)
-    found = _labels(dictionary.identity, texts, _shares(strongest), top, lift, vocabulary, logits)
+    found = _labels(dictionary.identity, texts, shares(strongest), top, lift, vocabulary, logits)
     return replace(found, store=store.content_hash)
 
 
@@ -238,8 +238,8 @@ def _top_tokens(
     for first, stop in pairwise(limits.tolist()):
         here = slice(offsets[first], offsets[stop])
         where, within = tokens[activations.positions[here]].numpy(), offsets[first : stop + 1] - here.start
-        mean = _by_token(where, activations.values[here].double().numpy(), within, n_vocabulary)
-        n_active = _by_token(where, np.ones(len(where)), within, n_vocabulary)
+        mean = by_token(where, activations.values[here].double().numpy(), within, n_vocabulary)
+        n_active = by_token(where, np.ones(len(where)), within, n_vocabulary)
         mean.data /= occurrences[mean.indices]
         frequent = occurrences[mean.indices] >= min_count
         chosen = _largest(np.where(frequent, mean.data, -np.inf), mean.indptr, N_TOKENS)
@@ -305,9 +305,9 @@ def label_meta_latents(
     )
     activation = _where(activation, _largest(activation.data, offsets, MEMBERS_FROM))
     of_latents = vstack([of_base.tokens for of_base in labels], format="csr")
-    tokens = _shares(activation @ of_latents)
+    tokens = shares(activation @ of_latents)
     chosen = _largest(tokens.data, tokens.indptr, N_TOKENS)
-    usual = _shares(csr_array(np.ones((1, len(meta.rows)))) @ of_latents).toarray()[0]
+    usual = shares(csr_array(np.ones((1, len(meta.rows)))) @ of_latents).toarray()[0]
     with np.errstate(invalid="ignore"):  # 0 / 0 where a meta-latent has no tokens
         lift = _row_sums(tokens, chosen) / _row_sums(tokens, chosen, usual[tokens.indices])
     vocabulary = labels[0].vocabulary
@@ -392,15 +392,28 @@ def _word(token: str) -> str:
     return token.strip() or token
 
 
-def _by_token(ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, n_vocabulary: int) -> csr_array:
-    """Values summed by row and token, tokens ascending: `[rows, vocabulary]`."""
+def by_token(ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, n_vocabulary: int) -> csr_array:
+    """Values summed by row and token, tokens ascending: `[rows, vocabulary]`.
+
+    Examples
+    --------
+    >>> by_token(np.array([2, 0, 2]), np.array([1.0, 2.0, 3.0]), np.array([0, 3]), 3).toarray()
+    array([[2., 0., 4.]])
+    """
     summed = csr_array((values, ids, offsets), (len(offsets) - 1, n_vocabulary), copy=True)
     summed.sum_duplicates()
     return summed
 
 
-def _shares(matrix: csr_array) -> csr_array:
-    """Rows divided by their sums; empty rows stay empty."""
+def shares(matrix: csr_array) -> csr_array:
+    """Rows divided by their sums; empty rows stay empty.
+
+    Examples
+    --------
+    >>> shares(csr_array([[1.0, 3.0], [0.0, 0.0]])).toarray()
+    array([[0.25, 0.75],
+           [0.  , 0.  ]])
+    """
     shares = csr_array(matrix)
     shares.sort_indices()
     shares.data = shares.data / np.repeat(shares.sum(1), np.diff(shares.indptr))

@@ -126,9 +126,7 @@ def multiple_choice_test(
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     n_options = settings.whole("n_options", n_options, at_least=2)
     labels.dictionary.require(meta.bases[place], "The dictionary of the labels")
-    documents = np.bincount(labels.tokens.indices, minlength=labels.tokens.shape[1])
-    weights = np.log(len(labels) / np.maximum(documents, 1))
-    about = _unit_rows(labels.tokens @ diags_array(weights, format="csr"))
+    about = unit_rows(weighted(labels.tokens, rarity(labels.tokens)))
     activation = decomposition_matrix(meta, place)
     random = np.random.default_rng(seed)
     with tqdm(total=2 * len(labels), disable=not progress, unit="question", desc="multiple choice") as bar:
@@ -182,8 +180,41 @@ def _answers(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _unit_rows(matrix: csr_array) -> csr_array:
-    """Rows scaled to norm 1; what is zero is left out."""
+def rarity(tokens: csr_array) -> np.ndarray:
+    """Inverse document frequency of every token: the logarithm of all rows over those that have it.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> rarity(csr_array([[0.5, 0.5], [1.0, 0.0]])).round(2)
+    array([0.  , 0.69])
+    """
+    documents = np.bincount(tokens.indices, minlength=tokens.shape[1])
+    return np.log(tokens.shape[0] / np.maximum(documents, 1))
+
+
+def weighted(tokens: csr_array, weights: np.ndarray) -> csr_array:
+    """Columns of `[rows, vocabulary]` times a weight each.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> weighted(csr_array([[1.0, 3.0]]), np.array([2.0, 1.0])).toarray()
+    array([[2., 3.]])
+    """
+    return tokens @ diags_array(weights, format="csr")
+
+
+def unit_rows(matrix: csr_array) -> csr_array:
+    """Rows scaled to norm 1; what is zero is left out.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> unit_rows(csr_array([[3.0, 4.0], [0.0, 0.0]])).toarray()
+    array([[0.6, 0.8],
+           [0. , 0. ]])
+    """
     matrix.eliminate_zeros()
     norms = np.sqrt(matrix.multiply(matrix).sum(1))
     matrix.data = matrix.data / np.repeat(norms, np.diff(matrix.indptr))
