@@ -102,13 +102,17 @@ def _rows(name: str, dictionary: Dictionary | None, sets: list[LastTokens]) -> p
     identity = "" if dictionary is None else dictionary.content_hash
     model = hash_json([sets[0].manifest, KS, identity])
     file = home() / "probing" / "probed" / f"{model[:16]}.csv"
-    kept = pd.read_csv(file, float_precision="round_trip") if file.exists() else pd.DataFrame({"set": []})
-    missing = [one for one in sets if one.name not in set(kept["set"])]
+    kept = pd.read_csv(file, float_precision="round_trip") if file.exists() else None
+    known = set() if kept is None else set(kept["set"])
+    missing = [one for one in sets if one.name not in known]
     if missing:
-        found = probe({} if dictionary is None else {name: dictionary}, missing, dense=dictionary is None)
+        found = probe(
+            {} if dictionary is None else {name: dictionary}, missing, ks=KS, dense=dictionary is None
+        )
         rows = found.frame.assign(latent=found.frame["latents"].str[0])[["set", "k", "auc", "latent"]]
         kept = pd.concat([kept, rows], ignore_index=True).astype({"k": int, "latent": int})
         write_bytes(file, kept.to_csv(index=False).encode())
+    assert kept is not None  # there is at least one set
     kept = kept[kept["set"].isin([one.name for one in sets])].round({"auc": 4})
     return kept.assign(dictionary=name)[["dictionary", "set", "k", "auc", "latent"]]
 

@@ -26,7 +26,7 @@ def toy_set(name):
 
 def members():
     first = make(width=40)
-    near = replace(make(width=20), **{k: v for k, v in first.gather(slice(20)).tensors().items()})
+    near = replace(make(width=20), **first.gather(slice(20)).tensors())
     return Family([replace(near, info={"kind": "relu", "seed": 0}), first])
 
 
@@ -35,6 +35,7 @@ def world(tmp_path, monkeypatch):
     """Where the table goes."""
     monkeypatch.setattr(grid, "KINDS", ("relu",))
     monkeypatch.setattr(grid, "PAIR", (20, 40))
+    monkeypatch.setattr(grid, "KS", (1, 2))
     monkeypatch.setattr(grid, "BUNDLED", tmp_path)
     monkeypatch.setattr(tables, "BUNDLED", tmp_path)
     monkeypatch.setattr(grid, "load_family", lambda kind: members())
@@ -65,7 +66,7 @@ def test_the_table_holds_every_dictionary_and_a_rerun_probes_only_what_is_missin
     assert {"relu 40, novel latents", "relu 40, reconstruction latents", "relu 20, random at equal L0"} < {
         *names
     }
-    direct = probe({"x": members()[40]}, [toy_set("b")], dense=False).frame
+    direct = probe({"x": members()[40]}, [toy_set("b")], ks=(1, 2), dense=False).frame
     rows = table[(table["dictionary"] == "relu 40 (seed 0)") & (table["set"] == "b")]
     assert rows["auc"].tolist() == direct["auc"].round(4).tolist()
     assert rows["latent"].tolist() == [latents[0] for latents in direct["latents"]]
