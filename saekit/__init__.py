@@ -4,29 +4,26 @@ Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActi
 SAEs             load_sae, load_family, open_sae, save_sae, push_to_hub, Dictionary, Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
                  TensorBoardLogger, WandbLogger
-Checks           evaluate, ce_degradation, check_sae, as_jumprelu, compare_dictionaries
+Checks           evaluate, ce_degradation, measure_rebuilt_ce, check_sae, as_jumprelu
 Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
-Novelty          insertion, group_insertion, compare, insert_latents
+Novelty          insertion, group_insertion, compare, insert_latents, compare_dictionaries
 Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0, ce_curve,
                  pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
-                 side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta,
-                 multiple_choice_test, measure_rebuilt_ce
+                 side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta
 Uniqueness       match_latents, measure_uniqueness, family_uniqueness, measure_shared_subspace,
                  measure_substitution, measure_effects, compare_codes
-Baselines        frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
-                 compare_with_baselines
-Probing          harvest_last_tokens, LastTokens, probe
-Latents          collect, logit_table, label_latents, label_meta_latents, measure_readability,
-                 detection_test
+Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
+                 compare_with_baselines, harvest_last_tokens, LastTokens, probe
+Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
+                 multiple_choice_test, detection_test
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia
 Known truths     World, measure_recovery
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table, releases_table,
-                 probing_table
+                 convergence_table, kinds_table, kinds_l0_table, releases_table
 
 Results have `.summary`, most have `.frame`, and `.plot()` draws the obvious picture.
 Every module is there after `import saekit`, such as `saekit.corpora.text_files`.
@@ -141,7 +138,6 @@ _EXPORTS = {
         "convergence_table",
         "kinds_l0_table",
         "kinds_table",
-        "probing_table",
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
