@@ -244,11 +244,13 @@ def _which(family: Family, store: ActivationStore) -> str:
 def _unique(result: FamilyUniqueness) -> Section:
     measured = result.table[result.table["null"] == ""]
     seeds = measured[measured["seeds"] & (measured["note"] == "")]
+    over_seeds = result.over_seeds
     parts: list[Table | tuple[str, Plot]] = [
         ("unique_cosines", plots.uniqueness_distributions(result)),
         ("unique_over_theta", plots.unmatched_curve([result])),
     ]
     if len(seeds):
+        parts.append(("unique_recurrence", plots.recurrence(list(result.seeds.values()))))
         parts.append(("unique_by_density", plots.uniqueness_by_density([result])))
     parts.append(_unique_table(result))
     return Section(
@@ -257,10 +259,10 @@ def _unique(result: FamilyUniqueness) -> Section:
         says=_unique_sentence(result, seeds, measured[~measured["seeds"]]),
         parts=parts,
         numbers=result.summary,
-        value="–" if seeds.empty else share(seeds["share_shared"].iloc[-1]),
+        value="–" if seeds.empty else share(over_seeds["share_shared"].iloc[-1]),
         unit="no width has a second seed"
         if seeds.empty
-        else f"of the latents of width {seeds['n_a'].iloc[-1]} are found again by another seed "
+        else f"of the latents of width {over_seeds['width'].iloc[-1]} are found again by another seed "
         f"(without structure: {share(_greatest_null(result, seeds[-1:]))})",
     )
 
@@ -302,9 +304,13 @@ def _unique_sentence(result: FamilyUniqueness, seeds: pd.DataFrame, widths: pd.D
             f"latents. The next width finds {kept} of them again (decoder cosine of a one-to-one match at "
             f"least {result.theta:g}; without structure at most {null_kept})."
         )
-    found = listed(
-        [f"{share(row.share_shared)} of the latents of width {row.n_a}" for row in seeds.itertuples()]
-    )
+    parts = []
+    for row in result.over_seeds.itertuples():
+        part = f"{share(row.share_shared)} of the latents of width {row.width}"
+        if row.n_seeds > 2:
+            part += f" (mean over the pairs of {row.n_seeds} seeds; {share(row.share_always)} recur in all)"
+        parts.append(part)
+    found = listed(parts)
     return (
         f"Another seed finds {found} again (decoder cosine of a one-to-one match at least {result.theta:g}; "
         f"without structure at most {share(_greatest_null(result, seeds))}); the next width finds {kept} "

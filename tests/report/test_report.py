@@ -30,6 +30,7 @@ CSVS = {
     "dictionaries",
     "unique_cosines",
     "unique_over_theta",
+    "unique_recurrence",
     "unique_by_density",
     "unique",
     "complete_similarity",
@@ -110,7 +111,7 @@ def test_the_page_needs_nothing_else(folder):
     assert anchors == {"unique", "complete", "atomic"} == anchors & set(re.findall(r'id="([a-z-]+)"', text))
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|@import|url\(|nan\b|/(home|root|tmp|work|Users)/", text)
-    assert page.tags.count("img") == page.tags.count("figure") == 9
+    assert page.tags.count("img") == page.tags.count("figure") == 10
 
 
 def test_everything_on_the_page_is_escaped(folder):

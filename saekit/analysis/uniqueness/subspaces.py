@@ -37,13 +37,14 @@ class SharedSubspace(Result):
         Draws of each null.
     frame : DataFrame
         One row per pair of dictionaries, dimension and group of latents: `a`, `b` (names), `dimension`,
-        `group` (`"never recurring"`; and the nulls `"recurring"`, as many latents of each that always
-        recur, none the partner of another, and `"random directions"` with the densities of those
-        that never recur), `n_a`, `n_b` (latents); `overlap` (mean squared cosine of the principal angles:
-        1 for equal subspaces, about `chance`, the dimension over `d_in`, for independent ones),
-        `overlap_sd` (over draws; NaN for a single one), `first_cosine` and `median_cosine` (of the principal
-        angles); `explained` (share of the density-weighted squared norm of one dictionary's latents
-        within the other's subspace, mean of both ways) beside `explained_own` (within its own subspace).
+        `group`, `n_a`, `n_b` (latents); `overlap` (mean squared cosine of the principal angles: 1 for
+        equal subspaces, about `chance`, the dimension over `d_in`, for independent ones), `overlap_sd`
+        (over draws; NaN for a single one), `first_cosine` and `median_cosine` (of the principal angles);
+        `explained` (share of the density-weighted squared norm of one dictionary's latents within the
+        other's subspace, mean of both ways) beside `explained_own` (within its own subspace). Groups
+        are `"never recurring"` and two nulls: `"recurring"`, as many latents of each that always recur,
+        none the partner of another (left out where there are fewer than the dimension), and `"random
+        directions"` with the densities of those that never recur.
     """
 
     dictionaries: tuple[Identity, ...]
@@ -99,7 +100,7 @@ def measure_shared_subspace(
     ------
     ValueError
         If the dictionaries are others, there are no activations, a setting is out of range, or fewer than
-        two living latents of a dictionary never recur or always recur.
+        two living latents of a dictionary never recur.
 
     Notes
     -----
@@ -129,11 +130,9 @@ def measure_shared_subspace(
         ]
         for recurring in (False, True)
     }
-    for recurring, found in groups.items():
-        few = min(map(len, found))
-        if few < 2:
-            which = "always" if recurring else "never"
-            raise ValueError(f"A subspace needs at least two living latents that {which} recur, found {few}.")
+    lacking = min(map(len, groups[False]))
+    if lacking < 2:
+        raise ValueError(f"A subspace needs at least two living latents that never recur, found {lacking}.")
     random, d_in = np.random.default_rng(seed), dictionaries[0].d_in
 
     def span(place: int, latents: np.ndarray, *, turned: bool = False) -> _Span:
@@ -158,6 +157,8 @@ def measure_shared_subspace(
             if size > min(map(len, lone)) or size >= d_in:
                 continue
             for group, pairs in spans.items():
+                if min(part.n for pair in pairs for part in pair) < size:
+                    continue
                 found = pd.DataFrame([first.compared(second, size) for first, second in pairs])
                 row = {"a": names[i], "b": names[j], "dimension": size, "group": group}
                 row |= {"n_a": pairs[0][0].n, "n_b": pairs[0][1].n, **found.mean().to_dict()}
