@@ -150,14 +150,15 @@ def measure_shared_subspace(
         for _ in range(draws):
             one = random.permutation(stable[0])[: min(len(lone[0]), len(stable[0]) // 2)]
             other = random.permutation(np.setdiff1d(stable[1], match[one]))[: len(lone[1])]
-            spans[GROUPS[1]].append((span(i, one), span(j, other)))
+            if len(one) and len(other):
+                spans[GROUPS[1]].append((span(i, one), span(j, other)))
             spans[GROUPS[2]].append((span(i, lone[0], turned=True), span(j, lone[1], turned=True)))
         smallest = min(smallest, *map(len, lone))
         for size in sizes:
             if size > min(map(len, lone)) or size >= d_in:
                 continue
             for group, pairs in spans.items():
-                if min(part.n for pair in pairs for part in pair) < size:
+                if min((part.n for pair in pairs for part in pair), default=0) < size:
                     continue
                 found = pd.DataFrame([first.compared(second, size) for first, second in pairs])
                 row = {"a": names[i], "b": names[j], "dimension": size, "group": group}

@@ -72,6 +72,14 @@ def test_overlap_is_that_of_the_principal_angles_of_weighted_singular_vectors() 
     assert found["first_cosine"] == pytest.approx(cosines.max())
 
 
+def test_where_nothing_recurs_the_null_of_recurring_latents_is_left_out() -> None:
+    runs = [make(d_in=D_IN, width=20, seed=seed) for seed in (1, 2)]
+    x = torch.randn(400, D_IN, generator=torch.Generator().manual_seed(0))
+    result = measure_shared_subspace(measure_uniqueness(*runs, activations=x), runs, dimensions=[2])
+    assert result.frame["group"].tolist() == ["never recurring", "random directions"]
+    assert [*result.summary["overlap"]] == ["never recurring", "random directions"]
+
+
 def test_what_it_needs_is_refused_by_name() -> None:
     runs, unique, _ = measured(shared=True)
     with pytest.raises(ValueError, match="measure the uniqueness with activations"):
