@@ -1,6 +1,7 @@
 """The bundled families themselves."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import torch
 
 from saekit.family import Family
 from saekit.loading.names import BUNDLED, load_family
-from saekit.series.bundling import config
+from saekit.series.bundling import MEMBERS, config
 from saekit.series.tables import bundled_table
 
 
 def test_the_bundle_is_what_its_table_says():
     table = bundled_table()
-    assert table.groupby("kind").size().to_dict() == {"batchtopk": 5, "relu": 6}
+    assert table.groupby("kind").size().to_dict() == {kind: len(members) for kind, members in MEMBERS.items()}
     for kind, rows in table.groupby("kind"):
         family = load_family(kind)
         assert [(m.width, m.seed) for m in family] == list(zip(rows["width"], rows["seed"], strict=True))
@@ -48,7 +49,10 @@ def test_the_findings_show_the_table():
             f"{row.loss_recovered_zero:.1%}",
             f"{row.dead_fraction:.1%}",
             f"{row.tokens / 1e6:.1f}M",
+            f"{row.distinct_tokens / 1e6:.1f}M",
             f"{row.steps:,}",
+            "" if math.isnan(row.seed_overlap) else f"{row.seed_overlap:.0%}",
+            f"{row.bytes / 1e6:.1f}",
         ]
         assert re.search(r"\| *" + r" *\| *".join(map(re.escape, cells)) + r" *\|", page), cells
 
@@ -56,8 +60,8 @@ def test_the_findings_show_the_table():
 def test_it_is_a_family_like_any_other(tmp_path):
     family = load_family("batchtopk")
     assert isinstance(family, Family)
-    assert family.widths == [576, 1152, 2304, 4608]
-    assert family.second_seed(2304).seed == 1
+    assert family.widths == [576, 1152, 2304, 4608, 9216]
+    assert family.seeds(2304) == [0, 1, 2]
 
 
 def test_the_recipe_is_that_of_the_bundled_members():
