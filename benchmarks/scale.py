@@ -1,9 +1,8 @@
 """What each analysis costs as dictionaries and token sets grow, in encodings and in memory.
 
+    python benchmarks/scale.py stitch             # one of the prepared tables (`TABLES`)
     python benchmarks/scale.py --widths 768 1536 3072 6144 --tokens 2048 8192
-    python benchmarks/scale.py --widths 49152 98304 --tokens 2048 --only stitch insertion
-    python benchmarks/scale.py --d-in 2304 --widths 16384 65536
-    python benchmarks/scale.py --widths 24576 49152 --tokens 2048 --only uniqueness adjacency_overlap
+    python benchmarks/scale.py --d-in 2304 --widths 16384 65536 --only insertion
 
 Families are synthetic (`synthetic_family`), with the sparsity, the spread of densities and the number
 of latent pairs that are active together of the bundled ones. Widths are taken in order, and a pair is one
@@ -15,6 +14,7 @@ above what the process held once dictionaries and activations were loaded, and t
 the number of tokens and in the width: the slopes of a least-squares fit in logarithms.
 
 An analysis of directions alone asks no tokens: its time is over encoding them with both dictionaries.
+`passes` is how many times one dictionary encoded all tokens, at most.
 `busy` is the time that processors spent on it, all threads together, and `busy encodings` that over
 theirs: what to go by beside other work.
 """
@@ -41,17 +41,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saekit import Dictionary, analysis, metrics
+from saekit import ActivationStore, Dictionary, analysis, metrics
 from saekit.analysis.meta.sae import MetaSAE, Recipe, meta_sae
 from saekit.analysis.stitching.path import plan
 from saekit.family import Family
 from saekit.files import read_tensors, write_tensors
+from saekit.report.report import write_report
 
 L0 = 45.0
 DENSITY_SPREAD = 0.75  # standard deviation of the log densities of bundled ReLU dictionaries
 N_FITTED = 4096  # tokens that thresholds are fitted on
 BATCH = 4096
 X = "x.safetensors"
+LIMIT = 600.0  # seconds for one analysis
 QUICK = Recipe("quick", lr=1e-3, steps=50, batch=4096)
 
 
@@ -173,6 +175,15 @@ def all_from_cosines(inputs: Inputs) -> Callable[[], object]:
     return run
 
 
+def report(inputs: Inputs) -> Callable[[], object]:
+    """`write_report` on the two, with meta-SAEs that are trained for a few steps."""
+    folder = Path(tempfile.mkdtemp())
+    point = inputs.small.hook_point
+    assert point is not None
+    store = ActivationStore.from_array(folder / "store", inputs.x, hook_point=point)
+    return lambda: write_report(inputs.family, store, folder=folder / "report", recipe=QUICK)
+
+
 # Each makes ready what it needs and gives the call that is measured.
 ANALYSES: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "insertion": insertion,
@@ -188,11 +199,30 @@ ANALYSES: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "uniqueness": lambda i: lambda: analysis.match_latents(i.small, i.large),
     "adjacency_overlap": of_meta(lambda meta, i: analysis.adjacency_overlap(meta, i.small)),
     "meta_baselines": of_meta(lambda meta, i: analysis.meta_baselines(meta, [i.small])),
+    "report": report,
 }
 OF_LARGE: dict[str, Callable[[Inputs], Callable[[], object]]] = {
     "evaluate": lambda i: lambda: metrics.evaluate(i.large, i.x),
     "matched_l0": lambda i: lambda: analysis.matched_l0(i.large, i.x, L0 / 2),
     "collect": lambda i: lambda: analysis.collect(i.large, i.x),
+}
+
+
+PAIR = ("insertion", "stitch", "pair_statistics", "cosines", "uniqueness", "evaluate", "collect")
+LADDER = (768, 1536, 3072, 6144, 12_288, 24_576, 49_152, 98_304)
+
+# What the documentation states, each by the options that measure it. The time is for one analysis of
+# one pair, in seconds on two idle cores; synthetic inputs of 98,304 latents take two minutes more.
+TABLES: dict[str, dict[str, Any]] = {
+    "widths": {"widths": LADDER, "tokens": (1024,), "only": ("insertion", "stitch", "evaluate", "collect")},
+    "d_in": {"d_in": 2304, "widths": (16_384, 32_768, 65_536), "tokens": (1024,), "only": PAIR[:2]},
+    "exponents": {"widths": LADDER[2:5], "tokens": (1024, 4096, 16_384), "only": PAIR},
+    "stitch": {"widths": LADDER[-2:], "tokens": (8192,), "only": ("stitch",)},
+    "stitch_small": {"widths": (2304, 4608), "tokens": (8192, 32_768), "only": ("stitch",)},
+    "insertion": {"widths": LADDER[-2:], "tokens": (8192,), "only": ("insertion",)},
+    "meta_baselines": {"widths": LADDER[-3:-1], "tokens": (1024,), "only": ("meta_baselines",)},
+    "adjacency": {"widths": LADDER[-3:-1], "tokens": (1024,), "only": ("adjacency_overlap",)},
+    "report": {"widths": (1536, 3072), "tokens": (8192,), "only": ("report",)},
 }
 
 
@@ -217,7 +247,7 @@ def measure(name: str, folder: Path, small: int, large: int, n_tokens: int, thre
 
     run = (ANALYSES | OF_LARGE)[name](inputs)
     before = timed(encode)
-    with Peak(above=loaded) as peak:
+    with Peak(above=loaded) as peak, Encoded(asked) as encoded:
         wall, cpu = timed(run)
     encoding = (before + timed(encode)) / 2
     return {
@@ -225,6 +255,7 @@ def measure(name: str, folder: Path, small: int, large: int, n_tokens: int, thre
         "busy": cpu,
         "encodings": wall / encoding[0],
         "busy encodings": cpu / encoding[1],
+        "passes": encoded.most / n_tokens,
         "GiB": peak.above,
     }
 
@@ -234,6 +265,32 @@ def timed(run: Callable[[], object]) -> np.ndarray:
     start = np.array([time.perf_counter(), time.process_time()])
     run()
     return np.array([time.perf_counter(), time.process_time()]) - start
+
+
+class Encoded:
+    """The rows that some dictionaries encode within a block."""
+
+    def __init__(self, dictionaries: list[Dictionary]) -> None:
+        self._rows = {dictionary.name: 0 for dictionary in dictionaries}
+
+    def __enter__(self) -> Encoded:
+        self._encode = encode = Dictionary.encode_sparse
+
+        def counted(dictionary: Dictionary, x: Tensor, *args: Any, **options: Any) -> Any:
+            if dictionary.name in self._rows:  # and not those that are made of them
+                self._rows[dictionary.name] += len(x)
+            return encode(dictionary, x, *args, **options)
+
+        Dictionary.encode_sparse = counted  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Dictionary.encode_sparse = self._encode  # type: ignore[method-assign]
+
+    @property
+    def most(self) -> int:
+        """Those of the dictionary that encoded the most."""
+        return max(self._rows.values())
 
 
 class Peak:
@@ -272,9 +329,12 @@ def resident() -> int:
 
 
 def in_own_process(name: str, *arguments: object) -> dict[str, Any]:
-    """The same in a process of its own; a note where it fails."""
+    """The same in a process of its own; a note where it fails or takes too long."""
     command = [sys.executable, __file__, "--measure", name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"note": f"over {LIMIT:.0f} seconds, with what it makes ready"}
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["killed"]
         return {"note": f"exit status {done.returncode}: {last[0]}"}
@@ -305,6 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("table", nargs="?", choices=TABLES, help="a prepared table, in place of options")
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--widths", type=int, nargs="+", default=[768, 1536, 3072, 6144, 12_288])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
@@ -316,6 +377,7 @@ def main() -> None:
         name, folder, *numbers = options.measure
         print(json.dumps(measure(name, Path(folder), *map(int, numbers))))
         return
+    vars(options).update(TABLES.get(options.table, {}))
     widths, rows = sorted(options.widths), []
     with tempfile.TemporaryDirectory() as folder:
         synthetic_family(Path(folder), options.d_in, widths, max(options.tokens))
