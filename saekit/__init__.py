@@ -18,7 +18,7 @@ Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_a
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
-                 StitchingExplorer, MetaExplorer
+                 StitchingExplorer, MetaExplorer, ProbingExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia
 Known truths     World, measure_recovery
@@ -128,6 +128,7 @@ _EXPORTS = {
         "LatentExplorer",
         "MetaExplorer",
         "NoveltyExplorer",
+        "ProbingExplorer",
         "SplittingExplorer",
         "StitchingExplorer",
     ),

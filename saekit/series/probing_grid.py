@@ -118,8 +118,14 @@ def _rows(name: str, dictionary: Dictionary | None, sets: list[LastTokens]) -> p
 
 
 def as_result(table: pd.DataFrame) -> Probing:
-    """The table of the package as a result, to summarise and draw like any other."""
+    """The table of the package as a result, to summarise and draw like any other.
+
+    Of the latents of a probe it has the first alone, and no accuracies.
+    """
     known = table.assign(
-        kept_out=table["set"].isin(KEPT_FOR_PROBING), leaky=table["set"].isin(LEAKY), accuracy=float("nan")
+        latents=[(latent,) for latent in table["latent"]],
+        kept_out=table["set"].isin(KEPT_FOR_PROBING),
+        leaky=table["set"].isin(LEAKY),
+        accuracy=float("nan"),
     )
     return Probing((), known)

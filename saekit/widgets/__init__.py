@@ -4,6 +4,7 @@ from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer
 from saekit.widgets.meta_explorer import MetaExplorer
 from saekit.widgets.novelty_explorer import NoveltyExplorer
+from saekit.widgets.probing_explorer import ProbingExplorer
 from saekit.widgets.splitting_explorer import SplittingExplorer
 from saekit.widgets.stitching_explorer import StitchingExplorer
 
@@ -12,6 +13,7 @@ __all__ = [
     "LatentExplorer",
     "MetaExplorer",
     "NoveltyExplorer",
+    "ProbingExplorer",
     "SplittingExplorer",
     "StitchingExplorer",
     "collect_evidence",
