@@ -14,6 +14,7 @@ from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
 from saekit.analysis import Labels, MetaSAE, collect
+from saekit.colours import LATENT
 from saekit.dictionary import Dictionary
 from saekit.widgets import Evidence
 from saekit.widgets.meta_explorer import N_LOGITS, N_MEMBERS, MetaExplorer
@@ -185,7 +186,7 @@ def test_the_graph_has_a_line_for_every_relation(world, meta, explorer):
         members = meta.members(meta_latent, meta.width * 9)
         leaves += min(5, sum((m.width, m.latent) != (48, 1) for m in members.itertuples()))
     drawn = explorer._draw()
-    assert drawn.count('fill="#de8f05"') == leaves > 5
+    assert drawn.count(f'fill="{LATENT}"') == leaves > 5
     widths = [
         float(w) for w in re.findall(r'stroke="#029e73" stroke-opacity="0.55" stroke-width="([\d.]+)"', drawn)
     ]
