@@ -161,7 +161,11 @@ def detection_test(
                 if described[latent] and n >= FEWEST:
                     chosen = np.concatenate([random.choice(side, n, replace=False) for side in sides])
                     scores = {"own": own[:, place], "neighbour": near[:, place], "common": common_similarity}
-                    row = {"latent": latent, "n_windows": n, "neighbour": int(neighbour[latent])}
+                    row: dict[str, float] = {
+                        "latent": latent,
+                        "n_windows": n,
+                        "neighbour": int(neighbour[latent]),
+                    }
                     for label, similarity in scores.items():
                         auc, accuracy = _scores(similarity[chosen[:n]], similarity[chosen[n:]])
                         row |= {f"auc_{label}": auc, f"accuracy_{label}": accuracy}
@@ -222,7 +226,8 @@ def _neighbours(dictionary: Dictionary, described: np.ndarray) -> np.ndarray:
     found = cosines(dictionary.W_dec, of_label, k=2)
     index = with_label[found.up[1].cpu().numpy()]
     own = index[:, 0] == np.arange(dictionary.width)
-    return np.where(own, index[:, 1], index[:, 0])
+    nearest: np.ndarray = np.where(own, index[:, 1], index[:, 0])
+    return nearest
 
 
 def _scores(firing: np.ndarray, other: np.ndarray) -> tuple[float, float]:

@@ -190,7 +190,8 @@ def rarity(tokens: csr_array) -> np.ndarray:
     array([0.  , 0.69])
     """
     documents = np.bincount(tokens.indices, minlength=tokens.shape[1])
-    return np.log(tokens.shape[0] / np.maximum(documents, 1))
+    inverse: np.ndarray = np.log(tokens.shape[0] / np.maximum(documents, 1))
+    return inverse
 
 
 def weighted(tokens: csr_array, weights: np.ndarray) -> csr_array:
