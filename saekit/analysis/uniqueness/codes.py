@@ -32,8 +32,9 @@ class CodeUniqueness(Result):
     ----------
     dictionary : Identity
         The dictionary.
-    n_tokens : int
-        Tokens that were encoded.
+    n_tokens, n_dense : int
+        Tokens that were encoded; and left out, since as many latents are active on them as there are
+        dimensions, so that their coefficients are not determined.
     frame : DataFrame
         One row per coder: `coder` (`"encoder"`; `"encoder, refit"`, the encoder's support with the
         non-negative coefficients of least squares; `"matching pursuit"`, orthogonal and non-negative;
@@ -46,17 +47,23 @@ class CodeUniqueness(Result):
 
     dictionary: Identity
     n_tokens: int
+    n_dense: int
     frame: pd.DataFrame
     jaccard: pd.DataFrame
     _plot: ClassVar[str] = "code_uniqueness"
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`dictionary`, `n_tokens`, `l0`; Jaccard of encoder and pursuit, its chance, and FVU by coder."""
+        """The headline numbers.
+
+        `dictionary`, `n_tokens`, `n_dense`, `l0`; `jaccard` of encoder and matching pursuit and its
+        `jaccard_chance`; `fvu` by coder.
+        """
         pursuit = self.jaccard[(self.jaccard["a"] == CODERS[0]) & (self.jaccard["b"] == CODERS[2])].iloc[0]
         return {
             "dictionary": str(self.dictionary),
             "n_tokens": self.n_tokens,
+            "n_dense": self.n_dense,
             "l0": float(self.frame["l0"].iloc[0]),
             "jaccard": float(pursuit["jaccard"]),
             "jaccard_chance": float(pursuit["chance"]),
@@ -97,7 +104,7 @@ def compare_codes(
     Raises
     ------
     ValueError
-        If the dictionary is TopK, a token has as many active latents as dimensions, the inputs do not
+        If the dictionary is TopK, every token has as many active latents as dimensions, the inputs do not
         belong together, or a setting is out of range.
 
     Notes
@@ -118,6 +125,13 @@ def compare_codes(
     seed = settings.whole("seed", seed, at_least=0)
     check_agreement(activations=activations, dictionaries=[dictionary], allow_mismatch=allow_mismatch)
     x = _drawn(as_activations(activations), n_tokens, seed).to(dictionary.W_enc.device)
+    sparse = dictionary.encode_sparse(x).counts < dictionary.d_in
+    if not sparse.any():
+        raise ValueError(
+            f"Sparse codes have fewer active latents per token than the {dictionary.d_in} dimensions, but "
+            f"{dictionary.name} has at least as many on every token."
+        )
+    n_dense, x = int((~sparse).sum()), x[sparse]
     codes = encode_by_all(dictionary, x, iterations)
     moments = Moments(dictionary.d_in)
     moments.update(x)
@@ -135,11 +149,11 @@ def compare_codes(
             | {"chance": float(_jaccard(one, other.roll(1, 0)).mean())}
             | {"identical": float((one == other).all(1).double().mean())}
         )
-    return CodeUniqueness(dictionary.identity, len(x), pd.DataFrame(rows), pd.DataFrame(pairs))
+    return CodeUniqueness(dictionary.identity, len(x), n_dense, pd.DataFrame(rows), pd.DataFrame(pairs))
 
 
 def encode_by_all(dictionary: Dictionary, x: Tensor, iterations: int) -> dict[str, Tensor]:
-    """The code of each row by every coder, `[n, width]`.
+    """The code of each row by every coder, `[n, width]`; each has fewer active latents than dimensions.
 
     Examples
     --------
@@ -150,11 +164,6 @@ def encode_by_all(dictionary: Dictionary, x: Tensor, iterations: int) -> dict[st
     atoms, target = dictionary.W_dec, x - dictionary.b_dec
     encoded = dictionary.encode(x)
     counts = (encoded > 0).sum(1)
-    if counts.max() >= dictionary.d_in:
-        raise ValueError(
-            f"Sparse codes have fewer active latents per token than the {dictionary.d_in} dimensions, found "
-            f"{int(counts.max())}: with more, coefficients are not determined."
-        )
     pursued = torch.zeros_like(encoded)
     for count in counts.unique().tolist():
         if count:

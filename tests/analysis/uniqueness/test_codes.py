@@ -115,7 +115,11 @@ def test_silent_tokens_and_dictionaries_that_compete() -> None:
     with pytest.raises(ValueError, match="do not depend on each other"):
         compare_codes(replace(dictionary, k=3), X)
     dense = replace(dictionary, b_enc=torch.full((40,), 9.0))
-    with pytest.raises(ValueError, match="fewer active latents per token than the 24 dimensions, found 40"):
+    with pytest.raises(ValueError, match="fewer active latents per token than the 24 dimensions"):
         compare_codes(dense, X)
+    along_all = 100 * dictionary.W_enc.sum(1, keepdim=True).T  # activates 32 latents
+    found = compare_codes(dictionary, torch.cat([X, along_all.expand(7, -1)]), n_tokens=100)
+    assert (found.n_tokens, found.n_dense) == (60, 7)
+    assert found.jaccard.equals(compare_codes(dictionary, X, n_tokens=60).jaccard)
     with pytest.raises(ValueError, match="n_tokens must be"):
         compare_codes(dictionary, X, n_tokens=0)
