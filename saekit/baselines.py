@@ -36,7 +36,7 @@ from saekit.training.trainer import train
 
 SOFT = 0.8  # least cosine of a soft-frozen decoder row with its initial direction
 MATCHES = ("density", "l0")
-SAMPLE = 65_536  # tokens on which densities are matched
+SAMPLE = 16_384  # tokens on which densities are matched
 LATENTS = 128  # matched at a time
 
 
@@ -140,7 +140,7 @@ def random_at_equal_l0(
     """Random directions that fire as often as the latents of a dictionary.
 
     Encoder and decoder are the same directions, on activations from which their mean is subtracted. The
-    threshold of each latent is such that, on these activations (at most 65,536, spread evenly), it is
+    threshold of each latent is such that, on these activations (at most 16,384, spread evenly), it is
     active on exactly as many tokens as the dictionary's latent, or on as many as its latents on average.
 
     Parameters
