@@ -31,7 +31,6 @@ TARGET_L0 = 36.0
 STEPS = 4_000
 BATCH_SIZE = 512
 LEARNING_RATE = 2e-3  # at width 1152
-NICENESS = 10
 
 
 def configs() -> list[TrainingConfig]:
@@ -69,7 +68,7 @@ def write_table(*, progress: bool = True) -> pd.DataFrame:
     train_store = embedded_store("train", progress=progress)
     held_out = embedded_store("held-out", progress=progress)
     runs = [(config, trained_folder(config, train_store)) for config in configs()]
-    train_side_by_side(runs, train_store, held_out, niceness=NICENESS, progress=progress)
+    train_side_by_side(runs, train_store, held_out, progress=progress)
     members = [Dictionary.load(folder) for _, folder in runs]
     unique = measure_uniqueness(*members, activations=held_out, progress=progress)
     fvu = [evaluate(member, held_out).fvu for member in members]
