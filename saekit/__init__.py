@@ -50,7 +50,7 @@ _EXPORTS = {
     "saekit.corpora": ("pack", "split"),
     "saekit.activations": ("ActivationStore", "harvest"),
     "saekit.streaming": ("StreamedActivations",),
-    "saekit.dictionary": ("Dictionary",),
+    "saekit.dictionary": ("Dictionary", "Transcoder"),
     "saekit.family": ("Family",),
     "saekit.loading.names": ("load_family", "load_sae", "open_sae"),
     "saekit.loading.formats.writing": ("save_sae",),

@@ -60,6 +60,7 @@ from saekit.models import (
     require_evaluation,
     require_rows,
     resolve_hook_point,
+    run_to,
     special_token_ids,
 )
 from saekit.selection import Latents, select_latents
@@ -96,12 +97,16 @@ def harvest(
     hook_point: str = "blocks.12.hook_resid_post",
     *,
     path: str | Path,
+    target: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
     batch_rows: int = 32,
     shard_rows: int = 512,
     progress: bool = True,
 ) -> ActivationStore:
     """Run token rows through a model and store the activations at a hook point.
+
+    With a `target`, the store is for transcoders, which predict the activations there from those at
+    `hook_point`: it holds both side by side, from one pass through the model.
 
     Call it again after an interruption: finished rows are kept, the rest is harvested. A store that
     is complete is opened at once. Special tokens, the first position of each row, and positions whose
@@ -120,6 +125,8 @@ def harvest(
         Where to read; heads of `attn.hook_z` are concatenated.
     path : str or Path
         Folder of the store.
+    target : str, optional
+        A later hook point, such as `"blocks.12.hook_mlp_out"` for `"blocks.12.mlp.hook_in"`.
     dtype : torch.dtype
         Stored as float32 or bfloat16.
     batch_rows, shard_rows : int
@@ -154,10 +161,10 @@ def harvest(
     batch_rows, shard_rows = whole("batch_rows", batch_rows), whole("shard_rows", shard_rows)
     if shard_rows % batch_rows:
         raise ValueError(f"shard_rows must be a multiple of batch_rows, found {shard_rows} and {batch_rows}.")
-    described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
+    described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows, target=target)
 
     def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        return harvest_rows(model, rows.tokens[numbers], hook_point, dtype)
+        return harvest_rows(model, rows.tokens[numbers], hook_point, dtype, target)
 
     def finish(norms: Tensor) -> _Positions:
         limit = norm_limit(norms)
@@ -169,7 +176,13 @@ def harvest(
 
 
 def describe_harvest(
-    model: TransformerBridge, rows: TokenRows, hook_point: str, *, dtype: torch.dtype, batch_rows: int
+    model: TransformerBridge,
+    rows: TokenRows,
+    hook_point: str,
+    *,
+    dtype: torch.dtype,
+    batch_rows: int,
+    target: str | None = None,
 ) -> dict[str, Any]:
     """Describe a harvest (model, text, settings) as JSON values: the beginning of a manifest.
 
@@ -206,6 +219,9 @@ def describe_harvest(
         "corpus": dict(rows.info),
         "tokens_hash": rows.content_hash,
     }
+    if target is not None:
+        predicted = run_to(model, rows.tokens[:1], target, inputs=hook_point).activations
+        settings |= {"target": target, "d_out": predicted.shape[2]}
     return json.loads(json.dumps(settings))  # as they will be read back
 
 
@@ -218,9 +234,11 @@ def _stored_as(dtype: torch.dtype) -> str:
 
 
 def harvest_rows(
-    model: TransformerBridge, tokens: Tensor, hook_point: str, dtype: torch.dtype
+    model: TransformerBridge, tokens: Tensor, hook_point: str, dtype: torch.dtype, target: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Activations `[rows, ctx, d_in]` of token rows in a dtype, and their norms `[rows, ctx]`, float32.
+
+    With a target, both side by side, `[rows, ctx, d_in + d_out]`, and the norms of each, `[rows, ctx, 2]`.
 
     Examples
     --------
@@ -229,8 +247,13 @@ def harvest_rows(
     >>> activations.shape, norms.dtype
     (torch.Size([2, 16, 16]), torch.float32)
     """
-    activations = capture(model, tokens, hook_point).to(dtype)
-    return activations, activations.float().norm(dim=2)
+    if target is None:
+        activations = capture(model, tokens, hook_point).to(dtype)
+        return activations, activations.float().norm(dim=2)
+    run = run_to(model, tokens, target, inputs=hook_point)
+    assert run.inputs is not None
+    pair = [activations.to(dtype) for activations in (run.inputs, run.activations)]
+    return torch.cat(pair, dim=2), torch.stack([part.float().norm(dim=2) for part in pair], dim=2)
 
 
 def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -> None:
@@ -266,19 +289,25 @@ def require_finite(values: Tensor, numbers: Sequence[int] | Tensor, unit: str) -
         )
 
 
-def norm_limit(norms: Tensor) -> float:
+def norm_limit(norms: Tensor) -> float | list[float]:
     """The norm beyond which positions are excluded: 10 times the median of the first 100k tokens.
+
+    Of inputs and targets `[rows, ctx, 2]`, one for each.
 
     Examples
     --------
     >>> norm_limit(torch.tensor([1.0, 2.0, 3.0]))
     20.0
     """
+    if norms.ndim == 3:
+        return [NORM_MULTIPLE * part.flatten()[:NORM_SAMPLE].median().item() for part in norms.unbind(2)]
     return NORM_MULTIPLE * norms.flatten()[:NORM_SAMPLE].median().item()
 
 
-def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: float) -> Tensor:
+def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: float | list[float]) -> Tensor:
     """Reasons for excluding positions of token rows `[rows, ctx]`: bits `SPECIAL`, `FIRST` and `NORM`, uint8.
+
+    With the norms and limits of inputs and targets, a position is excluded if either exceeds its limit.
 
     Examples
     --------
@@ -288,7 +317,8 @@ def exclusion(model: TransformerBridge, tokens: Tensor, norms: Tensor, limit: fl
     True
     """
     special = torch.isin(tokens, torch.tensor(special_token_ids(model.tokenizer), dtype=tokens.dtype))
-    excluded = special.to(torch.uint8) * SPECIAL + (norms > limit).to(torch.uint8) * NORM
+    massive = (norms > torch.tensor(limit)).any(-1) if isinstance(limit, list) else norms > limit
+    excluded = special.to(torch.uint8) * SPECIAL + massive.to(torch.uint8) * NORM
     excluded[:, 0] += FIRST
     return excluded
 
@@ -303,7 +333,7 @@ class _Positions:
     tensors: dict[str, Tensor]
     documents: list[dict[str, str]]
     rule: str
-    norm_limit: float | None
+    norm_limit: float | list[float] | None
 
 
 Read: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers of rows to activations and norms
@@ -344,7 +374,7 @@ def _begin(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not (path / "manifest.json").exists():
         return {**settings, "complete": False, "shards": []}
     manifest = _read_manifest(path)
-    for name, expected in settings.items():
+    for name, expected in {"target": None, **settings}.items():
         found = manifest.get(name)
         if name == "model" and found and expected:
             compared = [("dtype", found["dtype"], expected["dtype"]), *compare_models(found, expected)]
@@ -474,7 +504,7 @@ def _finish(path: Path, manifest: dict[str, Any], finish: Callable[[Tensor], _Po
     ]
     manifest |= {
         "complete": True,
-        "d_in": shards[0]["activations"].shape[2],
+        "d_in": shards[0]["activations"].shape[2] - manifest.get("d_out", 0),
         "exclusion": {
             "rule": described.rule,
             "norm_limit": described.norm_limit,
@@ -506,7 +536,8 @@ class ActivationStore:
     """Harvested activations, memory-mapped: only the parts that are read are loaded.
 
     A position is `row * context_length + column`. Excluded positions are stored, but left out of
-    `positions`, `batches` and `shuffled`.
+    `positions`, `batches` and `shuffled`. A store for transcoders has a `target`, and reads as rows of inputs
+    and targets side by side, `[n, d_in + d_out]`.
 
     Parameters
     ----------
@@ -569,6 +600,8 @@ class ActivationStore:
         *,
         hook_point: str,
         model: TransformerBridge | str | None = None,
+        targets: Tensor | np.ndarray | None = None,
+        target: str | None = None,
         dtype: torch.dtype = torch.float32,
         progress: bool = False,
     ) -> ActivationStore:
@@ -588,6 +621,10 @@ class ActivationStore:
             store record it, and saekit compares the two.
         model : TransformerBridge or str, optional
             The model that they were read from, or its name.
+        targets : Tensor or array, optional
+            For transcoders, which predict them from `array`: `[n, d_out]`.
+        target : str, optional
+            Where the targets were read, or another name for them.
         dtype : torch.dtype
             Stored as float32 or bfloat16.
         progress : bool
@@ -596,8 +633,8 @@ class ActivationStore:
         Raises
         ------
         ValueError
-            If the array is empty or has another shape, a value is not finite, or the folder holds a
-            store of something else.
+            If an array is empty or has another shape, a value is not finite, only one of `targets` and
+            `target` is given, or the folder holds a store of something else.
         TypeError
             If it is not an array of real numbers.
         OSError
@@ -606,6 +643,13 @@ class ActivationStore:
         x = as_activations(array)
         if not isinstance(x, Tensor) or not x.numel():
             raise ValueError(f"A store needs a tensor or an array that is not empty, found {array!r}.")
+        if (targets is None) != (target is None):
+            raise ValueError("targets and target, the name of where they were read, are given together.")
+        y = x[:, :0] if targets is None else as_activations(targets)
+        if not isinstance(y, Tensor) or len(y) != len(x) or (targets is not None and not y.numel()):
+            raise ValueError(
+                f"There must be one target for each of the {len(x)} activations, found {targets!r}."
+            )
         path = writable_folder(path)
         described: dict[str, Any] | None
         if model is None or isinstance(model, str):
@@ -625,13 +669,18 @@ class ActivationStore:
             "array_hash": hash_tensors({"array": x}),
             "shard_rows": ARRAY_SHARD,
         }
+        if target is not None:
+            settings |= {"target": target, "d_out": y.shape[1], "targets_hash": hash_tensors({"array": y})}
 
         def read(numbers: Tensor) -> tuple[Tensor, Tensor]:
-            part = x[int(numbers[0]) : int(numbers[-1]) + 1].to(dtype)[:, None]
-            return part, part.float().norm(dim=2)
+            here = slice(int(numbers[0]), int(numbers[-1]) + 1)
+            pair = [part[here].to(dtype)[:, None] for part in (x, y)]
+            norms = torch.stack([part.float().norm(dim=2) for part in pair], dim=2)
+            return torch.cat(pair, dim=2), norms if target is not None else norms[..., 0]
 
         def finish(norms: Tensor) -> _Positions:
-            return _Positions({"excluded": torch.zeros_like(norms, dtype=torch.uint8)}, [], "nothing", None)
+            excluded = torch.zeros(norms.shape[:2], dtype=torch.uint8)
+            return _Positions({"excluded": excluded}, [], "nothing", None)
 
         return _write(path, settings, read, finish, progress)
 
@@ -649,8 +698,9 @@ class ActivationStore:
                 raise ValueError(f"{self.path / entry['file']} is damaged: its hash is not the manifest's.")
 
     def __repr__(self) -> str:
+        place = self.hook_point if self.target is None else f"{self.hook_point} → {self.target}"
         return (
-            f"ActivationStore({self.path.name}, {self.hook_point}, d_in={self.d_in}, "
+            f"ActivationStore({self.path.name}, {place}, d_in={self.d_in}, "
             f"{len(self.positions):,} of {self.n_tokens:,} positions used)"
         )
 
@@ -670,6 +720,16 @@ class ActivationStore:
     def d_in(self) -> int:
         """Dimension of the activations."""
         return self.manifest["d_in"]
+
+    @property
+    def target(self) -> str | None:
+        """Where the targets of transcoders were read; None if there are none."""
+        return self.manifest.get("target")
+
+    @property
+    def d_out(self) -> int:
+        """Dimension of the targets; 0 if there are none."""
+        return self.manifest.get("d_out", 0)
 
     @property
     def context_length(self) -> int:
@@ -728,8 +788,9 @@ class ActivationStore:
 
     @cached_property
     def norms(self) -> Tensor:
-        """L2 norms of the activations, `[rows, ctx]`, float32."""
-        return torch.cat([shard["norms"] for shard in self._shards])
+        """L2 norms of the activations (the targets, where there are some), `[rows, ctx]`, float32."""
+        norms = torch.cat([shard["norms"] for shard in self._shards])
+        return norms if self.target is None else norms[..., 1]
 
     def _of_text(self, name: str) -> Tensor:
         if name not in self._position_tensors:
@@ -747,7 +808,7 @@ class ActivationStore:
             file = self.path / entry["file"]
             shards.append(_map_shard(file))
             start, stop = entry["rows"]
-            expected = [stop - start, self.context_length, self.d_in]
+            expected = [stop - start, self.context_length, self.d_in + self.d_out]
             found = list(shards[-1]["activations"].shape)
             if found != expected:
                 raise ValueError(f"{file} must hold activations of shape {expected}, found {found}.")
@@ -756,7 +817,7 @@ class ActivationStore:
     # ------------------------------------------------------------------ reading
 
     def read(self, positions: Latents) -> Tensor:
-        """Activations at positions `[n]`, in their order, as float32 `[n, d_in]`.
+        """Activations at positions `[n]`, in their order, as float32 `[n, d_in]`, or `[n, d_in + d_out]`.
 
         Parameters
         ----------
@@ -773,7 +834,7 @@ class ActivationStore:
     def _gather(self, positions: Latents) -> Tensor:
         """Activations at positions, in the dtype that they are stored in."""
         positions = select_latents(positions, self.n_tokens, what="positions")
-        out = torch.empty(len(positions), self.d_in, dtype=DTYPES[self.manifest["dtype"]])
+        out = torch.empty(len(positions), self.d_in + self.d_out, dtype=DTYPES[self.manifest["dtype"]])
         size = self.manifest["shard_rows"] * self.context_length
         shard_of = positions // size
         for index in shard_of.unique().tolist():
@@ -793,7 +854,7 @@ class ActivationStore:
         start = whole("start", start, at_least=0, at_most=self.n_rows)
         stop = whole("stop", stop, at_least=start, at_most=self.n_rows)
         positions = torch.arange(start * self.context_length, stop * self.context_length)
-        return self.read(positions).view(-1, self.context_length, self.d_in)
+        return self.read(positions).view(-1, self.context_length, self.d_in + self.d_out)
 
     def batches(self, batch_size: int, *, include_excluded: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions `[n]` and their activations, float32 `[n, d_in]`, in order; the last may be smaller.
@@ -963,11 +1024,13 @@ def _wrong_in(manifest: Mapping[str, Any]) -> str | None:
     """The first entry of a manifest that harvesting does not write, if there is one."""
     complete, shards = manifest.get("complete"), manifest.get("shards")
     sizes = ["context_length", "rows", "shard_rows"] + (["d_in"] if complete is True else [])
+    sizes += ["d_out"] if "target" in manifest else []
     fits = {
         "complete": isinstance(complete, bool),
         "dtype": manifest.get("dtype") in tuple(DTYPES),
         **{name: type(manifest.get(name)) is int and manifest[name] > 0 for name in sizes},
         "hook_point": isinstance(manifest.get("hook_point"), str),
+        "target": isinstance(manifest.get("target"), str | None),
         "model": isinstance(manifest.get("model"), dict | None),
         "shards": _are_files(shards),
     }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from saekit.streaming import StreamedActivations
 
+SIZES = ("d_in", "d_out", "d_in + d_out")
+NO_TARGET = "none (no target)"
 WAY_ROUND = "Pass allow_mismatch=True if this is what you want."
 
 
@@ -154,7 +156,7 @@ def check_agreement(
                 f"{here['who']()} and {there['who']()} do not belong together: the first has {what} "
                 f"{shown(a)}, the second {shown(b)}."
             )
-            if what == "d_in":
+            if what in SIZES:
                 raise MismatchError(message)
             mismatched.setdefault(what, message)
     for message in mismatched.values():
@@ -185,7 +187,9 @@ def _of_dictionary(dictionary: Dictionary) -> dict[str, Any]:
     return {
         "who": lambda: dictionary.identity.described,  # a hash, needed for sentences only
         "d_in": dictionary.d_in,
+        "d_out": dictionary.d_out if dictionary.transcoder else NO_TARGET,
         "hook point": origin.get("hook_point"),
+        **({"target": origin.get("target")} if dictionary.transcoder else {}),
         "model": {
             "name": origin.get("model"),
             "weights": origin.get("model_weights"),
@@ -200,7 +204,7 @@ def _of_activations(activations: Activations | StreamedActivations | Recorded) -
     if isinstance(activations, Tensor | np.ndarray):
         activations = as_activations(activations)
     if isinstance(activations, Tensor):
-        return {"who": lambda: "the activations", "d_in": activations.shape[1]}
+        return {"who": lambda: "the activations", "columns": activations.shape[1]}
     if isinstance(activations, ActivationStore):
         who = f"the store {activations.path.name}"
     else:
@@ -208,7 +212,9 @@ def _of_activations(activations: Activations | StreamedActivations | Recorded) -
     record = {
         "who": lambda: who,
         "d_in": activations.d_in,
+        "d_out": activations.manifest.get("d_out", NO_TARGET),
         "hook point": activations.hook_point,
+        "target": activations.manifest.get("target"),
         "model": activations.manifest.get("model"),
     }
     return {what: value for what, value in record.items() if value is not None}
@@ -216,9 +222,15 @@ def _of_activations(activations: Activations | StreamedActivations | Recorded) -
 
 def _compared(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The entries that two records have in common."""
-    for what in ("d_in", "hook point"):
+    for what in ("d_in", "d_out", "hook point", "target"):
         if what in here and what in there:
             yield what, here[what], there[what]
+    # Of a plain tensor, only the number of columns is known: inputs, and targets beside them.
+    sizes = [record for record in (here, there) if "d_in" in record]
+    if len(sizes) == 1 and "columns" in {**here, **there}:
+        d_in, d_out = sizes[0]["d_in"], sizes[0]["d_out"]
+        what, columns = ("d_in", d_in) if d_out == NO_TARGET else ("d_in + d_out", d_in + d_out)
+        yield what, here.get("columns", columns), there.get("columns", columns)
     if "model" in here and "model" in there:
         yield from compare_models(here["model"], there["model"])
 

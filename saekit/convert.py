@@ -141,7 +141,7 @@ def as_jumprelu(
         found = _compete(dictionary, batch, batch_k), batch.latents(converted)
         for i, (version, latents) in enumerate(zip((dictionary, converted), found, strict=True)):
             x_hat = version.decode(latents, version.row_scale(batch.x))
-            errors[i] += float((batch.x - x_hat).double().square().sum())
+            errors[i] += float((batch.target - x_hat).double().square().sum())
             active[i] += len(latents.values)
         entries = (latents.rows * latents.width + latents.indices for latents in found)
         common += int(torch.isin(*entries).sum())
@@ -194,7 +194,8 @@ class _Constants:
                 least = torch.segment_reduce(ranks, "min", offsets=latents.offsets)[latents.counts > 0]
             self._least += float(least.double().sum())
             self._n_least += len(least)
-        if (scale := self.dictionary.row_scale(batch.x)) is not None:
+        scale = None if self.dictionary.normalization is None else self.dictionary.row_scale(batch.x)
+        if scale is not None:
             self._scale += torch.stack([part.double().sum() for part in scale]).cpu()
             self._n_scale += len(batch)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ LAYOUT_OF = {"W_enc": "enc_layout", "W_dec": "dec_layout"}
 NORMALIZATIONS = ("layer_norm", "constant_norm")
 LAYER_NORM_EPS = 1e-5
 # What `info` records about the origin of activations; dictionaries made from others keep it.
-ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point")
+ORIGIN = ("model", "model_weights", "model_revision", "model_processing", "hook_point", "target")
 # The activations that the first members of the bundled families were trained on, when their processing was
 # not recorded with a dictionary yet. The store itself records that the model's weights were not processed.
 UNPROCESSED = "aa369bea733cb3a576d118a868c46448640791ef2cdf270594637dd60fdc242d"
@@ -62,6 +62,11 @@ class Described:
     def hook_point(self) -> str | None:
         """Where the activations come from, if known."""
         return self.info.get("hook_point")
+
+    @property
+    def target(self) -> str | None:
+        """The hook point that a transcoder predicts, if known; None for an SAE, which predicts its input."""
+        return self.info.get("target")
 
 
 def origin_of(*infos: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,13 +99,13 @@ def _origin(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RowScale(NamedTuple):
-    """How each row was normalised, which decoding needs to know.
+    """How the reconstruction of each row depends on the row itself, which decoding needs to know.
 
     Attributes
     ----------
     centre, factor : Tensor
         `[batch, 1]`: a reconstruction `z_hat` of the normalised row stands for
-        `z_hat * factor + centre`.
+        `z_hat * factor + centre`. The centre of a skip transcoder is `x @ W_skip`, `[batch, d_out]`.
     """
 
     centre: Tensor
@@ -176,14 +181,16 @@ class Dictionary(Described):
     rank_scale: Tensor | None = None
     normalization: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    transcoder: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         tensors = _tensors(self.tensors())
         if tensors["W_enc"].ndim != 2:
             raise ValueError(f"W_enc must be [d_in, d_sae], found shape {list(tensors['W_enc'].shape)}.")
         d_in, d_sae = tensors["W_enc"].shape
-        expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
-        expected["rank_scale"] = (d_sae,)
+        d_out = tensors["b_dec"].numel() if self.transcoder else d_in
+        expected = {"b_enc": (d_sae,), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "threshold": (d_sae,)}
+        expected |= {"rank_scale": (d_sae,), "W_skip": (d_in, d_out)}
         for name in tensors.keys() - {"W_enc"}:
             shape, found = expected[name], tuple(tensors[name].shape)
             if found != shape:
@@ -292,25 +299,25 @@ class Dictionary(Described):
             raise ValueError("Thresholds must be at least 0: a latent is never negative.")
         # What `Unfolded.fold` does block by block, for tensors that are in memory as they are.
         wide = {name: tensor.double() for name, tensor in tensors.items()}
-        norm = wide["W_dec"].norm(dim=1)
-        norm = norm.where(norm > 0, 1.0)
-        bias = wide["b_enc"] - wide["b_dec"] @ wide["W_enc"] if subtract_b_dec else wide["b_enc"]
-        folded = {
-            "W_enc": wide["W_enc"] * norm,
-            "b_enc": bias * norm,
-            "W_dec": wide["W_dec"] / norm[:, None],
-            "b_dec": wide["b_dec"],
-            "threshold": wide["threshold"] * norm if "threshold" in wide else 0 * norm,
-        }
-        if k is not None and not torch.allclose(norm, norm[:1].expand_as(norm), rtol=1e-6, atol=0):
-            folded["rank_scale"] = 1 / norm  # latents compete in the units that they were given in
-        given = {name: tensor.to(like.dtype) for name, tensor in folded.items()}
+        if subtract_b_dec:
+            wide["b_enc"] = wide["b_enc"] - wide["b_dec"] @ wide["W_enc"]
+        given = {name: tensor.to(like.dtype) for name, tensor in _with_unit_rows(wide, k).items()}
         return cls(**given, k=k, normalization=normalization, info={"kind": kind, **info})
 
     @property
     def d_in(self) -> int:
         """Dimension of the activations."""
         return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Dimension of reconstructions: `d_in`, except for a transcoder."""
+        return self.W_dec.shape[1]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the activations that analyses take: `d_in`; `d_in + d_out` for a transcoder."""
+        return self.d_in
 
     @property
     def width(self) -> int:
@@ -343,6 +350,8 @@ class Dictionary(Described):
     def _hash(self) -> str:
         normalized = {} if self.normalization is None else {"normalization": self.normalization}
         parts = {"tensors": hash_tensors(self.tensors()), "k": self.k, "info": dict(self.info)}
+        if self.transcoder:
+            parts["transcoder"] = True
         return hash_json(parts | normalized)
 
     def __repr__(self) -> str:
@@ -389,7 +398,7 @@ class Dictionary(Described):
             If `x` does not have `d_in` columns, or a value is not finite.
         """
         x = self._rows(x)
-        if (scale := self.row_scale(x)) is not None:
+        if self.normalization is not None and (scale := self.row_scale(x)) is not None:
             eps = LAYER_NORM_EPS if self.normalization == "layer_norm" else 0.0
             x = (x - scale.centre) / (scale.factor + eps)
         return affine(x, self.W_enc.T, self.b_enc)
@@ -453,19 +462,21 @@ class Dictionary(Described):
         latents : Tensor or SparseLatents
             `[batch, width]`.
         scale : RowScale, optional
-            `row_scale(x)` of the rows that were encoded, for a dictionary that normalises them.
+            `row_scale(x)` of the rows that were encoded, for a dictionary that normalises them or has a
+            skip connection.
 
         Raises
         ------
         ValueError
-            If this dictionary normalises rows and their scale is not given, or a value is not finite.
+            If this dictionary normalises rows, or has a skip connection, and their scale is not given;
+            or if a value is not finite.
         """
         if not isinstance(latents, SparseLatents):
             latents = torch.as_tensor(latents, device=self.W_enc.device).to(self.W_dec.dtype)
         finite("The latents hold", latents.values if isinstance(latents, SparseLatents) else latents)
-        if self.normalization is not None and scale is None:
+        if scale is None and (why := self._needs_rows()):
             raise ValueError(
-                f"{self.name} normalises every row ({self.normalization}), so decoding needs their scale: "
+                f"{self.name} {why}, so decoding needs their scale: "
                 "decode(latents, dictionary.row_scale(x)), or reconstruct(x)."
             )
         if isinstance(latents, SparseLatents):
@@ -473,6 +484,10 @@ class Dictionary(Described):
         else:
             x_hat = torch.addmm(self.b_dec, latents, self.W_dec)
         return x_hat if scale is None else x_hat * scale.factor + scale.centre
+
+    def _needs_rows(self) -> str | None:
+        """The reason that decoding needs the rows, if it does."""
+        return None if self.normalization is None else f"normalises every row ({self.normalization})"
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Raw activations in, their reconstruction out: `[batch, d_in]` both.
@@ -589,6 +604,8 @@ class Dictionary(Described):
             "info": dict(self.info),
             "hash": content,
         }
+        if self.transcoder:
+            header["transcoder"] = True
         if weights.name != WEIGHTS:
             header["weights"] = weights.name
         old -= {weights.name}
@@ -601,7 +618,7 @@ class Dictionary(Described):
 
     @classmethod
     def load(cls, folder: str | Path) -> Dictionary:
-        """Read a dictionary that `save` wrote, and check it against its hash.
+        """Read a dictionary or `Transcoder` that `save` wrote, and check it against its hash.
 
         Raises
         ------
@@ -616,13 +633,15 @@ class Dictionary(Described):
         if not weights.exists():
             raise FileNotFoundError(f"{folder} holds no dictionary: expected {HEADER} and {weights.name}.")
         tensors = read_tensors(weights)
-        if set(tensors) - {"rank_scale"} != set(TENSORS):
+        kind = Transcoder if header["transcoder"] else Dictionary
+        extra = {"rank_scale", "W_skip"} if header["transcoder"] else {"rank_scale"}
+        if set(tensors) - extra != set(TENSORS):
             raise ValueError(
                 f"{weights} must hold exactly {', '.join(TENSORS)}; found {', '.join(sorted(tensors))}."
             )
         settings = {name: header[name] for name in ("k", "normalization", "info")}
         try:
-            dictionary = cls(**_from_half(tensors), **settings)
+            dictionary = kind(**_from_half(tensors), **settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{folder} is damaged: {error}") from error
         sizes = {"d_in": dictionary.d_in, "width": dictionary.width}
@@ -634,6 +653,151 @@ class Dictionary(Described):
         if dictionary.content_hash != header["hash"]:
             raise ValueError(f"{folder} is damaged: its content does not match the hash in {HEADER}.")
         return dictionary
+
+
+@dataclass(frozen=True, eq=False)
+class Transcoder(Dictionary):
+    """A dictionary that predicts another activation than the one that it encodes (Dunefsky et al. 2024).
+
+    It encodes `x` as a `Dictionary` does and predicts `y`, such as an MLP's output from its input, by
+    `latents @ W_dec + x @ W_skip + b_dec`. Wherever an analysis takes activations, a transcoder's are
+    rows `[x, y]` side by side, `[n, d_in + d_out]`: a store that was harvested with `target`, or
+    `torch.cat([x, y], dim=1)`. Its residual is `y` minus the prediction; FVU is that of `y`.
+
+    Parameters
+    ----------
+    W_enc, b_enc, threshold, k, rank_scale, info
+        See `Dictionary`. `info` records the hook point of `x` as `hook_point`, and that of `y` as `target`.
+    W_dec : Tensor
+        Decoder directions as rows of unit norm, `[d_sae, d_out]`.
+    b_dec : Tensor
+        Decoder bias, `[d_out]`.
+    W_skip : Tensor, optional
+        Skip connection, `[d_in, d_out]` (Paulo et al. 2025, arXiv:2501.18823); none if left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Dictionary`, or if rows are to be normalised one by one, which is not defined for two
+        activations.
+
+    Examples
+    --------
+    >>> eye, zero = torch.eye(3), torch.zeros(3)
+    >>> transcoder = Transcoder(eye, zero, eye, zero, threshold=zero, W_skip=-eye)
+    >>> transcoder
+    Transcoder(unknown 3, d_in=3, d_out=3, width=3, skip)
+    >>> transcoder.reconstruct(torch.tensor([[1.0, -2.0, 3.0]]))
+    tensor([[0., 2., 0.]])
+    """
+
+    W_skip: Tensor | None = None
+    transcoder: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.normalization is not None:
+            raise ValueError(
+                f"A transcoder does not normalise rows, found normalization={self.normalization!r}: what it "
+                "predicts is another activation, of another scale."
+            )
+        super().__post_init__()
+
+    @classmethod
+    def from_weights(  # type: ignore[override]
+        cls,
+        W_enc: Tensor | np.ndarray,
+        W_dec: Tensor | np.ndarray,
+        b_enc: Tensor | np.ndarray | None = None,
+        b_dec: Tensor | np.ndarray | None = None,
+        *,
+        W_skip: Tensor | np.ndarray | None = None,
+        threshold: Tensor | np.ndarray | None = None,
+        k: int | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Transcoder:
+        """Make a transcoder from raw tensors, with decoder rows of any norm.
+
+        Parameters
+        ----------
+        W_enc, W_dec, W_skip : Tensor or array
+            `[d_in, d_sae]`, `[d_sae, d_out]` and `[d_in, d_out]`.
+        b_enc, b_dec : Tensor or array, optional
+            `[d_sae]` and `[d_out]`; zero if left out.
+        threshold : Tensor or array, optional
+            In the units of `x @ W_enc + b_enc`, `[d_sae]`; zero (ReLU) if left out.
+        k, info
+            As `Dictionary.from_weights`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a tensor is not of floating-point numbers, shapes do not fit, a value is not finite, or
+            `info` contradicts the tensors.
+
+        Examples
+        --------
+        >>> transcoder = Transcoder.from_weights(torch.ones(2, 3), 2 * torch.ones(3, 1))
+        >>> transcoder
+        Transcoder(relu 3, d_in=2, d_out=1, width=3)
+        >>> transcoder.reconstruct(torch.ones(1, 2))
+        tensor([[12.]])
+        """
+        given: dict[str, Any] = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
+        given |= {"W_skip": W_skip, "threshold": threshold}
+        tensors = _tensors({name: t for name, t in given.items() if t is not None})
+        for name in ("W_enc", "W_dec"):
+            if tensors[name].ndim != 2:
+                raise ValueError(f"{name} must be a matrix, found shape {list(tensors[name].shape)}.")
+        like = tensors["W_enc"]
+        if len(tensors["W_dec"]) != like.shape[1]:
+            raise ValueError(
+                f"W_dec must be [d_sae={like.shape[1]}, d_out] beside W_enc {list(like.shape)}, found "
+                f"{list(tensors['W_dec'].shape)}."
+            )
+        tensors.setdefault("b_enc", like.new_zeros(like.shape[1]))
+        tensors.setdefault("b_dec", like.new_zeros(tensors["W_dec"].shape[1]))
+        info = as_json({} if info is None else info, "info")
+        _check_record(info, k, threshold)
+        kind = "topk" if k is not None else "relu" if threshold is None else "jumprelu"
+        folded = _with_unit_rows({name: tensor.double() for name, tensor in tensors.items()}, k)
+        own: dict[str, Any] = {name: tensor.to(like.dtype) for name, tensor in folded.items()}
+        return cls(**own, k=k, info={"kind": kind, **info})
+
+    @property
+    def columns(self) -> int:
+        """Columns of the activations that analyses take, inputs beside targets: `d_in + d_out`."""
+        return self.d_in + self.d_out
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and legends, such as `"relu transcoder 1152 (seed 0)"`."""
+        return f"{self.kind} transcoder {super().name.removeprefix(f'{self.kind} ')}"
+
+    def __repr__(self) -> str:
+        name = super().name
+        more = ("" if self.k is None else f", k={self.k}") + ("" if self.W_skip is None else ", skip")
+        return f"Transcoder({name}, d_in={self.d_in}, d_out={self.d_out}, width={self.width}{more})"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a `Dictionary` by name, and `W_skip` where there is one."""
+        tensors = super().tensors()
+        return tensors if self.W_skip is None else tensors | {"W_skip": self.W_skip}
+
+    def row_scale(self, x: Tensor) -> RowScale | None:
+        """The part of the prediction that skips the latents, `x @ W_skip`; None without such a connection."""
+        if self.W_skip is None:
+            return None
+        skipped = affine(x[:, : self.d_in].to(self.W_skip.dtype), self.W_skip.T)
+        return RowScale(skipped, torch.ones_like(skipped[:, :1]))
+
+    def _needs_rows(self) -> str | None:
+        return None if self.W_skip is None else "adds x @ W_skip to every row"
+
+    def _rows(self, x: Tensor | np.ndarray) -> Tensor:
+        """The inputs of rows that may hold their targets too, checked as a `Dictionary` does."""
+        if x.ndim == 2 and x.shape[1] == self.columns:
+            x = x[:, : self.d_in]
+        return super()._rows(x)
 
 
 def identity_of(value: Identity | Dictionary) -> Identity:
@@ -698,8 +862,10 @@ def read_header(folder: Path) -> dict[str, Any]:
     header = read_json(file)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{file} must give format {FORMAT!r}: it is of another version, or no dictionary.")
-    header = {"weights": WEIGHTS, "replaces": [], "normalization": None, "k": None, **header}
-    kinds = {"d_in": int, "width": int, "info": dict, "hash": str, "weights": str, "replaces": list}
+    optional: dict[str, Any] = {"weights": WEIGHTS, "replaces": [], "normalization": None, "k": None}
+    header = optional | {"transcoder": False} | header
+    kinds: dict[str, type] = {"d_in": int, "width": int, "info": dict, "hash": str}
+    kinds |= {"weights": str, "replaces": list, "transcoder": bool}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
     if wrong or any(Path(str(name)).name != name for name in (header["weights"], *header["replaces"])):
         raise ValueError(f"{file} does not describe a dictionary: {', '.join(wrong) or 'weights'} is wrong.")
@@ -764,6 +930,21 @@ def _require_numbers(tensors: Mapping[str, Tensor], of: str = "") -> None:
             finite(f"{name}{of} holds", tensor)
     if not (tensors["threshold"] >= 0).all():  # or it is not a number
         raise ValueError(f"Thresholds{of} must be at least 0: a latent is never negative.")
+
+
+def _with_unit_rows(wide: dict[str, Tensor], k: int | None) -> dict[str, Tensor]:
+    """Tensors in float64 with decoder rows of unit norm, whose norms have moved into the others."""
+    norm = wide["W_dec"].norm(dim=1)
+    norm = norm.where(norm > 0, 1.0)
+    folded = wide | {
+        "W_enc": wide["W_enc"] * norm,
+        "b_enc": wide["b_enc"] * norm,
+        "W_dec": wide["W_dec"] / norm[:, None],
+        "threshold": wide["threshold"] * norm if "threshold" in wide else 0 * norm,
+    }
+    if k is not None and not torch.allclose(norm, norm[:1].expand_as(norm), rtol=1e-6, atol=0):
+        folded["rank_scale"] = 1 / norm  # latents compete in the units that they were given in
+    return folded
 
 
 def _sizes(

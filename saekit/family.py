@@ -19,6 +19,7 @@ from saekit.warn import warn
 # What the members of a family share: keys of `info`, with their names in errors.
 PLACE = {
     "hook_point": "hook point",
+    "target": "target",
     "layer": "layer",
     "submodule": "submodule",
     "hf_hook_point": "hook point in Hugging Face's names",
@@ -36,6 +37,9 @@ class Member(Protocol):
 
     @property
     def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def transcoder(self) -> bool: ...  # noqa: D102
 
     @property
     def seed(self) -> int | None: ...  # noqa: D102
@@ -322,6 +326,7 @@ def _record(member: Dictionary | Member) -> dict[str, Any]:
     model, processing = origin.get("model"), origin.get("model_processing")
     return {
         "d_in": member.d_in,
+        "form": "transcoder" if member.transcoder else "SAE",
         "kind": member.kind,
         # A local folder of a model is named without the organisation.
         "model": None if model is None else str(model).rpartition("/")[2],

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saekit.dictionary import COMPUTED, Described, Dictionary
+from saekit.dictionary import COMPUTED, Described, Dictionary, Transcoder
 from saekit.files import Stamp
 from saekit.selection import Latents, select_latents
 from saekit.settings import real
@@ -29,6 +30,8 @@ class Unfolded(Described):
     - `h = (z - pre_bias) @ (W_enc * gain) + b_enc`, and latent `i` is `h[i]` where `h[i] > 0` and
       `h[i] > threshold[i]`, else 0. In a gated SAE the gate is open where `h > b_mag - gain * b_gate`;
     - `z_hat = latents @ W_dec + b_dec`, and `x_hat` from `z_hat` as `x` from `z`.
+
+    A transcoder predicts, of another activation, `(y - target_mean) * target_scale` by `z_hat + z @ W_skip`.
 
     Its tensors may be views of files: `fold` reads them a block of latents at a time, so an
     `Unfolded` costs no memory until then. A file that has changed by then is refused.
@@ -61,6 +64,15 @@ class Unfolded(Described):
     rescaled : bool
         The threshold, and the competition of TopK latents, are about `h` times the norm of the
         decoder row.
+    transcoder : bool
+        It predicts another activation than the one that it encodes; `W_dec` is `[d_sae, d_out]`, and
+        `b_dec` `[d_out]`.
+    W_skip : Tensor, optional
+        Of a transcoder: `[d_in, d_out]`.
+    target_mean : Tensor, optional
+        Of a transcoder: `[d_out]`; zero if left out.
+    target_scale : float
+        Of a transcoder: positive factor on centred targets.
     info : mapping
         Kept as the dictionary's `info`.
     origin : Path, optional
@@ -84,13 +96,18 @@ class Unfolded(Described):
     rank_scale: Tensor | None = None
     batch_k: int | None = None
     rescaled: bool = False
+    transcoder: bool = False
+    W_skip: Tensor | None = None
+    target_mean: Tensor | None = None
+    target_scale: float = 1.0
     info: Mapping[str, Any] = field(default_factory=dict)
     origin: Path | None = None
     stamps: tuple[Stamp, ...] = ()
 
     def __repr__(self) -> str:
         source = "" if self.origin is None else f", from {self.origin.name}"
-        return f"Unfolded({self.kind}, d_in={self.d_in}, width={self.width}{source})"
+        transcoder = " transcoder" if self.transcoder else ""
+        return f"Unfolded({self.kind}{transcoder}, d_in={self.d_in}, width={self.width}{source})"
 
     @property
     def d_in(self) -> int:
@@ -167,6 +184,9 @@ class Unfolded(Described):
         if dtype not in COMPUTED:
             raise ValueError(f"A dictionary computes in float32 or float64, found {dtype}.")
         real("scale", self.scale, above=0)
+        real("target_scale", self.target_scale, above=0)
+        if self.transcoder and self.whitening is not None:
+            raise ValueError("The activations of a transcoder cannot be whitened: it predicts other ones.")
         index = torch.arange(self.width)
         if latents is not None:
             if self.k is not None:
@@ -176,7 +196,7 @@ class Unfolded(Described):
             index = select_latents(latents, self.width)
         width, device = len(index), self.W_enc.device
         W_enc = torch.empty(self.d_in, width, device=device, dtype=dtype)
-        W_dec = torch.empty(width, self.d_in, device=device, dtype=dtype)
+        W_dec = torch.empty(width, self.W_dec.shape[1], device=device, dtype=dtype)
         b_enc, threshold, rank_scale = (torch.empty(width, device=device, dtype=dtype) for _ in range(3))
 
         start = 0
@@ -213,7 +233,11 @@ class Unfolded(Described):
         competes = self.k is not None and not torch.allclose(
             rank_scale, rank_scale[:1].expand_as(rank_scale), rtol=1e-6, atol=0
         )
-        return Dictionary(
+        kind: Callable[..., Dictionary] = Dictionary
+        if self.transcoder:
+            W_skip = None if self.W_skip is None else self._skip().to(dtype)
+            kind = partial(Transcoder, W_skip=W_skip)
+        return kind(
             W_enc=W_enc,
             b_enc=b_enc,
             W_dec=W_dec,
@@ -237,13 +261,25 @@ class Unfolded(Described):
             matrix, inverse = self.whitening
             encoder, decoder = matrix.double() @ encoder, decoder @ inverse.double()
         if self.scale != 1:
-            encoder, decoder = encoder * self.scale, decoder / self.scale
+            encoder = encoder * self.scale
+        if (out_scale := self.target_scale if self.transcoder else self.scale) != 1:
+            decoder = decoder / out_scale
         if self.mean is not None:
             bias = bias - self.mean.double() @ encoder
         return encoder, bias, decoder, own_norm
 
+    def _skip(self) -> Tensor:
+        """The skip connection of a transcoder, from raw `x` to raw `y`."""
+        assert self.W_skip is not None
+        return self.W_skip.double() * (self.scale / self.target_scale)
+
     def _output_bias(self) -> Tensor:
         bias = self.b_dec.double()
+        if self.transcoder:
+            bias = bias / self.target_scale
+            if self.W_skip is not None and self.mean is not None:
+                bias = bias - self.mean.double() @ self._skip()
+            return bias if self.target_mean is None else bias + self.target_mean.double()
         if self.whitening is not None:
             bias = bias @ self.whitening[1].double()
         bias = bias / self.scale
@@ -268,7 +304,7 @@ def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dict
     dictionary : Dictionary
         The dictionary to change.
     W_dec : Tensor
-        `[width, d_in]`.
+        `[width, d_out]`.
     kind : str
         Kind of the result.
     """
@@ -277,5 +313,6 @@ def with_directions(dictionary: Dictionary, W_dec: Tensor, *, kind: str) -> Dict
         **tensors,
         k=dictionary.k,
         normalization=dictionary.normalization,
+        transcoder=dictionary.transcoder,
         info={**dictionary.info, "kind": kind},
     ).fold(dtype=dictionary.W_enc.dtype)

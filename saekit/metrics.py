@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import pandas as pd
 import torch
@@ -28,6 +28,9 @@ from saekit.settings import whole
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
+
+# From inputs and the activations to be replaced (the same, except for transcoders) to other ones.
+Replace: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +169,7 @@ class EvaluationPass:
         dictionary = self.dictionary
         scale = dictionary.row_scale(batch.x)
         empty = dictionary.b_dec if scale is None else dictionary.b_dec * scale.factor + scale.centre
-        residual, target = batch.residual(dictionary), batch.x - empty
+        residual, target = batch.residual(dictionary), batch.target - empty
         rows = batch.positions // self._length
         self._row_errors.index_add_(0, rows, squared_norms(residual).cpu())
         self._row_tokens += torch.bincount(rows, minlength=len(self._row_tokens))
@@ -330,8 +333,8 @@ def ce_degradation(
     require_rows(model, store.tokens)
     rows = torch.linspace(0, store.n_rows - 1, min(max_rows, store.n_rows)).round().long().unique()
 
-    def reconstruct(dictionary: Dictionary) -> Callable[[Tensor], Tensor]:
-        return lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x)
+    def reconstruct(dictionary: Dictionary) -> Replace:
+        return lambda x, y: dictionary.reconstruct(x.flatten(0, 1)).view_as(y)
 
     by_row = _ablations(model, store, rows, batch_rows, progress=progress)
     by_row |= _row_losses(
@@ -379,10 +382,10 @@ def _ablations(
 ) -> dict[str, Tensor]:
     """Losses of rows without a dictionary: of the model as it is, and of zero and mean ablation."""
     mean = one_pass(store, purpose="mean ablation").moments.mean.float().to(device_of(model))
-    replacements: dict[str, Callable[[Tensor], Tensor]] = {
-        "original": lambda x: x,
-        "zero": torch.zeros_like,
-        "mean": lambda x: mean.expand_as(x),
+    replacements: dict[str, Replace] = {
+        "original": lambda x, y: y,  # noqa: ARG005
+        "zero": lambda x, y: torch.zeros_like(y),  # noqa: ARG005
+        "mean": lambda x, y: mean.expand_as(y),  # noqa: ARG005
     }
     return _row_losses(model, store, rows, replacements, batch_rows, everywhere=False, progress=progress)
 
@@ -392,7 +395,7 @@ def _row_losses(
     model: TransformerBridge,
     store: ActivationStore,
     rows: Tensor,
-    replacements: Mapping[str, Callable[[Tensor], Tensor]],
+    replacements: Mapping[str, Replace],
     batch_rows: int,
     *,
     everywhere: bool,
@@ -408,9 +411,14 @@ def _row_losses(
     with tqdm(total=total, disable=not progress, unit="row") as bar:
         for part in rows.split(batch_rows):
             kept, targets = store.excluded[part, :, None].to(device), ~store.special[part, 1:].to(device)
-            run = run_to(model, store.tokens[part], store.hook_point)
+            if store.target is None:
+                run = run_to(model, store.tokens[part], store.hook_point)
+            else:
+                run = run_to(model, store.tokens[part], store.target, inputs=store.hook_point)
+            y = run.activations.float()
+            x = y if run.inputs is None else run.inputs.float()
             for name, replace in replacements.items():
-                replaced = replace(run.activations.float()).to(run.activations.dtype)
+                replaced = replace(x, y).to(run.activations.dtype)
                 given = {name: torch.where(kept, run.activations, replaced)}
                 if everywhere:
                     given[f"{name} everywhere"] = replaced

@@ -707,12 +707,15 @@ class PartialRun:
         The hook point.
     activations : Tensor
         Those of the model itself, `[rows, ctx, d_in]`; attention heads are concatenated.
+    inputs : Tensor or None
+        Those at the earlier hook point that `run_to` was asked for too, in the same form.
     """
 
     model: TransformerBridge
     tokens: Tensor
     hook_point: str
     activations: Tensor
+    inputs: Tensor | None
     _layer: int | None  # the block to go on with; None: the hook point is outside the blocks
     _entering: Tensor | None  # what leaves the block before; None: the activations do
 
@@ -776,14 +779,18 @@ class PartialRun:
 
 
 @torch.no_grad()
-def run_to(model: TransformerBridge, tokens: Tensor, hook_point: str) -> PartialRun:
+def run_to(
+    model: TransformerBridge, tokens: Tensor, hook_point: str, *, inputs: str | None = None
+) -> PartialRun:
     """Run tokens `[rows, ctx]` as far as a hook point, and keep what is needed to go on from there.
+
+    With `inputs`, an earlier hook point (or the same), its activations are kept too.
 
     Raises
     ------
     ValueError
-        If the hook point is unknown or does not hold one vector per token, or the model is in training
-        mode.
+        If a hook point is unknown or does not hold one vector per token, `inputs` comes after
+        `hook_point`, or the model is in training mode.
     RuntimeError
         If the model is in the middle of another forward pass.
 
@@ -803,14 +810,28 @@ def run_to(model: TransformerBridge, tokens: Tensor, hook_point: str) -> Partial
         # Not what enters the block: hooks of the user's own at `hook_resid_pre` have already changed that,
         # and would change it again when the model goes on.
         hooks.append((f"blocks.{layer - 1}.hook_resid_post", lambda x, **_: entering.append(x)))
+    passed: list[Tensor] = []
+    if inputs is not None:
+        inputs, _ = resolve_hook_point(model, inputs)
+        hooks.append((inputs, lambda x, **_: passed.append(x)))
     activations = _run(model, tokens, hooks, until=hook_point)
-    if activations.ndim < 3 or activations.shape[:2] != tokens.shape:
-        raise ValueError(
-            f"Activations at {hook_point!r} must be [rows, ctx, ...] with [rows, ctx] = "
-            f"{list(tokens.shape)}, found {list(activations.shape)}."
-        )
+    if inputs is not None and not passed:
+        raise ValueError(f"The hook point {inputs!r} comes after {hook_point!r}: inputs come before targets.")
+    found = {hook_point: activations} | ({inputs: passed[0]} if inputs is not None else {})
+    for name, tensor in found.items():
+        if tensor.ndim < 3 or tensor.shape[:2] != tokens.shape:
+            raise ValueError(
+                f"Activations at {name!r} must be [rows, ctx, ...] with [rows, ctx] = "
+                f"{list(tokens.shape)}, found {list(tensor.shape)}."
+            )
     return PartialRun(
-        model, tokens, hook_point, activations.flatten(2), layer, entering[0] if entering else None
+        model,
+        tokens,
+        hook_point,
+        activations.flatten(2),
+        passed[0].flatten(2) if passed else None,
+        layer,
+        entering[0] if entering else None,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saekit.activations import Activations, as_activations, batches_of
+from saekit.activations import Activations, ActivationStore, as_activations, batches_of
 from saekit.agreement import check_agreement, refuse
 from saekit.dictionary import Dictionary
 from saekit.moments import Moments
@@ -28,10 +28,13 @@ class Batch:
         Positions in the store (or rows of the tensor), int64 `[n]`, on the CPU.
     x : Tensor
         Raw activations, float32 `[n, d_in]`, on the dictionaries' device.
+    target : Tensor
+        The activations to be predicted, float32 `[n, d_out]`: `x` itself, except for transcoders.
     """
 
     positions: Tensor
     x: Tensor
+    target: Tensor
     _latents: dict[int, SparseLatents] = field(default_factory=dict)
     _residuals: dict[int, Tensor] = field(default_factory=dict)
 
@@ -45,10 +48,10 @@ class Batch:
         return self._latents[id(dictionary)]
 
     def residual(self, dictionary: Dictionary) -> Tensor:
-        """The residual of the tokens, `x - x_hat`, `[n, d_in]`."""
+        """The residual of the tokens, the target minus its prediction `x_hat`, `[n, d_out]`."""
         if id(dictionary) not in self._residuals:
             x_hat = dictionary.decode(self.latents(dictionary), dictionary.row_scale(self.x))
-            self._residuals[id(dictionary)] = self.x - x_hat
+            self._residuals[id(dictionary)] = self.target - x_hat
         return self._residuals[id(dictionary)]
 
 
@@ -59,7 +62,7 @@ class Tokens:
     Attributes
     ----------
     moments : Moments
-        Number, mean and total variance of the activations.
+        Number, mean and total variance of the activations, of a transcoder's the targets.
     n_excluded : int
         Positions of the store that were left out; 0 for a plain tensor.
     """
@@ -151,7 +154,8 @@ def one_pass(
     Parameters
     ----------
     activations : ActivationStore, Tensor or array
-        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`.
+        A store (its excluded positions are left out and counted) or raw activations `[n, d_in]`; for
+        transcoders, inputs beside targets `[n, d_in + d_out]`.
     *additions : callable
         Each is called with every `Batch`, in order. Tokens are encoded once, even if several of them
         ask the same dictionary.
@@ -175,18 +179,29 @@ def one_pass(
     activations = as_activations(activations)
     check_agreement(activations=activations, dictionaries=dictionaries, allow_mismatch=allow_mismatch)
     device = dictionaries[0].W_enc.device if dictionaries else None
-    d_in = activations.shape[1] if isinstance(activations, Tensor) else activations.d_in
-    moments = Moments(d_in)
+    d_in, d_out = _sides(activations, dictionaries)
+    moments = Moments(d_out or d_in)
     with tqdm(disable=not progress, unit="token", unit_scale=True, desc=purpose) as bar:
         if not isinstance(activations, Tensor):
             bar.total = len(activations.positions)
         for positions, x in batches_of(activations, batch_size, device=device):
-            batch = Batch(positions, x)
+            target = x
+            if d_out:
+                x, target = (part.contiguous() for part in x.split([d_in, d_out], dim=1))
+            batch = Batch(positions, x, target)
             for add in additions:
                 add(batch)
-            moments.update(x)
+            moments.update(target)
             bar.update(len(x))
     if moments.n == 0:
         raise ValueError(f"There are no activations for {purpose}: every position is excluded.")
     excluded = 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
     return Tokens(moments, excluded)
+
+
+def _sides(activations: ActivationStore | Tensor, dictionaries: Sequence[Dictionary]) -> tuple[int, int]:
+    """Columns of inputs, and of targets beside them: none if the dictionaries predict their input."""
+    if not isinstance(activations, Tensor):
+        return activations.d_in, activations.d_out
+    d_out = dictionaries[0].d_out if dictionaries and dictionaries[0].transcoder else 0
+    return activations.shape[1] - d_out, d_out

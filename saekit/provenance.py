@@ -82,16 +82,21 @@ def _describe(value: ActivationStore | Dictionary) -> dict[str, Any]:
         return {
             "what": value.name,
             "model": value.info.get("model"),
-            "hook_point": value.hook_point,
+            "hook_point": _place(value),
             "hash": value.content_hash,
         }
     if isinstance(value, ActivationStore):
         return {
             "what": f"activations in {value.manifest['dtype']}",
             "model": value.model_name,
-            "hook_point": value.hook_point,
+            "hook_point": _place(value),
             "hash": value.content_hash,
             "positions": value.n_tokens,
             "excluded": value.excluded_counts["total"],
         }
     raise TypeError(f"Provenance takes stores, dictionaries and families, found {type(value).__name__}.")
+
+
+def _place(value: ActivationStore | Dictionary) -> str | None:
+    """The hook point, and the target of a transcoder."""
+    return value.hook_point if value.target is None else f"{value.hook_point} → {value.target}"

@@ -67,6 +67,8 @@ class StreamedActivations:
         Held as float32 or bfloat16, on the model's device.
     batch_rows : int
         Rows per forward pass.
+    target : str, optional
+        For transcoders: a later hook point, whose activations stand beside the inputs (`harvest`).
 
     Raises
     ------
@@ -91,9 +93,12 @@ class StreamedActivations:
         buffer_tokens: int = BUFFER_TOKENS,
         dtype: torch.dtype = torch.bfloat16,
         batch_rows: int = 32,
+        target: str | None = None,
     ) -> None:
         batch_rows = whole("batch_rows", batch_rows)
-        self._described = describe_harvest(model, rows, hook_point, dtype=dtype, batch_rows=batch_rows)
+        self._described = describe_harvest(
+            model, rows, hook_point, dtype=dtype, batch_rows=batch_rows, target=target
+        )
         self.model = model
         self.rows = rows
         buffer_tokens = whole("buffer_tokens", buffer_tokens, at_least=rows.context_length)
@@ -117,7 +122,17 @@ class StreamedActivations:
     def d_in(self) -> int:
         """Dimension of the activations."""
         _, x, _ = next(self._harvest(torch.arange(1)))
-        return x.shape[2]
+        return x.shape[2] - self.d_out
+
+    @property
+    def target(self) -> str | None:
+        """Where the targets of transcoders are read; None if there are none."""
+        return self._described.get("target")
+
+    @property
+    def d_out(self) -> int:
+        """Dimension of the targets; 0 if there are none."""
+        return self._described.get("d_out", 0)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -150,7 +165,7 @@ class StreamedActivations:
         return numbers[row] * ctx + column
 
     @cached_property
-    def _norm_limit(self) -> float:
+    def _norm_limit(self) -> float | list[float]:
         numbers = torch.arange(min(self.rows.n_rows, -(-NORM_SAMPLE // self.rows.context_length)))
         return norm_limit(torch.cat([norms for *_, norms in self._harvest(numbers)]))
 
@@ -168,7 +183,7 @@ class StreamedActivations:
         """
         ctx = self.rows.context_length
         positions = select_latents(positions, self.rows.n_rows * ctx, what="positions")
-        out = torch.empty(len(positions), self.d_in)
+        out = torch.empty(len(positions), self.d_in + self.d_out)
         row = positions // ctx
         for batch, x, _ in self._harvest(row.unique()):
             here = torch.isin(row, batch).nonzero().flatten()
@@ -223,7 +238,7 @@ class StreamedActivations:
         """Used activations `[n, d_in]` of rows; the processes share the forward passes."""
         batches = numbers.split(self._described["batch_rows"])
         mine = torch.cat([numbers[:0], *batches[local_slice(len(batches))]])
-        size = len(mine) * self.rows.context_length, self.d_in
+        size = len(mine) * self.rows.context_length, self.d_in + self.d_out
         buffer = torch.empty(size, dtype=self._dtype, device=device_of(self.model))
         filled = 0
         for batch, x, norms in self._harvest(mine):
@@ -243,7 +258,8 @@ class StreamedActivations:
         if not len(numbers):
             return
         for batch in numbers.split(self._described["batch_rows"]):
-            x, norms = harvest_rows(self.model, self.rows.tokens[batch], self.hook_point, self._dtype)
+            tokens = self.rows.tokens[batch]
+            x, norms = harvest_rows(self.model, tokens, self.hook_point, self._dtype, self.target)
             norms = norms.cpu()
             require_finite(norms, batch, "row")
             yield batch, x, norms

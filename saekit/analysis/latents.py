@@ -655,7 +655,7 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
     saekit.agreement.MismatchError: Logit effects need directions in the residual stream ...
     """
     require_dictionaries(dictionary=dictionary)
-    place = dictionary.hook_point
+    place = dictionary.target if dictionary.transcoder else dictionary.hook_point
     if place is not None and IN_STREAM.fullmatch(place):
         return
     if place is not None and IN_BLOCK.fullmatch(place):
@@ -665,7 +665,8 @@ def require_residual_stream(dictionary: Dictionary, *, allow_mismatch: bool = Fa
             allow_mismatch=allow_mismatch,
         )
         return
-    found = "does not record its hook point" if place is None else f"is on {place!r}, which is not known here"
+    what = "target" if dictionary.transcoder else "hook point"
+    found = f"does not record its {what}" if place is None else f"is on {place!r}, which is not known here"
     warn(
         f"{dictionary.identity.described} {found}: its logit effects mean something only if it is on the "
         "residual stream.",
@@ -778,12 +779,12 @@ def logit_table(
     require_residual_stream(dictionary, allow_mismatch=allow_mismatch)
     if not isinstance(unembedding, Tensor):
         raise TypeError(
-            f"unembedding must be a tensor [{dictionary.d_in}, vocab], such as "
+            f"unembedding must be a tensor [{dictionary.d_out}, vocab], such as "
             f"saekit.models.unembedding(model), found {type(unembedding).__name__}."
         )
-    if unembedding.ndim != 2 or unembedding.shape[0] != dictionary.d_in:
+    if unembedding.ndim != 2 or unembedding.shape[0] != dictionary.d_out:
         raise ValueError(
-            f"The unembedding must be [{dictionary.d_in}, vocab] for {dictionary.name}, "
+            f"The unembedding must be [{dictionary.d_out}, vocab] for {dictionary.name}, "
             f"found {list(unembedding.shape)}."
         )
     settings.finite("The unembedding holds", unembedding)

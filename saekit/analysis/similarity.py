@@ -403,9 +403,9 @@ def nearest(
         rows = dictionary.W_dec
     else:
         rows = dictionary
-        if rows.ndim != 2 or rows.shape[1] != other.d_in:
+        if rows.ndim != 2 or rows.shape[1] != other.d_out:
             raise ValueError(
-                f"{other.name} can be compared with directions [n, {other.d_in}], found {list(rows.shape)}."
+                f"{other.name} can be compared with directions [n, {other.d_out}], found {list(rows.shape)}."
             )
         settings.finite("The directions hold", rows)
         other.require_finite()

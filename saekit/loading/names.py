@@ -40,6 +40,7 @@ class Saved(Described):
     d_in: int
     width: int
     info: dict[str, Any]
+    transcoder: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Saved:
@@ -56,7 +57,7 @@ class Saved(Described):
                 "separate folder."
             )
         header = read_header(folder)
-        return cls(folder, header["d_in"], header["width"], header["info"])
+        return cls(folder, header["d_in"], header["width"], header["info"], header["transcoder"])
 
     def __repr__(self) -> str:
         return f"Saved({self.kind}, d_in={self.d_in}, width={self.width}, from {self.folder.name})"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -50,6 +50,7 @@ class PublishedSAE:
         The published values, on the publisher's text.
     """
 
+    transcoder: ClassVar[bool] = False
     release: str
     member: str
     repo: str

@@ -40,6 +40,7 @@ def activation_norms(store: ActivationStore) -> Plot:
     """
     norms, excluded = store.norms.flatten().double().numpy(), store.excluded.flatten().numpy()
     limit, counts = store.manifest["exclusion"]["norm_limit"], store.excluded_counts
+    limit = limit[-1] if isinstance(limit, list) else limit  # of the targets, as their norms are shown
     median = float(np.median(norms[~excluded]))
     # Bins of a tenth of a decade, with an edge at the limit.
     tenths = np.log10(norms[norms > 0] / limit) * 10

@@ -118,7 +118,7 @@ def write_report(
     for member in family:
         member.require_independent("A report")
     check_agreement(model=model, activations=store, dictionaries=list(family), allow_mismatch=allow_mismatch)
-    k = whole("k", k, at_most=family[family.widths[0]].d_in)
+    k = whole("k", k, at_most=family[family.widths[0]].d_out)
     n_meta = chosen.n_meta_latents(family.widths[-1])
     if k > n_meta:
         raise ValueError(

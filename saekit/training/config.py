@@ -50,6 +50,9 @@ class TrainingConfig:
     decoder_cosine : float, optional
         For a baseline (`saekit.baselines`): every decoder row keeps at least this cosine with its initial
         direction, at every step. 1 freezes the decoder. Recorded only if it is given.
+    skip : bool
+        Of a transcoder: learn a skip connection, by which the prediction is linear in the input but for
+        the latents. Recorded only if it is on.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class TrainingConfig:
     bf16_candidates: bool = False
     data_seed: int | None = None
     decoder_cosine: float | None = None
+    skip: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.variant, Variant):
@@ -97,6 +101,7 @@ class TrainingConfig:
                 "warmup": optional(partial(whole, at_least=0)),
                 "decay": share,
                 "bf16_candidates": flag,
+                "skip": flag,
                 "data_seed": optional(any_whole),
                 "decoder_cosine": optional(share),
             },
@@ -135,6 +140,8 @@ class TrainingConfig:
         for name in ("data_seed", "decoder_cosine"):
             if plain[name] is None:
                 del plain[name]
+        if not self.skip:
+            del plain["skip"]
         return plain
 
     def lr_at(self, step: int) -> float:

@@ -45,7 +45,7 @@ class TensorSource:
         self.x = x
         self.d_in = x.shape[1]
         self.positions = torch.arange(len(x))
-        self.manifest: dict[str, Any] = {}
+        self.manifest: dict[str, Any] = {}  # and so no target: a transcoder is trained on a store
         self.content_hash = hash_tensors({"activations": x})
 
     def read(self, positions: Tensor) -> Tensor:
@@ -78,15 +78,22 @@ def as_source(activations: Source | Activations) -> Source:
     return TensorSource(found) if isinstance(found, Tensor) else found
 
 
-def normalisation(source: Source) -> tuple[Tensor, float]:
+def sides(source: Source) -> list[int]:
+    """Columns of a source's rows: `[d_in]`, or `[d_in, d_out]` where it has the targets of a transcoder."""
+    d_out = source.manifest.get("d_out", 0)
+    return [source.d_in, d_out] if d_out else [source.d_in]
+
+
+def normalisation(source: Source) -> list[tuple[Tensor, float]]:
     """Mean and scale that centre activations and give them norm `sqrt(d_in)` on average.
 
     Estimated from positions spread evenly over the data.
 
     Returns
     -------
-    tuple
-        Mean, float32 `[d_in]`, and the factor on centred activations.
+    list of tuple
+        For the inputs, and for the targets where there are some: mean, float32 `[d]`, and the factor on
+        centred activations.
 
     Raises
     ------
@@ -94,12 +101,15 @@ def normalisation(source: Source) -> tuple[Tensor, float]:
         If the sample is not finite or does not vary.
     """
     sample = source.read(spread(source.positions, SAMPLE)).double()
-    mean = sample.mean(0)
-    norm = float((sample - mean).norm(dim=1).mean())
-    if not (norm > 0 and math.isfinite(norm)):
-        found = "do not vary" if norm == 0 else "hold values that are not finite"
-        raise ValueError(f"There is nothing to train on: the activations {found}.")
-    return mean.float(), math.sqrt(source.d_in) / norm
+    found = []
+    for part, what in zip(sample.split(sides(source), dim=1), ("activations", "targets"), strict=False):
+        mean = part.mean(0)
+        norm = float((part - mean).norm(dim=1).mean())
+        if not (norm > 0 and math.isfinite(norm)):
+            why = "do not vary" if norm == 0 else "hold values that are not finite"
+            raise ValueError(f"There is nothing to train on: the {what} {why}.")
+        found.append((mean.float(), math.sqrt(part.shape[1]) / norm))
+    return found
 
 
 def spread(positions: Tensor, n: int) -> Tensor:

@@ -37,7 +37,8 @@ from saekit.settings import device as known_device
 from saekit.settings import whole
 from saekit.training.config import TrainingConfig
 from saekit.training.loggers import CSVLogger, Logger
-from saekit.training.sources import Source, TensorSource, as_source, normalisation, spread
+from saekit.training.sources import Source, TensorSource, as_source, normalisation, sides, spread
+from saekit.training.variants.base import with_target
 
 FORMAT = "saekit-checkpoint-1"
 EVALUATION_SAMPLE = 16_384  # positions of an evaluation during training
@@ -109,6 +110,7 @@ def train(
         Variant, width, seed, length and optimiser settings.
     activations : ActivationStore, StreamedActivations, Tensor or array
         Activations to train on: a store, activations harvested during training, or raw ones `[n, d_in]`.
+        On a store or stream with a `target`, a `Transcoder` is trained.
     held_out : ActivationStore, StreamedActivations, Tensor or array, optional
         Activations on which the log's FVU and L0 are measured; a sample of `activations` if left out.
     device : str or torch.device
@@ -268,13 +270,16 @@ class _Run:
         self.checkpoint = checkpoint
         self.origin = _origin(source)
         sae = config.variant.initialise(width=config.width, d_in=source.d_in, seed=config.initial_seed)
+        self.sides = sides(source)
+        if len(self.sides) == 2:
+            sae = with_target(sae, self.sides[1], skip=config.skip, seed=config.initial_seed)
         self.sae = sae.to(self.device)
         self.initial_directions = self.sae.W_dec.clone() if config.decoder_cosine is not None else None
         self.sae.bf16_candidates = config.bf16_candidates
         for parameter in self.sae.parameters.values():
             parameter.requires_grad_()
-        mean, self.scale = normalisation(source)
-        self.mean = mean.to(self.device)
+        # Of inputs and, for a transcoder, of targets.
+        self.centring = [(mean.to(self.device), scale) for mean, scale in normalisation(source)]
         self.optimiser = torch.optim.Adam(
             list(self.sae.parameters.values()), lr=config.lr, betas=config.variant.betas, fused=True
         )
@@ -299,7 +304,10 @@ class _Run:
         config, sae = self.config, self.sae
         self.between_steps, self.unsaved = False, True
         x = x.to(self.device)
-        loss = config.variant.loss(sae, (x - self.mean) * self.scale, done=self.step / config.steps)
+        parts = zip(x.split(self.sides, dim=1), self.centring, strict=True)
+        inputs, *targets = ((part - mean) * scale for part, (mean, scale) in parts)
+        target = targets[0] if targets else inputs
+        loss = config.variant.loss(sae, inputs, target, done=self.step / config.steps)
         value = all_reduce_mean(loss.detach().clone()).item()
         if not math.isfinite(value):
             self._refuse(x, value)
@@ -377,13 +385,17 @@ class _Run:
             "steps": self.step,
             "tokens": self.step * config.batch_size,
             "activations": self.identity["activations"],
-            "input_scale": self.scale,
-            "input_mean_norm": float(self.mean.norm()),
+            "input_scale": self.centring[0][1],
+            "input_mean_norm": float(self.centring[0][0].norm()),
             **config.variant.log(sae),
         }
         info = {"kind": config.kind, "seed": config.seed, **self.origin, "training": training}
+        given: dict[str, Any] = dict(zip(("mean", "scale"), self.centring[0], strict=True))
+        if len(self.centring) == 2:
+            given |= dict(zip(("target_mean", "target_scale"), self.centring[1], strict=True))
+            given["transcoder"] = True
         with torch.no_grad():
-            return Unfolded(mean=self.mean, scale=self.scale, info=info, **config.variant.folding(sae)).fold()
+            return Unfolded(**given, info=info, **config.variant.folding(sae)).fold()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -565,14 +577,19 @@ def _check_data(config: TrainingConfig, source: Source, evaluated: Source) -> No
             f"A batch takes {config.batch_size} tokens, but there are only {len(source.positions)} "
             "to train on."
         )
-    if evaluated.d_in != source.d_in:
+    if sides(evaluated) != sides(source):
+        found, expected = (" + ".join(map(str, sides(data))) for data in (evaluated, source))
+        raise ValueError(f"The held-out activations have d_in {found}, those to train on {expected}.")
+    if config.skip and len(sides(source)) == 1:
         raise ValueError(
-            f"The held-out activations have d_in {evaluated.d_in}, those to train on {source.d_in}."
+            "A skip connection is for transcoders, and these activations have no targets: harvest them with "
+            "target=, or leave skip out."
         )
     places = [data.manifest.get("hook_point") for data in (source, evaluated)]
+    targets = [data.manifest.get("target") for data in (source, evaluated)]
     mine, others = (data.manifest.get("model") or {} for data in (source, evaluated))
     compared = compare_models(mine, others) if mine and others else ()
-    for what, here, there in (("hook point", *places), *compared):
+    for what, here, there in (("hook point", *places), ("target", *targets), *compared):
         if None not in (here, there) and here != there:
             raise ValueError(
                 "The held-out activations must be of the same kind as those to train on, but their "
@@ -589,6 +606,7 @@ def _origin(source: Source) -> dict[str, Any]:
         "model_weights": model.get("weights"),
         "model_processing": model.get("processing"),
         "hook_point": source.manifest.get("hook_point"),
+        "target": source.manifest.get("target"),
         "context_length": corpus.get("context_length"),
         "prepend_bos": corpus.get("prepend_bos"),
     }

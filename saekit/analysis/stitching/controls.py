@@ -357,7 +357,9 @@ def matched_curve(
         for place, (selection, latent) in enumerate(zip(selections, inside, strict=True)):
             keep = latent.to(latents.indices.device)[latents.indices] & (latents.values > selection.threshold)
             x_hat = latents.where(keep).matmul(rows) + biases[place]
-            errors[place] += float((batch.x - x_hat).double().square().sum())
+            if (skip := skips[place]) is not None:
+                x_hat = x_hat + batch.x @ skip
+            errors[place] += float((batch.target - x_hat).double().square().sum())
 
     while not all(selection.decided for selection in selections):
         tokens = one_pass(activations, count, **options)
@@ -366,6 +368,7 @@ def matched_curve(
             if not selection.decided:
                 selection.decide(n_active)
     rows, biases = mixtures.directions.rows, [stitching.bias_at(int(step)) for step in steps]
+    skips = [stitching.skip_at(int(step)) for step in steps]
     tokens = one_pass(activations, measure, **options)
     frame = stitching.frame.iloc[steps][["step", "phase", "width", "l0", "fvu"]].reset_index(drop=True)
     return MatchedCurve(

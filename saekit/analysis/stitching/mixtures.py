@@ -56,7 +56,7 @@ class Directions:
     Attributes
     ----------
     rows : Tensor
-        Decoder directions `v`, `[n, d_in]`.
+        Decoder directions `v`, `[n, d_out]`.
     squares : Tensor
         `|v|^2`, float64 `[n]`.
     sign : Tensor
@@ -362,7 +362,9 @@ class PairTotals:
     values : ndarray
         Sum of each latent's activations `f`, float64 `[latents]`.
     residual : Tensor
-        Sum of `r`, float64 `[d_in]`.
+        Sum of `r`, float64 `[d_out]`.
+    skip : Skipped
+        Of transcoders, the sums about the change of the skip connection.
     sse_small, sse_large : float
         Squared error of the two dictionaries.
     tokens : Tokens
@@ -372,9 +374,41 @@ class PairTotals:
     active: Integers
     values: Floats
     residual: Tensor
+    skip: Skipped
     sse_small: float
     sse_large: float
     tokens: Tokens
+
+
+@dataclass(eq=False)
+class Skipped:
+    """Sums over tokens of `s = x @ (W_skip of the large - W_skip of the small)`: zero where there are none.
+
+    Swapping the connection, with the decoder bias, takes `s` from a token's residual.
+
+    Attributes
+    ----------
+    total : Tensor
+        Sum of `s`, float64 `[d_out]`.
+    power, overlap : float
+        Sums of `|s|^2`, and of `<s, r>` with the small dictionary's residual.
+    along : Tensor
+        Sum of each latent's `f <v, s>`, float64 `[latents]`.
+    """
+
+    total: Tensor
+    along: Tensor
+    power: float = 0.0
+    overlap: float = 0.0
+
+    def add(self, s: Tensor, residual: Tensor, latents: SparseLatents, directions: Tensor) -> None:
+        """Add tokens: their `s` and residuals, `[n, d_out]`, and the latents of both that are active."""
+        self.total += s.sum(0, dtype=torch.float64).cpu()
+        self.power += float(squared_norms(s).sum())
+        self.overlap += float((s.double() * residual.double()).sum())
+        inner = latents.inner_products(s.to(directions.dtype), directions).double()
+        weights = latents.values.double() * inner
+        self.along += torch.bincount(latents.indices, weights, minlength=len(self.along)).cpu()
 
 
 # ---------------------------------------------------------------------- the two ways
@@ -439,6 +473,12 @@ class Mixtures(ABC):
         rows = torch.cat([self.small.W_dec, self.large.W_dec.to(self.small.W_dec.device)])
         return Directions.of(rows, n_going_out=self.small.width)
 
+    @property
+    def skips(self) -> tuple[Dictionary, Dictionary] | None:
+        """The pair, if either has a skip connection."""
+        pair = self.small, self.large
+        return pair if any("W_skip" in dictionary.tensors() for dictionary in pair) else None
+
     @cached_property
     def sign(self) -> Floats:
         """1 for latents of the large dictionary, -1 for those of the small."""
@@ -468,13 +508,14 @@ class Mixtures(ABC):
         return SparseLatents(small.offsets + large.offsets, indices, values, self.n_latents)
 
     def with_bias(self, sse: Floats, path: Path, share: Floats) -> Floats:
-        """The squared error after each step with a share of the decoder bias swapped, float64 `[n]`."""
-        change = (self.large.b_dec - self.small.b_dec).double()
+        """The squared error after each step with a share of the bias (and skip) swapped, float64 `[n]`."""
+        change, skip = (self.large.b_dec - self.small.b_dec).double(), self.totals.skip
         along = self._along(change)
         moved = path.step < path.n
         crossing = np.cumsum(np.bincount(path.step[moved], along[moved], minlength=path.n))
-        left = float(self.totals.residual @ change.cpu()) - crossing
+        left = float(self.totals.residual @ change.cpu()) + skip.overlap - crossing
         power = float(change.square().sum()) * self.totals.tokens.n_tokens
+        power += 2 * float(skip.total @ change.cpu()) + skip.power
         with_bias: Floats = sse - 2 * share * left + share**2 * power
         return with_bias
 
@@ -485,11 +526,12 @@ class Mixtures(ABC):
         return np.bincount(path.step[moved], 2 * self._along(change)[moved], minlength=path.n).astype(float)
 
     def _along(self, direction: Tensor) -> Floats:
-        """Sum over tokens of the contribution of each latent's move, along a direction."""
+        """Sum over tokens of the contribution of each latent's move, along a change of bias (and skip)."""
         decoders = (dictionary.W_dec.to(direction.device) for dictionary in (self.small, self.large))
         inner = [part.double() @ direction for decoder in decoders for part in decoder.split(BLOCK)]
-        along: Floats = self.sign * self.totals.values * torch.cat(inner).cpu().numpy()
-        return along
+        along: Floats = self.totals.values * torch.cat(inner).cpu().numpy() + self.totals.skip.along.numpy()
+        signed: Floats = self.sign * along
+        return signed
 
 
 class _Totals:
@@ -500,7 +542,10 @@ class _Totals:
         self.errors = SquaredError(mixtures.small), SquaredError(mixtures.large)
         self.active = torch.zeros(mixtures.n_latents, dtype=torch.long)
         self.values = torch.zeros(mixtures.n_latents, dtype=torch.float64)
-        self.residual = torch.zeros(mixtures.small.d_in, dtype=torch.float64)
+        self.residual = torch.zeros(mixtures.small.d_out, dtype=torch.float64)
+        along = torch.zeros(mixtures.n_latents, dtype=torch.float64)
+        self.skip = Skipped(torch.zeros_like(self.residual), along)
+        self._skips, self._directions = mixtures.skips, mixtures.directions.rows if mixtures.skips else None
 
     def add(self, batch: Batch, latents: SparseLatents) -> None:
         """Add a batch, given the latents of both that are active on it."""
@@ -509,13 +554,21 @@ class _Totals:
         n = latents.width
         self.active += torch.bincount(latents.indices, minlength=n).cpu()
         self.values += torch.bincount(latents.indices, latents.values.double(), minlength=n).cpu()
-        self.residual += batch.residual(self.small).sum(0, dtype=torch.float64).cpu()
+        residual = batch.residual(self.small)
+        self.residual += residual.sum(0, dtype=torch.float64).cpu()
+        if self._skips is not None:
+            small, large = (dictionary.row_scale(batch.x) for dictionary in self._skips)
+            change = torch.zeros_like(residual) if large is None else large.centre
+            change = change if small is None else change - small.centre
+            assert self._directions is not None
+            self.skip.add(change, residual, latents, self._directions)
 
     def finished(self, tokens: Tokens) -> PairTotals:
         return PairTotals(
             active=self.active.numpy(),
             values=self.values.numpy(),
             residual=self.residual,
+            skip=self.skip,
             sse_small=self.errors[0].value,
             sse_large=self.errors[1].value,
             tokens=tokens,

@@ -378,12 +378,23 @@ class Stitching(Measured, Result):
         origin = origin_of(self.small.info, self.large.info)
         parents = {"small": self.small.content_hash, "large": self.large.content_hash}
         made_by = {**self.options, "step": step, **parents}
-        return replace(come, **tensors, b_dec=b_dec, info={**origin, "kind": "stitched", "stitched": made_by})
+        skip = self.skip_at(step)
+        tensors |= {"b_dec": b_dec, **({} if skip is None else {"W_skip": skip})}
+        return replace(come, **tensors, info={**origin, "kind": "stitched", "stitched": made_by})
 
     def bias_at(self, step: int) -> Tensor:
         """The decoder bias of the mixture after a step, `[d_in]`."""
         share = _bias_share(self.mixtures, self.frame, self.bias)[self._check(step)]
         return torch.lerp(self.small.b_dec, self.large.b_dec, float(share))
+
+    def skip_at(self, step: int) -> Tensor | None:
+        """The skip connection of the mixture after a step, which changes with the bias; None without one."""
+        if self.mixtures.skips is None:
+            return None
+        share = float(_bias_share(self.mixtures, self.frame, self.bias)[self._check(step)])
+        empty = self.small.W_enc.new_zeros(self.small.d_in, self.small.d_out)
+        before, after = (d.tensors().get("W_skip", empty) for d in self.mixtures.skips)
+        return torch.lerp(before, after, share)
 
     def inside(self, step: int) -> Tensor:
         """Which latents the mixture holds after a step, the small ones first, Boolean `[latents]`."""

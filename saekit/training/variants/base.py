@@ -29,13 +29,16 @@ class SAE:
     W_enc, b_enc : Tensor
         Encoder by rows, so that its gradient is rows too, `[width, d_in]`; bias, `[width]`.
     W_dec, b_dec : Tensor
-        Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`.
+        Decoder directions, rows of unit norm, `[width, d_in]`; bias, `[d_in]`. Of a transcoder, `d_out` takes
+        the place of `d_in`.
     extra : dict of Tensor
         Further parameters that the variant learns, by name.
     state : dict of Tensor
         Counters of the variant; saved in checkpoints.
     bf16_candidates : bool
         Whether active latents are searched for in bfloat16, see `saekit.sparse.encode_above`.
+    W_skip : Tensor, optional
+        Of a transcoder with a skip connection: `[d_in, d_out]`.
     """
 
     W_enc: Tensor
@@ -45,12 +48,14 @@ class SAE:
     extra: dict[str, Tensor] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
     bf16_candidates: bool = False
+    W_skip: Tensor | None = None
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """The tensors that the optimiser updates, by name."""
         own = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        return own | self.extra
+        skip = {} if self.W_skip is None else {"W_skip": self.W_skip}
+        return own | skip | self.extra
 
     @property
     def width(self) -> int:
@@ -59,7 +64,8 @@ class SAE:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> SAE:
         """The same on another device, or with parameters in another dtype; single numbers stay."""
-        own = {name: getattr(self, name).to(device, dtype) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        names = ("W_enc", "b_enc", "W_dec", "b_dec", *(["W_skip"] if self.W_skip is not None else []))
+        own = {name: getattr(self, name).to(device, dtype) for name in names}
         extra = {name: tensor.to(device, dtype) for name, tensor in self.extra.items()}
         state = {name: s if s.ndim == 0 else s.to(device) for name, s in self.state.items()}
         return replace(self, **own, extra=extra, state=state)
@@ -70,6 +76,16 @@ class SAE:
         silent += len(latents) * world_size()
         active = all_reduce_sum(torch.bincount(latents.indices, minlength=self.width))
         silent.masked_fill_(active > 0, 0)
+
+    def decode(self, x: Tensor, values: Tensor, latents: SparseLatents) -> Tensor:
+        """The prediction of each row, `[batch, d_out]`, from its active latents and, past them, the row."""
+        decoded = decode_active(values, self.W_dec, latents) + self.b_dec
+        return decoded if self.W_skip is None else decoded + x @ self.W_skip
+
+    def detached(self) -> SAE:
+        """The same with a decoder that no gradient reaches."""
+        skip = None if self.W_skip is None else self.W_skip.detach()
+        return replace(self, W_dec=self.W_dec.detach(), b_dec=self.b_dec.detach(), W_skip=skip)
 
     def dead(self, dead_after: int) -> Tensor:
         """Latents that have been silent for at least this many tokens, ascending, int64."""
@@ -105,6 +121,25 @@ def initialise(*, kind: str, width: int, d_in: int, seed: int) -> SAE:
         b_dec=torch.zeros(d_in),
         state={"silent_tokens": silent},
     )
+
+
+def with_target(sae: SAE, d_out: int, *, skip: bool, seed: int) -> SAE:
+    """The same SAE with another target: random decoder directions, and a skip connection of zeros.
+
+    The encoder's directions mean nothing there. The random stream depends on seed, width and `d_out`.
+
+    Examples
+    --------
+    >>> sae = initialise(kind="relu", width=8, d_in=6, seed=0)
+    >>> with_target(sae, 4, skip=True, seed=0).W_dec.shape
+    torch.Size([8, 4])
+    """
+    digest = hashlib.sha256(f"saekit target {sae.width} {d_out} {seed}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+    directions = torch.randn(sae.width, d_out, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    W_skip = torch.zeros(sae.W_enc.shape[1], d_out) if skip else None
+    return replace(sae, W_dec=directions, b_dec=torch.zeros(d_out), W_skip=W_skip)
 
 
 class Variant(ABC):
@@ -153,10 +188,11 @@ class Variant(ABC):
         """
 
     @abstractmethod
-    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:
         """Loss of a batch `[batch, d_in]`, a scalar with a graph; updates the state of `sae`.
 
-        `done` is the part of training completed so far, from 0 to 1.
+        `y` is what is to be predicted, `[batch, d_out]`: `x` itself, except for a transcoder. `done` is the
+        part of training completed so far, from 0 to 1.
         """
 
     def phase(self, done: float) -> Any:
@@ -168,7 +204,8 @@ class Variant(ABC):
 
     def folding(self, sae: SAE) -> dict[str, Any]:
         """The SAE as `saekit.folding` takes it: weights, biases, threshold or k."""
-        return {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
+        skip = {} if sae.W_skip is None else {"W_skip": sae.W_skip}
+        return {"W_enc": sae.W_enc.T, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec, **skip}
 
     def log(self, sae: SAE) -> dict[str, float]:
         """The part of the state that belongs in the training log."""
@@ -301,23 +338,23 @@ class TopKVariant(Variant):
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
         """The latents that stay active on a batch `[batch, d_in]`."""
 
-    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
         """Mean squared error plus `aux_coefficient` times the auxiliary loss."""
         latents = self.select(sae, x)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
-        loss, residual = self.reconstruction_loss(sae, x, values, latents)
+        loss, residual = self.reconstruction_loss(sae, x, y, values, latents)
         sae.count(latents)
         dead = sae.dead(self.dead_after)
         if len(dead) and self.aux_coefficient:
-            k_aux = self.k_aux or max(1, x.shape[1] // 2)
+            k_aux = self.k_aux or max(1, y.shape[1] // 2)
             loss = loss + self.aux_coefficient * auxiliary_loss(sae, x, residual, dead, k_aux)
         return loss
 
     def reconstruction_loss(
-        self, sae: SAE, x: Tensor, values: Tensor, latents: SparseLatents
+        self, sae: SAE, x: Tensor, y: Tensor, values: Tensor, latents: SparseLatents
     ) -> tuple[Tensor, Tensor]:
-        """Mean squared error, and the residual `[batch, d_in]` that dead latents are to explain."""
-        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
+        """Mean squared error, and the residual `[batch, d_out]` that dead latents are to explain."""
+        residual = y - sae.decode(x, values, latents)
         return mean_squared_error(residual), residual
 
 

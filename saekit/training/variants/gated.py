@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from saekit.sparse import decode_active, encode_active, gather_active
+from saekit.sparse import encode_active, gather_active
 from saekit.training.variants.base import SAE, SteeredVariant, mean_squared_error
 
 
@@ -50,19 +50,19 @@ class Gated(SteeredVariant):
         sae.extra = {"r_mag": torch.zeros(width), "b_mag": torch.zeros(width)}
         return sae
 
-    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:
         """Mean squared error, plus the gate's L1 penalty, plus its auxiliary reconstruction error."""
         gates = sae.active_above(x)
         opening = encode_active(x, sae.W_enc, sae.b_enc, gates)
         r_mag, b_mag = (gather_active(sae.extra[name], gates) for name in ("r_mag", "b_mag"))
         magnitudes = torch.relu(r_mag.exp() * (opening - gather_active(sae.b_enc, gates)) + b_mag)
         self.steer(sae, gates.where(magnitudes > 0), done)
-        residual = x - (decode_active(magnitudes, sae.W_dec, gates) + sae.b_dec)
-        from_gates = decode_active(opening, sae.W_dec.detach(), gates) + sae.b_dec.detach()
+        residual = y - sae.decode(x, magnitudes, gates)
+        from_gates = sae.detached().decode(x, opening, gates)
         return (
             mean_squared_error(residual)
             + self.coefficient(sae) * (opening.sum() / len(x))
-            + mean_squared_error(x - from_gates)
+            + mean_squared_error(y - from_gates)
         )
 
     def folding(self, sae: SAE) -> dict[str, Any]:

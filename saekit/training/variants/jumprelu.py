@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saekit.settings import normalise, optional, positive, whole
-from saekit.sparse import decode_active, encode_active, gather_active
+from saekit.sparse import encode_active, gather_active
 from saekit.training.variants.base import (
     SAE,
     Variant,
@@ -86,7 +86,7 @@ class JumpReLU(Variant):
         sae.extra = {"log_threshold": torch.full((width,), math.log(start))}
         return sae
 
-    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
         """Mean squared error plus the L0 penalty."""
         log_threshold = sae.extra["log_threshold"]
         # The active latents, and those that the kernel reaches.
@@ -95,7 +95,7 @@ class JumpReLU(Variant):
         threshold = gather_active(log_threshold, latents).exp()
         values, active = _Jump.apply(h, threshold, self.bandwidth)
         sae.count(latents.where(active > 0))
-        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
+        residual = y - sae.decode(x, values, latents)
         return mean_squared_error(residual) + self.penalty(active.sum() / len(x))
 
     def penalty(self, l0: Tensor) -> Tensor:

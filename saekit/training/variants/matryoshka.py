@@ -59,7 +59,7 @@ class Matryoshka(BatchTopK):
         return [round(share * width) for share in self.prefixes]
 
     def reconstruction_loss(
-        self, sae: SAE, x: Tensor, values: Tensor, latents: SparseLatents
+        self, sae: SAE, x: Tensor, y: Tensor, values: Tensor, latents: SparseLatents
     ) -> tuple[Tensor, Tensor]:
         """Squared error averaged over tokens and prefixes, and the whole dictionary's residual."""
         n, groups = len(self.prefixes), torch.tensor(self.ends(sae.width), device=x.device)
@@ -67,5 +67,6 @@ class Matryoshka(BatchTopK):
         # contribution of every group to the reconstruction is decoded once.
         rows = latents.rows * n + torch.searchsorted(groups, latents.indices, right=True)
         added = decode_active(values, sae.W_dec, latents.regroup(rows, len(x) * n))
-        residuals = x[:, None] - (added.view(len(x), n, -1).cumsum(dim=1) + sae.b_dec)
+        y = y if sae.W_skip is None else y - x @ sae.W_skip
+        residuals = y[:, None] - (added.view(len(x), n, -1).cumsum(dim=1) + sae.b_dec)
         return mean_squared_error(residuals.flatten(0, 1)), residuals[:, -1]

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from saekit.settings import flag, normalise
-from saekit.sparse import decode_active, encode_active, gather_active
+from saekit.sparse import encode_active, gather_active
 from saekit.training.variants.base import SAE, SteeredVariant, mean_squared_error
 
 
@@ -62,11 +62,11 @@ class ReLU(SteeredVariant):
         self.start_near_target(sae.b_enc)
         return sae
 
-    def loss(self, sae: SAE, x: Tensor, *, done: float) -> Tensor:
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:
         """Mean squared error plus the L1 penalty, whose coefficient takes a step towards the target."""
         latents = sae.active_above(x)
         self.steer(sae, latents, done)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)
-        residual = x - (decode_active(values, sae.W_dec, latents) + sae.b_dec)
+        residual = y - sae.decode(x, values, latents)
         sizes = values * gather_active(sae.W_dec.norm(dim=1), latents) if self.weighted else values
         return mean_squared_error(residual) + self.coefficient(sae) * (sizes.sum() / len(x))

@@ -113,7 +113,7 @@ def test_silent_tokens_are_counted_from_the_last_activation(kind):
                 active, _ = at_inference(kind, sae, x)
             else:
                 active = expected_active(kind, x @ sae.W_enc.T + sae.b_enc)
-        variant.loss(sae, x, done=1.0)
+        variant.loss(sae, x, x, done=1.0)
         seen += 10
         last_active[active.any(dim=0)] = seen
     assert torch.equal(sae.state["silent_tokens"], seen - last_active)
@@ -154,7 +154,7 @@ def test_loss_with_dead_latents_is_that_of_dense_autograd(kind, k_aux):
     loss = loss + 0.5 * (residual.detach() - aux @ sae.W_dec).square().sum(1).mean()
     expected = torch.autograd.grad(loss, tuple(sae.parameters.values()))
 
-    found = variant.loss(sae, x, done=0.5)
+    found = variant.loss(sae, x, x, done=0.5)
     gradients = torch.autograd.grad(found, tuple(sae.parameters.values()))
     torch.testing.assert_close(found, loss, rtol=1e-12, atol=1e-12)
     for gradient, reference in zip(gradients, expected, strict=True):

@@ -40,7 +40,7 @@ def problem(request):
 def assert_same(variant, sae, x, expected):
     parameters = sae.parameters
     wanted = torch.autograd.grad(expected, tuple(parameters.values()))
-    loss = variant.loss(sae, x, done=1.0)
+    loss = variant.loss(sae, x, x, done=1.0)
     found = torch.autograd.grad(loss, tuple(parameters.values()))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for name, gradient, reference in zip(parameters, found, wanted, strict=True):

@@ -23,7 +23,7 @@ def test_loss_and_gradients_are_those_of_dense_autograd():
     expected = (error + 0.7 * latents.sum(dim=1)).mean()
     reference = torch.autograd.grad(expected, tuple(sae.parameters.values()))
 
-    loss = variant.loss(sae, x, done=0.0)
+    loss = variant.loss(sae, x, x, done=0.0)
     gradients = torch.autograd.grad(loss, tuple(sae.parameters.values()))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     for found, wanted in zip(gradients, reference, strict=True):
@@ -42,7 +42,7 @@ def test_the_coefficient_moves_by_the_logarithm_of_how_far_l0_is_off():
     variant = ReLU(target_l0=5.0, l1=0.5, steering=0.5)
     sae, x = problem(variant)
     l0 = len(sae.active_above(x).values) / 20
-    variant.loss(sae, x, done=0.0)
+    variant.loss(sae, x, x, done=0.0)
     assert math.log(variant.coefficient(sae) / 0.5) == pytest.approx(GAIN * math.log(l0 / 5.0))
     assert variant.log(sae)["l1"] == variant.coefficient(sae)
 
@@ -50,7 +50,7 @@ def test_the_coefficient_moves_by_the_logarithm_of_how_far_l0_is_off():
 def test_the_coefficient_is_frozen_after_steering_and_without_a_target():
     for variant, done in ((ReLU(target_l0=5.0, steering=0.5), 0.5), (ReLU(target_l0=None), 0.0)):
         sae, x = problem(variant)
-        variant.loss(sae, x, done=done)
+        variant.loss(sae, x, x, done=done)
         assert variant.coefficient(sae) == 1.0
 
 
@@ -59,7 +59,7 @@ def test_a_batch_without_active_latents_lowers_the_coefficient():
     sae, x = problem(variant)
     with torch.no_grad():
         sae.b_enc.fill_(-100)
-    loss = variant.loss(sae, x, done=0.0)
+    loss = variant.loss(sae, x, x, done=0.0)
     loss.backward()
     assert 0 < variant.coefficient(sae) < 1
     assert (sae.W_enc.grad == 0).all()
