@@ -30,8 +30,8 @@ under this project's licence.
 A case is a folder with files exactly as the library writes them, and `expected.safetensors`, in float32:
 
 - `x` `[{n}, {d_in}]`, activations;
-- `latents` `[{n}, d_sae]` and `x_hat` `[{n}, {d_in}]`, what the library computes of `x`, in its own
-  units;
+- `latents` `[{n}, d_sae]` and `x_hat` `[{n}, {d_in}]` (`[{n}, d_out]` of a transcoder), what the library
+  computes of `x`, in its own units;
 - `decoder_norm` `[d_sae]`, the norm of what a unit of each latent adds to `x_hat` (to the normalised
   `x_hat`, where each token is normalised on its own): times this, latents are those of unit decoder rows.
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 D_IN, WIDTH, TOKENS = 12, 40, 48
+D_OUT = 10  # of transcoders, where their library allows another dimension than the input's
 K = 6  # latents a token of TopK kinds
 ACTIVE = (0.03, 0.6)  # share of latents times tokens that a case must lie between
 EXPECTED = "expected.safetensors"
@@ -139,9 +140,10 @@ def draw(name: str, shape: torch.Size | tuple[int, ...], generator: Generator) -
     return 0.5 * values - (0.8 if last in ENCODER_BIASES else 0)
 
 
-def parameters(generator: Generator, *names: str, d_sae: int = WIDTH) -> dict[str, Tensor]:
+def parameters(generator: Generator, *names: str, d_sae: int = WIDTH, d_out: int = D_IN) -> dict[str, Tensor]:
     """Random tensors by the names that most formats use: matrices of inputs by outputs."""
-    shapes = {"w_enc": (D_IN, d_sae), "w_dec": (d_sae, D_IN), "b_dec": (D_IN,)}
+    shapes = {"w_enc": (D_IN, d_sae), "w_dec": (d_sae, d_out), "b_dec": (d_out,)}
+    shapes["affine_skip_connection"] = (D_IN, d_out)
     return {name: draw(name, shapes.get(name.lower(), (d_sae,)), generator) for name in names}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from recorded import (
     D_IN,
+    D_OUT,
     TOKENS,
     WIDTH,
     Case,
@@ -80,6 +81,7 @@ def cases() -> Iterator[Case]:
     yield from finished()
     yield from checkpoints()
     yield from older()
+    yield from transcoders()
     yield from no_saes()
 
 
@@ -109,12 +111,16 @@ def running(sae: SAE[Any], scaler: ActivationScaler | None = None) -> Run:
     """How SAELens computes with an SAE, on raw activations."""
     scaler = scaler or ActivationScaler()
     heads = sae.hook_z_reshaping_mode
+    inputs: list[Tensor] = []
 
     def encode(x: Tensor) -> Tensor:
+        inputs[:] = [x]
         x = scaler.scale(x)
         return sae.encode(x.unflatten(1, (HEADS, -1)) if heads else x)
 
     def decode(latents: Tensor) -> Tensor:
+        if hasattr(sae, "W_skip"):  # only the whole function adds it
+            return sae(inputs[0])
         x_hat = sae.decode(latents)
         return scaler.unscale(x_hat.flatten(1) if heads else x_hat)
 
@@ -320,6 +326,30 @@ def older() -> Iterator[Case]:
     )
 
 
+MLP = {"hook_name": "blocks.8.ln2.hook_normalized", "hook_name_out": "blocks.8.hook_mlp_out"}
+
+
+def transcoders() -> Iterator[Case]:
+    """Every class of transcoders, which have no training classes."""
+
+    def transcoder(name: str, shows: str, kind: str) -> Case:
+        def write(folder: Path, generator: Generator) -> Run:
+            settings = {"d_out": D_OUT, "apply_b_dec_to_input": False}
+            sae = make(kind, generator, **settings)
+            for name, value in MLP.items():
+                setattr(sae.cfg.metadata, name, value)
+            sae.save_model(folder)
+            return running(SAE.load_from_disk(folder))
+
+        return Case(f"saelens/{name}", shows, write)
+
+    yield transcoder("transcoder", "predicts one hook point from another", "Transcoder")
+    yield transcoder("skip_transcoder", "adds x @ W_skip.T", "SkipTranscoder")
+    yield transcoder("jumprelu_transcoder", "a threshold a latent", "JumpReLUTranscoder")
+    shows = "a threshold a latent, and adds x @ W_skip.T"
+    yield transcoder("jumprelu_skip_transcoder", shows, "JumpReLUSkipTranscoder")
+
+
 def no_saes() -> Iterator[Case]:
     """Other things that SAELens saves in the same layout."""
 
@@ -329,11 +359,6 @@ def no_saes() -> Iterator[Case]:
 
         return Case(f"saelens/{name}", f"refused: {shows}", write, refused=refused)
 
-    shows, refused = "predicts one hook point from another", "transcoder"
-    settings = {"d_out": D_IN, "apply_b_dec_to_input": False}
-    yield other("transcoder", shows, "Transcoder", refused, **settings)
-    yield other("skip_transcoder", shows, "SkipTranscoder", refused, **settings)
-    yield other("jumprelu_transcoder", shows, "JumpReLUTranscoder", refused, **settings)
     yield other("abstopk", "latents may be negative", "AbsTopK", "abstopk", k=K)
     yield other("matching_pursuit", "latents are found one by one", "MatchingPursuit", "matching_pursuit")
     settings = {"n_heads": 2, "n_attn_layers": 1, "bottleneck_factor": 2}
@@ -347,15 +372,22 @@ def gemma_scope() -> Iterator[Case]:
     """Both releases, in the folders that they have on the hub."""
     first = ("W_dec", "W_enc", "b_dec", "b_enc", "threshold")
 
-    def npz(where: str, save: Callable[..., None]) -> Callable[[Path, Generator], Run]:
+    def npz(where: str, save: Callable[..., None], d_out: int = D_IN) -> Callable[[Path, Generator], Run]:
         def write(folder: Path, generator: Generator) -> Run:
-            tensors = parameters(generator, *first)
+            tensors = parameters(generator, *first, d_out=d_out)
             (folder / where).mkdir(parents=True)
             save(folder / where / "params.npz", **{name: t.numpy() for name, t in tensors.items()})
-            return jumprelu(tensors)
+            return jumprelu(tensors) if d_out == D_IN else jumprelu_transcoder(tensors)
 
         return write
 
+    where = "layer_12/width_16k/average_l0_41"
+    yield Case(
+        "gemma_scope/gemma-scope-2b-pt-transcoders",
+        "first release: only the repository's name tells that it is one",
+        npz(where, np.savez, d_out=D_OUT),
+        where,
+    )
     for site, save, stored in (
         ("res", np.savez, "stored as they are"),
         ("mlp", np.savez_compressed, "compressed"),
@@ -380,17 +412,19 @@ def gemma_scope() -> Iterator[Case]:
         "type": "transcoder",
     }
 
-    def params(where: str, config: dict[str, Any] | None) -> Callable[[Path, Generator], Run | None]:
-        def write(folder: Path, generator: Generator) -> Run | None:
-            tensors = parameters(generator, "w_enc", "w_dec", "b_enc", "b_dec", "threshold")
-            run = jumprelu({name.replace("w_", "W_"): t for name, t in tensors.items()})
-            if config and config["affine_connection"]:
-                tensors["affine_skip_connection"] = torch.randn(D_IN, D_IN, generator=generator)
+    def params(where: str, config: dict[str, Any] | None) -> Callable[[Path, Generator], Run]:
+        def write(folder: Path, generator: Generator) -> Run:
+            names = ["w_enc", "w_dec", "b_enc", "b_dec", "threshold"]
+            transcoder = "transcoder" in where
+            names += ["affine_skip_connection"] if "affine" in where else []
+            tensors = parameters(generator, *names, d_out=D_OUT if transcoder else D_IN)
+            as_saelens = {name.replace("w_", "W_"): t for name, t in tensors.items()}
+            run = (jumprelu_transcoder if transcoder else jumprelu)(as_saelens)
             (folder / where).mkdir(parents=True)
             save_file(tensors, folder / where / "params.safetensors")
             if config:
                 write_config(folder / where / "config.json", config, indent=2)
-            return run if config is None or config["type"] == "sae" else None
+            return run
 
         return write
 
@@ -399,17 +433,32 @@ def gemma_scope() -> Iterator[Case]:
     shows = "second release, as some folders are: no config.json"
     yield Case("gemma_scope_2/without_config", shows, params(where, None), where)
     where = "transcoder/layer_12_width_16k_l0_medium"
-    shows, refused = "refused: predicts one hook point from another", "transcoder"
-    yield Case("gemma_scope_2/transcoder", shows, params(where, transcoder), where, refused)
+    shows = "predicts one hook point from another, without affine_skip_connection"
+    yield Case("gemma_scope_2/transcoder", shows, params(where, transcoder), where)
+    yield Case("gemma_scope_2/transcoder_without_config", shows, params(where, None), where)
     where += "_affine"
     affine = transcoder | {"affine_connection": True}
-    yield Case("gemma_scope_2/transcoder_affine", shows, params(where, affine), where, refused)
+    shows = "adds x @ affine_skip_connection"
+    yield Case("gemma_scope_2/transcoder_affine", shows, params(where, affine), where)
 
 
 def jumprelu(tensors: dict[str, Tensor]) -> Run:
     """SAELens' class with these tensors, as its loaders of Gemma Scope set it up."""
     config = saes.JumpReLUSAEConfig(d_in=D_IN, d_sae=WIDTH, apply_b_dec_to_input=False)
     sae = saes.JumpReLUSAE(config)
+    sae.load_state_dict(tensors)
+    return running(sae)
+
+
+def jumprelu_transcoder(tensors: dict[str, Tensor]) -> Run:
+    """SAELens' class with these tensors, as its loaders of Gemma Scope set it up."""
+    tensors = dict(tensors)
+    skip = tensors.pop("affine_skip_connection", None)
+    if skip is not None:
+        tensors["W_skip"] = skip.T.contiguous()
+    name = "JumpReLUTranscoder" if skip is None else "JumpReLUSkipTranscoder"
+    settings = {"d_in": D_IN, "d_out": D_OUT, "d_sae": WIDTH, "apply_b_dec_to_input": False}
+    sae = getattr(saes, name)(getattr(saes, f"{name}Config")(**settings))
     sae.load_state_dict(tensors)
     return running(sae)
 

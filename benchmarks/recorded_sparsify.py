@@ -21,15 +21,12 @@ def cases() -> Iterator[Case]:
     yield case("bf16", shows, torch.bfloat16, num_latents=WIDTH)
     yield case("expansion", "num_latents 0: the width is 3 d_in", expansion_factor=3)
     width = {"num_latents": WIDTH}
-    shows = "refused: predicts one hook point from another"
-    yield case("transcode", shows, refused="transcode", transcode=True, **width)
-    yield case(
-        "skip_connection",
-        "refused: adds x @ W_skip",
-        refused="skip_connection",
-        skip_connection=True,
-        **width,
-    )
+    shows = "predicts one hook point from another; b_dec is not subtracted"
+    yield case("transcode", shows, transcode=True, **width)
+    shows = "predicts its own input, and adds x @ W_skip.T"
+    yield case("skip_connection", shows, skip_connection=True, **width)
+    shows = "predicts one hook point from another, and adds x @ W_skip.T"
+    yield case("transcode_skip", shows, transcode=True, skip_connection=True, **width)
     shows = "refused: one latent of each of k groups"
     yield case("groupmax", shows, refused="GroupMax", activation="groupmax", **width)
 
@@ -55,12 +52,16 @@ def case(
 
 def running(coder: SparseCoder) -> Run:
     """How the library computes, its latents made dense."""
+    inputs: list[Tensor] = []
 
     def encode(x: Tensor) -> Tensor:
+        inputs[:] = [x]
         top = coder.encode(x)
         return torch.zeros(len(x), coder.num_latents).scatter(1, top.top_indices, top.top_acts)
 
     def decode(latents: Tensor) -> Tensor:
+        if coder.W_skip is not None:  # only the whole function adds it
+            return coder(inputs[0]).sae_out
         top = latents.topk(coder.cfg.k)
         return coder.decode(top.values, top.indices)
 

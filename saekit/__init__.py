@@ -1,7 +1,8 @@
 """Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
-SAEs             load_sae, load_family, open_sae, save_sae, push_to_hub, Dictionary, Family
+SAEs             load_sae, load_family, open_sae, save_sae, push_to_hub, Dictionary, Transcoder,
+                 Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
                  TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, measure_rebuilt_ce, check_sae, as_jumprelu

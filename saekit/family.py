@@ -23,6 +23,7 @@ PLACE = {
     "layer": "layer",
     "submodule": "submodule",
     "hf_hook_point": "hook point in Hugging Face's names",
+    "hf_target": "target in Hugging Face's names",
 }
 
 

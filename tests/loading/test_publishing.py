@@ -121,7 +121,7 @@ def test_a_family_is_converted_member_by_member(tmp_path):
 
 def test_a_conversion_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path):
     source = make().save(tmp_path / "source")
-    with pytest.raises(ValueError, match="format must be one of 'saelens', 'dictionary_learning', 'saekit'"):
+    with pytest.raises(ValueError, match="one of 'saelens', 'dictionary_learning', 'sparsify', 'saekit'"):
         convert_sae(source, tmp_path / "out", format="onnx")
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         convert_sae(tmp_path / "nothing", tmp_path / "out")

@@ -15,6 +15,7 @@ from saekit.loading.formats.tensor_file import (
     TensorFile,
     choice,
     read_config,
+    refuse_crosscoder,
     refuse_transcoder,
     setting,
 )
@@ -30,6 +31,12 @@ KINDS = {
     "batchtopk": "batchtopk",
     "matryoshka_batchtopk": "matryoshka",
 }
+TRANSCODERS = {
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
 NORMALIZATIONS = {
     "none": None,
     "layer_norm": "layer_norm",
@@ -41,7 +48,7 @@ NORMALIZATIONS = {
 # change the function in a way unknown here.
 FUNCTION = {
     "architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
-    "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm",
+    "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm", "d_out",
 }  # fmt: skip
 TRAINING = {
     "aux_loss_coefficient", "decoder_init_norm", "jumprelu_bandwidth", "jumprelu_init_threshold",
@@ -83,9 +90,10 @@ def _read(path: Path) -> Unfolded:
     if legacy:
         config, metadata = _from_legacy(config, file)
     architecture = str(config.get("architecture"))
-    refuse_transcoder(config, file)
-    refuse_transcoder(metadata, file)
-    choice(architecture, file, "architecture", KINDS)
+    transcoder = architecture in TRANSCODERS
+    for settings in (config, metadata):
+        (refuse_crosscoder if transcoder else refuse_transcoder)(settings, file)
+    choice(architecture, file, "architecture", KINDS | TRANSCODERS)
     if not legacy and (unknown := sorted(set(config) - FUNCTION - TRAINING)):
         raise ValueError(
             f"{file} holds settings that saekit does not know and that may change the function: "
@@ -96,6 +104,8 @@ def _read(path: Path) -> Unfolded:
     # Heads are concatenated before an activation is stored, so hook_z needs no reshaping.
     choice(config.get("reshape_activations") or "none", file, "reshape_activations", ("none", "hook_z"))
     sizes = {"d_in": setting(config, file, "d_in", int), "d_sae": setting(config, file, "d_sae", int)}
+    if transcoder:
+        return _transcoder(path, architecture, config, metadata, sizes)
     with TensorFile(path / WEIGHTS, **sizes) as tensors:
         parameters = _tensors(tensors, architecture, config, file, version)
         if setting(config, file, "apply_b_dec_to_input", bool, True):
@@ -104,6 +114,38 @@ def _read(path: Path) -> Unfolded:
         parameters |= _scaling(path, mode)
         info = _info(metadata, file, KINDS[architecture], mode)
     return Unfolded(**parameters, info=info)
+
+
+def _transcoder(
+    path: Path,
+    architecture: str,
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    sizes: dict[str, int],
+) -> Unfolded:
+    """A transcoder, which encodes activations as they are: no bias is subtracted, and none normalised."""
+    file = path / CONFIG
+    if setting(config, file, "apply_b_dec_to_input", bool, False):
+        raise ValueError(
+            f"{file} sets apply_b_dec_to_input, but b_dec of a transcoder is a bias of its target."
+        )
+    for name in ("normalize_activations", "reshape_activations"):
+        choice(config.get(name) or "none", file, name, ("none",))
+    sizes["d_out"] = setting(config, file, "d_out", int)
+    jumps, skips = "jumprelu" in architecture, "skip" in architecture
+    with TensorFile(path / WEIGHTS, **sizes) as tensors:
+        return Unfolded(
+            W_enc=tensors.take("W_enc", "d_in", "d_sae"),
+            b_enc=tensors.take("b_enc", "d_sae"),
+            W_dec=tensors.take("W_dec", "d_sae", "d_out"),
+            b_dec=tensors.take("b_dec", "d_out"),
+            threshold=tensors.take("threshold", "d_sae", infinite=True) if jumps else None,
+            W_skip=tensors.take("W_skip", "d_out", "d_in").T if skips else None,
+            transcoder=True,
+            info={"target": metadata.get("hook_name_out")}
+            | _info(metadata, file, TRANSCODERS[architecture], "none"),
+            **_scaling(path, "none"),
+        )
 
 
 def _from_legacy(config: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -355,6 +355,37 @@ PLACES = {
 NAMES = ("architecture", "type", "dict_class", "trainer_class", "sae_type")
 
 
+OTHER = ("crosscoder", "clt")  # they read or predict several layers
+
+
+def marks_of(config: Mapping[str, Any]) -> list[str]:
+    """The settings that mark a transcoder or crosscoder, if this is one."""
+    marks = [name for name in MARKS if config.get(name)]
+    marks += [
+        name
+        for name, own in PLACES.items()
+        if config.get(name) is not None and config[name] != config.get(own, config[name])
+    ]
+    words = ("transcoder", *OTHER)
+    return marks + [name for name in NAMES if any(word in str(config.get(name)).lower() for word in words)]
+
+
+def refuse_crosscoder(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse what reads or predicts the activations of several layers.
+
+    Raises
+    ------
+    ValueError
+        If the settings mark such a one; the message names the setting.
+    """
+    for name in marks_of(config):
+        if name == "is_crosscoder" or (name in NAMES and any(w in str(config[name]).lower() for w in OTHER)):
+            raise ValueError(
+                f"{path} describes a crosscoder ({name} is {config[name]!r}), which reads or predicts "
+                "several layers: saekit reads SAEs and transcoders."
+            )
+
+
 def refuse_transcoder(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a transcoder or crosscoder, which each library marks by its own settings.
 
@@ -363,16 +394,10 @@ def refuse_transcoder(config: Mapping[str, Any], path: Path) -> None:
     ValueError
         If the settings mark one; the message names the setting.
     """
-    marks = [name for name in MARKS if config.get(name)]
-    marks += [
-        name
-        for name, own in PLACES.items()
-        if config.get(name) is not None and config[name] != config.get(own, config[name])
-    ]
-    words = ("transcoder", "crosscoder")
-    marks += [name for name in NAMES if any(word in str(config.get(name)).lower() for word in words)]
-    if marks:
+    refuse_crosscoder(config, path)
+    if marks := marks_of(config):
         raise ValueError(
             f"{path} describes a transcoder ({marks[0]} is {config[marks[0]]!r}), which predicts one hook "
-            "point from another: saekit reads SAEs, which reconstruct what they read."
+            "point from another: saekit reads the transcoders of SAELens, sparsify and Gemma Scope, and of "
+            "this format SAEs."
         )

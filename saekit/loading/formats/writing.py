@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, Transcoder
 from saekit.files import atomic_path, write_json, write_tensors
-from saekit.loading.formats import dictionary_learning, is_saved, recognise, saelens
+from saekit.loading.formats import dictionary_learning, is_saved, recognise, saelens, sparsify
 from saekit.settings import choice
 
 SAELENS_VERSION = "6.54.12"  # the version whose layout is written
@@ -38,8 +38,9 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
     folder : str or Path
         Made if needed.
     format : str
-        `"saelens"` (version 6: `cfg.json`, `sae_weights.safetensors`) or `"dictionary_learning"`
-        (`config.json`, `ae.pt`).
+        `"saelens"` (version 6: `cfg.json`, `sae_weights.safetensors`), `"dictionary_learning"`
+        (`config.json`, `ae.pt`; SAEs alone) or `"sparsify"` (`cfg.json`, `sae.safetensors`; TopK alone).
+        Transcoders of thresholds go to SAELens, TopK transcoders to sparsify.
 
     Returns
     -------
@@ -50,8 +51,8 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
     ------
     ValueError
         If there is no such format, it cannot express a part of the function (thresholds beside `k` in
-        either; a normalisation of every row, or float64, in dictionary_learning), or the folder holds an
-        SAE of another format.
+        any; a normalisation of every row, or float64, in dictionary_learning and sparsify; a kind of
+        transcoder), or the folder holds an SAE of another format.
 
     Examples
     --------
@@ -70,7 +71,7 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
         )
     if dictionary.k is not None and dictionary.threshold.any():
         raise ValueError(
-            f"{dictionary.name} has thresholds beside k={dictionary.k}, but the TopK SAEs of {format} have "
+            f"{dictionary.name} has thresholds beside k={dictionary.k}, but the TopK kinds of {format} have "
             "none: saekit.as_jumprelu(dictionary, activations) makes it one of thresholds alone."
         )
     WRITERS[format](dictionary, folder)
@@ -79,13 +80,16 @@ def save_sae(dictionary: Dictionary, folder: str | Path, *, format: str = "saele
 
 def _write_saelens(dictionary: Dictionary, folder: Path) -> None:
     tensors = _tensors(dictionary)
-    if dictionary.k is not None:
+    architecture: dict[str, Any]
+    if isinstance(dictionary, Transcoder):
+        architecture = _transcoder_of_saelens(dictionary, tensors)
+    elif dictionary.k is not None:
         architecture = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
     elif tensors["threshold"].any():
         architecture = {"architecture": "jumprelu"}
     else:
         architecture = {"architecture": "standard"}
-    if architecture["architecture"] != "jumprelu":
+    if "jumprelu" not in architecture["architecture"]:
         del tensors["threshold"]
     info = dictionary.info
     processing = {flag: True for flag, on in info.get("model_processing", {}).items() if on}
@@ -93,6 +97,7 @@ def _write_saelens(dictionary: Dictionary, folder: Path) -> None:
         "sae_lens_version": SAELENS_VERSION,
         "sae_lens_training_version": None,  # SAELens puts its own version where this is left out
         **{theirs: info[ours] for ours, theirs in saelens.METADATA.items() if ours in info},
+        **({"hook_name_out": dictionary.target} if dictionary.transcoder else {}),
         "model_from_pretrained_kwargs": processing,
         "saekit": dict(info),
     }
@@ -113,17 +118,85 @@ def _write_saelens(dictionary: Dictionary, folder: Path) -> None:
     write_json(folder / saelens.CONFIG, config)
 
 
-def _write_dictionary_learning(dictionary: Dictionary, folder: Path) -> None:
+def _transcoder_of_saelens(dictionary: Transcoder, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The architecture of a transcoder; its skip connection gets the library's orientation."""
+    if dictionary.k is not None:
+        raise ValueError(
+            f"{dictionary.name} keeps the {dictionary.k} largest latents, which no transcoder of SAELens "
+            'does: format="sparsify" has a place for it, and saekit.as_jumprelu(dictionary, activations) makes '
+            "it one of thresholds."
+        )
+    parts = ["jumprelu"] if tensors["threshold"].any() else []
+    if "W_skip" in tensors:
+        parts.append("skip")
+        tensors["W_skip"] = tensors["W_skip"].T.contiguous()
+    return {"architecture": "_".join([*parts, "transcoder"]), "d_out": dictionary.d_out}
+
+
+def _write_sparsify(dictionary: Dictionary, folder: Path) -> None:
+    if dictionary.k is None:
+        raise ValueError(
+            f'{dictionary.name} has no k, and sparsify knows TopK alone: format="saelens" has a place for it.'
+        )
+    if dictionary.d_out != dictionary.d_in:
+        raise ValueError(
+            f"{dictionary.name} predicts {dictionary.d_out} dimensions from {dictionary.d_in}, but a "
+            "transcoder of sparsify has one dimension for both."
+        )
+    _require_plain(dictionary, "sparsify")
+    info = dictionary.info
+    places = (dictionary.hook_point, dictionary.target), (info.get("hf_hook_point"), info.get("hf_target"))
+    own_input = any(here is not None and here == there for here, there in places)
+    transcode = dictionary.transcoder and not own_input
+    tensors = {name: tensor.float() for name, tensor in _tensors(dictionary).items()}
+    own = {
+        "encoder.weight": tensors["W_enc"].T,
+        # Only one that predicts its input subtracts b_dec first.
+        "encoder.bias": tensors["b_enc"] if transcode else _shifted(tensors),
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
+    }
+    if "W_skip" in tensors:
+        own["W_skip"] = tensors["W_skip"].T
+    config = {
+        "activation": "topk",
+        "expansion_factor": 32,  # without effect beside num_latents
+        "normalize_decoder": True,
+        "num_latents": dictionary.width,
+        "k": dictionary.k,
+        "multi_topk": False,
+        "skip_connection": "W_skip" in tensors,
+        "transcode": transcode,
+        "d_in": dictionary.d_in,
+        "saekit": dict(dictionary.info),
+    }
+    (folder / sparsify.CONFIG).unlink(missing_ok=True)  # an old one would describe the new weights
+    write_tensors(folder / sparsify.WEIGHTS, {name: tensor.contiguous() for name, tensor in own.items()})
+    write_json(folder / sparsify.CONFIG, config)
+
+
+def _require_plain(dictionary: Dictionary, library: str) -> None:
+    """Refuse what neither dictionary_learning nor sparsify has a place for."""
     if dictionary.normalization is not None:
         raise ValueError(
             f"{dictionary.name} normalises every row ({dictionary.normalization}), which no class of "
-            'dictionary_learning does: format="saelens" has a place for it.'
+            f'{library} does: format="saelens" has a place for it.'
         )
     if not all(torch.equal(t.float().to(t.dtype), t) for t in dictionary.tensors().values()):
         raise ValueError(
-            f"{dictionary.name} needs float64, and dictionary_learning computes in float32: "
+            f"{dictionary.name} needs float64, and {library} computes in float32: "
             'format="saelens" has a place for it.'
         )
+
+
+def _write_dictionary_learning(dictionary: Dictionary, folder: Path) -> None:
+    if dictionary.transcoder:
+        other = "saelens" if dictionary.k is None else "sparsify"
+        raise ValueError(
+            f"{dictionary.name} predicts another activation than it reads, which no class of "
+            f'dictionary_learning does: format="{other}" has a place for it.'
+        )
+    _require_plain(dictionary, "dictionary_learning")
     tensors = {name: tensor.float() for name, tensor in _tensors(dictionary).items()}
     if dictionary.k is not None:
         names = {"dict_class": "AutoEncoderTopK", "trainer_class": "TopKTrainer"}
@@ -169,15 +242,20 @@ def _tensors(dictionary: Dictionary) -> dict[str, Tensor]:
     return tensors
 
 
-def _topk(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
-    """The tensors of `AutoEncoderTopK`, which encodes `x - b_dec`."""
+def _shifted(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The encoder's bias for classes that encode `x - b_dec`."""
     b_dec = tensors["b_dec"].double()
     shift = torch.cat(
         [b_dec @ columns.double() for columns in tensors["W_enc"].split(ENCODER_COLUMNS, dim=1)]
     )
+    return (tensors["b_enc"].double() + shift).float()
+
+
+def _topk(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    """The tensors of `AutoEncoderTopK`, which encodes `x - b_dec`."""
     return {
         "encoder.weight": tensors["W_enc"].T,
-        "encoder.bias": (tensors["b_enc"].double() + shift).float(),
+        "encoder.bias": _shifted(tensors),
         "decoder.weight": tensors["W_dec"].T,
         "b_dec": tensors["b_dec"],
         "k": torch.tensor(k, dtype=torch.int),
@@ -193,5 +271,13 @@ def _place(hook_point: str | None) -> dict[str, Any]:
     return {"layer": int(found[1]), "submodule_name": f"{found[2]}_layer_{found[1]}"}
 
 
-WRITERS = {"saelens": _write_saelens, "dictionary_learning": _write_dictionary_learning}
-NAMES = {"saelens": saelens.FORMAT.name, "dictionary_learning": dictionary_learning.FORMAT.name}
+WRITERS = {
+    "saelens": _write_saelens,
+    "dictionary_learning": _write_dictionary_learning,
+    "sparsify": _write_sparsify,
+}
+NAMES = {
+    "saelens": saelens.FORMAT.name,
+    "dictionary_learning": dictionary_learning.FORMAT.name,
+    "sparsify": sparsify.FORMAT.name,
+}

@@ -58,9 +58,11 @@ def test_a_checkpoint_of_no_known_version_is_refused(version, tmp_path):
 # ------------------------------------------------------------------------------ transcoders
 
 
+INNER = "layer_12/width_16k/average_l0_41"
+
+
 def test_gemma_scope_transcoders_of_the_first_release_are_known_by_their_repository(tmp_path):
     case = named("gemma_scope/gemma-scope-2b-pt-res")
-    inner = "layer_12/width_16k/average_l0_41"
     for name in (
         "gemma-scope-2b-pt-transcoders",
         "models--google--gemma-scope-2b-pt-transcoders/snapshots/a",
@@ -69,32 +71,46 @@ def test_gemma_scope_transcoders_of_the_first_release_are_known_by_their_reposit
         "gemma2_transcoders",
         "transcoders-2b",
     ):
-        shutil.copytree(case.source, tmp_path / name / inner)
-        refused(tmp_path / name / inner, "where Gemma Scope keeps its transcoders")
+        shutil.copytree(case.source, tmp_path / name / INNER)
+        assert open_sae(tmp_path / name / INNER).transcoder
     for name in ("my transcoders and saes", "transcoder-project/gemma-scope-2b-pt-res", "transcoders/a/b"):
-        shutil.copytree(case.source, tmp_path / name / inner)
-        assert load_sae(tmp_path / name / inner).width == 40
+        shutil.copytree(case.source, tmp_path / name / INNER)
+        assert not open_sae(tmp_path / name / INNER).transcoder
 
 
 def test_a_link_does_not_hide_a_transcoder(tmp_path):
-    place = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_12" / "width_16k" / "average_l0_41"
+    place = tmp_path / "gemma-scope-2b-pt-transcoders" / INNER
     shutil.copytree(named("gemma_scope/gemma-scope-2b-pt-res").source, place)
     (tmp_path / "folder").symlink_to(place)
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "params.npz").symlink_to(place / "params.npz")
     for link in ("folder", "file"):
-        refused(tmp_path / link, "where Gemma Scope keeps its transcoders")
+        assert open_sae(tmp_path / link).transcoder
 
 
-@pytest.mark.parametrize("kind", ["transcoder", "crosscoder", "clt"])
-def test_gemma_scope_transcoders_of_the_second_release(kind, tmp_path):
+def test_gemma_scope_transcoders_of_the_second_release(tmp_path):
+    case = named("gemma_scope_2/resid_post").copy(tmp_path)
+    change_config(case, type="transcoder")  # with one hook point for both
+    assert open_sae(case.source).transcoder
+    change_config(case, type="sae", hf_hook_point_out="model.layers.12.mlp.output")
+    refused(case.source, r"gives the type 'sae', but hf_hook_point_out is")
+    config = json.loads(case.config.read_text())
+    del config["type"]
+    case.config.write_text(json.dumps(config))
+    assert open_sae(case.source).transcoder
+    change_config(case, affine_connection=True)
+    refused(case.source, r"sets affine_connection, but .* holds no affine_skip_connection")
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "clt"])
+def test_gemma_scope_crosscoders_are_refused(kind, tmp_path):
     case = named("gemma_scope_2/resid_post").copy(tmp_path)
     change_config(case, type=kind)  # with one hook point for both
-    refused(case.source, r"describes a transcoder|type must be one of sae")
+    refused(case.source, "describes a crosscoder")
     without = named("gemma_scope_2/without_config")
     place = tmp_path / "again" / f"{kind}_all" / "layer_12_width_16k_l0_medium"
     shutil.copytree(without.source, place)
-    refused(place, "where Gemma Scope keeps its transcoders")
+    refused(place, f"predicts several layers .{kind}")
 
 
 @pytest.mark.parametrize(
@@ -106,24 +122,54 @@ def test_gemma_scope_transcoders_of_the_second_release(kind, tmp_path):
         ),
         ("saelens/standard", {"d_out": 13}),
         ("saelens/legacy_standard", {"is_transcoder": True}),
-        ("sparsify/topk", {"transcode": True}),
-        ("dictionary_learning/topk", {"trainer": {"dict_class": "CrossCoder"}}),
+        ("dictionary_learning/topk", {"trainer": {"dict_class": "Transcoder"}}),
         ("batchtopk/topk", {"sae_type": "topk-transcoder"}),
         ("connor_rob_hook_z/layer_3", {"is_transcoder": True}),
     ],
 )
-def test_whatever_says_that_it_is_a_transcoder_is_refused(name, change, tmp_path):
+def test_a_transcoder_in_the_layout_of_an_sae_is_refused(name, change, tmp_path):
     case = change_config(named(name).copy(tmp_path), **change)
     with pytest.raises(ValueError, match="describes a transcoder") as caught:
         load_sae(case.source)
     assert str(case.folder) in str(caught.value)
 
 
-def test_a_run_of_an_older_sparsify_says_what_it_trains(tmp_path):
-    case = named("sparsify/topk").copy(tmp_path)
-    (case.source.parent / "config.json").write_text(json.dumps({"transcode": True}))
-    with pytest.raises(ValueError, match=r"config\.json describes a transcoder \(transcode is True\)"):
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("saelens/standard", {"is_crosscoder": True}),
+        ("saelens/transcoder", {"is_crosscoder": True}),
+        ("sparsify/transcode", {"architecture": "crosscoder"}),
+        ("dictionary_learning/topk", {"trainer": {"dict_class": "CrossCoder"}}),
+    ],
+)
+def test_whatever_says_that_it_is_a_crosscoder_is_refused(name, change, tmp_path):
+    case = change_config(named(name).copy(tmp_path), **change)
+    with pytest.raises(ValueError, match="describes a crosscoder") as caught:
         load_sae(case.source)
+    assert str(case.folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"apply_b_dec_to_input": True}, "sets apply_b_dec_to_input, but b_dec"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations must be one of none"),
+        ({"d_out": 11}, r"W_dec must have shape .d_sae=40, d_out=11."),
+    ],
+)
+def test_a_transcoder_of_saelens_that_is_another_function_is_refused(change, message, tmp_path):
+    refused(change_config(named("saelens/transcoder").copy(tmp_path), **change).source, message)
+
+
+def test_a_run_of_an_older_sparsify_says_what_it_trains(tmp_path):
+    case = named("sparsify/transcode").copy(tmp_path)
+    expected = load_sae(case.source)
+    change_config(case, transcode=None)
+    (case.source.parent / "config.json").write_text(json.dumps({"transcode": True}))
+    found = load_sae(case.source)
+    assert torch.equal(found.b_enc, expected.b_enc)
+    assert (found.transcoder, found.target) == (True, "blocks.5.hook_mlp_out")
 
 
 def test_an_sae_is_no_transcoder(tmp_path):

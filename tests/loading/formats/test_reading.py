@@ -4,6 +4,7 @@ import pytest
 import torch
 from loading.formats.cases import CASES, OLDER, REFUSED, load, named
 
+from saekit.dictionary import Transcoder
 from saekit.loading.names import load_sae, open_sae
 
 BAND = 1e-5  # of the norm of a row: what rounding in single precision may do
@@ -48,8 +49,6 @@ def test_what_was_read_survives_saving(case, tmp_path):
 
 
 REASONS = {
-    "transcod": "transcoder",
-    "skip": "transcoder",
     "groupmax": "GroupMax",
     "unset": r"without an inference threshold.*as_jumprelu\(saekit.open_sae",
     "abstopk": "architecture must be one of",
@@ -90,7 +89,36 @@ def test_what_cannot_be_the_same_function_is_refused_with_a_reason(case):
             "gemma_scope/gemma-scope-2b-pt-res",
             {"kind": "jumprelu", "hook_point": "blocks.12.hook_resid_post", "expected_l0": 41},
         ),
-        ("sparsify/topk", {"kind": "topk", "hf_hook_point": "layers.5.mlp"}),
+        ("sparsify/topk", {"kind": "topk", "hf_hook_point": "layers.5.mlp", "target": None}),
+        (
+            "sparsify/transcode_skip",
+            {"hook_point": "blocks.5.mlp.hook_in", "target": "blocks.5.hook_mlp_out"},
+        ),
+        ("sparsify/skip_connection", {"hook_point": None, "target": None}),
+        (
+            "saelens/jumprelu_skip_transcoder",
+            {
+                "kind": "jumprelu",
+                "hook_point": "blocks.8.ln2.hook_normalized",
+                "target": "blocks.8.hook_mlp_out",
+            },
+        ),
+        (
+            "gemma_scope/gemma-scope-2b-pt-transcoders",
+            {
+                "kind": "jumprelu",
+                "hook_point": "blocks.12.ln2.hook_normalized",
+                "target": "blocks.12.hook_mlp_out",
+                "expected_l0": 41,
+            },
+        ),
+        (
+            "gemma_scope_2/transcoder_affine",
+            {
+                "hf_hook_point": "model.layers.12.pre_feedforward_layernorm.output",
+                "hf_target": "model.layers.12.post_feedforward_layernorm.output",
+            },
+        ),
         ("openai/topk", {"kind": "topk"}),
         ("batchtopk/batchtopk", {"kind": "batchtopk", "seed": 49, "hook_point": "blocks.8.hook_resid_pre"}),
         ("batchtopk/meta_sae", {"kind": "batchtopk"}),
@@ -99,6 +127,17 @@ def test_what_cannot_be_the_same_function_is_refused_with_a_reason(case):
 def test_what_the_files_say_is_kept(name, info):
     found = open_sae(named(name).source).info
     assert {key: found.get(key) for key in info} == info
+
+
+def test_transcoders_are_read_as_transcoders_and_nothing_else_is():
+    """Also those of a width and dimension in which the tensors alone would not tell."""
+    for case in CASES:
+        expected = "transcod" in case.name or "skip_connection" in case.name
+        assert open_sae(case.source).transcoder == expected, case.name
+        dictionary = load(case)
+        assert isinstance(dictionary, Transcoder) == expected, case.name
+        if expected:
+            assert (dictionary.W_skip is not None) == ("skip" in case.name or "affine" in case.name)
 
 
 def test_opening_reads_no_matrix():

@@ -11,9 +11,10 @@ import torch
 from dictionaries import make, parameters
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loading.formats.cases import CASES, named
 from safetensors.torch import load_file
 
-from saekit.dictionary import NORMALIZATIONS
+from saekit.dictionary import NORMALIZATIONS, Transcoder
 from saekit.files import write_json
 from saekit.folding import Unfolded
 from saekit.loading.formats import is_sae, writing
@@ -209,10 +210,10 @@ def test_dictionary_learning_is_told_where_the_sae_belongs(hook_point, layer, su
 
 def test_what_a_format_has_no_place_for_is_refused_before_anything_is_written(tmp_path):
     folder = tmp_path / "sae"
-    with pytest.raises(ValueError, match="one of 'saelens', 'dictionary_learning', found 'onnx'"):
+    with pytest.raises(ValueError, match="one of 'saelens', 'dictionary_learning', 'sparsify', found 'onnx'"):
         save_sae(make(), folder, format="onnx")
     for format in FORMULAS:
-        with pytest.raises(ValueError, match=rf"thresholds beside k=3.*TopK SAEs of {format}.*as_jumprelu"):
+        with pytest.raises(ValueError, match=rf"thresholds beside k=3.*TopK kinds of {format}.*as_jumprelu"):
             save_sae(make(k=3), folder, format=format)
     with pytest.raises(
         ValueError, match=r"normalises every row .layer_norm.*no class of dictionary_learning"
@@ -314,3 +315,66 @@ def test_a_saekit_entry_must_hold_settings(tmp_path):
         write_json(file, config)
         with pytest.raises(ValueError, match=r"saekit must be of type dict, found 'notes'"):
             load_sae(file.parent)
+
+
+# ------------------------------------------------------------------------------ transcoders
+
+TRANSCODERS = [case for case in CASES if "transcod" in case.name or "skip_connection" in case.name]
+
+
+@pytest.mark.parametrize("case", TRANSCODERS, ids=str)
+def test_a_transcoder_is_written_back_as_the_librarys_own(case, tmp_path):
+    """What the library computed of the first file, its formula gives of the second."""
+    first = load_sae(case.source)
+    format = "saelens" if first.k is None else "sparsify"
+    folder = save_sae(first, tmp_path / "sae", format=format)
+    x = case.expected()["x"].double()
+    config = json.loads((folder / "cfg.json").read_text())
+    name = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}[format]
+    w = {key: tensor.double() for key, tensor in load_file(folder / name).items()}
+    if format == "saelens":
+        h = x @ w["W_enc"] + w["b_enc"]
+        latents = h.relu() * (h > w["threshold"]) if "jumprelu" in config["architecture"] else h.relu()
+        assert set(w) - {"W_skip", "threshold"} == {"W_enc", "b_enc", "W_dec", "b_dec"}
+        assert config["d_out"] == first.d_out
+        assert config["metadata"]["hook_name_out"] == first.target
+        assert config["apply_b_dec_to_input"] is False
+    else:
+        h = (x if config["transcode"] else x - w["b_dec"]) @ w["encoder.weight"].T + w["encoder.bias"]
+        latents = largest(h.relu(), config["k"])
+        assert config["transcode"] == ("transcode" in case.name)
+    y = latents @ w["W_dec"] + w["b_dec"]
+    assert ("W_skip" in w) == (first.W_skip is not None)
+    if "W_skip" in w:
+        y = y + x @ w["W_skip"].T
+    expected = case.expected()["x_hat"].double()
+    assert ((y - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-5
+    again = load_sae(folder)
+    assert isinstance(again, Transcoder)
+    assert (again.hook_point, again.target) == (first.hook_point, first.target)
+    torch.testing.assert_close(
+        again.reconstruct(x.float()), first.reconstruct(x.float()), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_sparsify_sae_is_written_back(tmp_path):
+    case = named("sparsify/topk")
+    first = load_sae(case.source)
+    again = load_sae(save_sae(first, tmp_path / "sae", format="sparsify"))
+    x = case.expected()["x"]
+    torch.testing.assert_close(again.reconstruct(x), case.expected()["x_hat"], rtol=1e-4, atol=1e-5)
+    assert again.info["hf_hook_point"] == first.info["hf_hook_point"]
+
+
+def test_what_no_transcoder_of_a_library_is_is_refused(tmp_path):
+    topk, relu = (load_sae(named(name).source) for name in ("sparsify/transcode", "saelens/transcoder"))
+    for dictionary, format, message in (
+        (topk, "saelens", "no transcoder of SAELens does.*sparsify.*as_jumprelu"),
+        (topk, "dictionary_learning", 'no class of dictionary_learning does: format="sparsify"'),
+        (relu, "dictionary_learning", 'no class of dictionary_learning does: format="saelens"'),
+        (relu, "sparsify", "sparsify knows TopK alone"),
+        (replace(relu, k=3), "sparsify", "predicts 10 dimensions from 12"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_sae(dictionary, tmp_path / "sae", format=format)
+    assert not (tmp_path / "sae").exists() or not list((tmp_path / "sae").iterdir())
