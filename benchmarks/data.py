@@ -23,7 +23,7 @@ def activations(d_in: int) -> tuple[Tensor, Tensor, str]:
     """
     found = _embedded(d_in)
     x, description = (synthetic(N_SYNTHETIC, d_in), "synthetic") if found is None else found
-    mean, scale = normalisation(as_source(x))
+    ((mean, scale),) = normalisation(as_source(x))
     z = (x - mean) * scale
     n = int((1 - HELD_OUT) * len(z))
     return z[:n], z[n:], f"{description}, {n:,} to train on and {len(z) - n:,} held out"

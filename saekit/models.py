@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -473,6 +473,15 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
     >>> resolve_hook_point(model, "blocks.1.hook_resid_post")
     ('blocks.1.hook_resid_post', 1)
     """
+    _require_hook_point(model, hook_point)
+    held = NOT_PER_TOKEN.get(hook_point.rpartition(".")[2])
+    if held is not None:
+        raise ValueError(f"The hook point {hook_point!r} holds {held}, not one vector per token.")
+    block = re.match(r"blocks\.(\d+)\.", hook_point)
+    return hook_point, int(block[1]) if block else None
+
+
+def _require_hook_point(model: TransformerBridge, hook_point: str) -> None:
     names = model.hook_dict
     if hook_point not in names:
         nearest = difflib.get_close_matches(hook_point, names, n=3, cutoff=0)
@@ -480,11 +489,6 @@ def resolve_hook_point(model: TransformerBridge, hook_point: str) -> tuple[str, 
             f"{_record(model)['name']} has no hook point {hook_point!r}; "
             f"the nearest are {', '.join(nearest)}."
         )
-    held = NOT_PER_TOKEN.get(hook_point.rpartition(".")[2])
-    if held is not None:
-        raise ValueError(f"The hook point {hook_point!r} holds {held}, not one vector per token.")
-    block = re.match(r"blocks\.(\d+)\.", hook_point)
-    return hook_point, int(block[1]) if block else None
 
 
 Hook = tuple[str, Callable[..., Tensor | None]]  # a hook point, and what is called with its tensor
@@ -836,6 +840,57 @@ def run_to(
 
 
 @torch.no_grad()
+def capture_each(
+    model: TransformerBridge, tokens: Tensor, hook_points: Iterable[str]
+) -> dict[str, Tensor]:
+    """Tensors at several hook points, in the model's own shapes, from one pass over tokens `[rows, ctx]`.
+
+    Raises
+    ------
+    ValueError
+        If a hook point is unknown or did not fire, or the model is in training mode.
+
+    Examples
+    --------
+    >>> places = ["blocks.1.attn.hook_pattern", "blocks.1.hook_attn_out"]
+    >>> [list(found.shape) for found in capture_each(model, rows.tokens[:2], places).values()]
+    [[2, 4, 16, 16], [2, 16, 16]]
+    """
+    names = list(hook_points)
+    for name in names:
+        _require_hook_point(model, name)
+    passed: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Hook:
+        return name, lambda x, **_: passed.__setitem__(name, x.clone())
+
+    _run(model, tokens.to(device_of(model)).long(), [keep(name) for name in names])
+    for name in names:
+        if name not in passed:
+            raise ValueError(f"The hook point {name!r} did not fire in the forward pass.")
+    return {name: passed[name] for name in names}
+
+
+@torch.no_grad()
+def norm_weights(model: TransformerBridge, name: str) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a norm, `[d_model]` each, whatever convention it stores them in.
+
+    Examples
+    --------
+    >>> [part.shape for part in norm_weights(model, "ln_final")]
+    [torch.Size([16]), torch.Size([16])]
+    """
+    # The norm is applied to +1, -1, +1, ... (mean 0, root mean square 1): half the difference to the
+    # negated input is the weight, half the sum the bias.
+    d_model = int(model.cfg.d_model)
+    signs = 1.0 - 2.0 * (torch.arange(d_model) % 2)
+    x = (1000 * signs).to(_parameter(model))[None, None]
+    norm = model.get_submodule(name).original_component
+    up, down = (norm(sign * x).float()[0, 0] for sign in (1, -1))
+    return (up - down) / 2 * signs.to(x.device), (up + down) / 2
+
+
+@torch.no_grad()
 def unembedding(model: TransformerBridge) -> Tensor:
     """Logit lens matrix `[d_model, vocab]`: the unembedding with the final norm's weight folded in.
 
@@ -847,13 +902,7 @@ def unembedding(model: TransformerBridge) -> Tensor:
     >>> unembedding(model).shape
     torch.Size([16, 320])
     """
-    # The norm is applied to +1, -1, +1, ... (mean 0, root mean square 1): whatever convention it
-    # stores its weight in, half the difference to the negated input is the weight.
-    d_model = int(model.cfg.d_model)
-    signs = 1.0 - 2.0 * (torch.arange(d_model) % 2)
-    x = (1000 * signs).to(_parameter(model))[None, None]
-    norm = model.ln_final.original_component
-    weight = (norm(x) - norm(-x)).float()[0, 0] / 2 * signs.to(x.device)
+    weight, _ = norm_weights(model, "ln_final")
     return weight[:, None] * model.W_U.float()
 
 

@@ -157,7 +157,7 @@ def test_decoder_rows_stay_of_unit_norm_and_gradients_orthogonal_to_them(monkeyp
 
 def test_inputs_are_centred_and_scaled_to_norm_sqrt_d_in():
     x = activations()
-    mean, scale = normalisation(Store(x))
+    ((mean, scale),) = normalisation(Store(x))
     torch.testing.assert_close(mean, x.double().mean(0).float())
     assert ((x - mean) * scale).norm(dim=1).mean() == pytest.approx(math.sqrt(D_IN))
 

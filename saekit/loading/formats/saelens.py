@@ -121,7 +121,7 @@ def _transcoder(
     architecture: str,
     config: Mapping[str, Any],
     metadata: Mapping[str, Any],
-    sizes: dict[str, int],
+    sizes: Mapping[str, Any],
 ) -> Unfolded:
     """A transcoder, which encodes activations as they are: no bias is subtracted, and none normalised."""
     file = path / CONFIG
@@ -131,9 +131,9 @@ def _transcoder(
         )
     for name in ("normalize_activations", "reshape_activations"):
         choice(config.get(name) or "none", file, name, ("none",))
-    sizes["d_out"] = setting(config, file, "d_out", int)
+    d_out = setting(config, file, "d_out", int)
     jumps, skips = "jumprelu" in architecture, "skip" in architecture
-    with TensorFile(path / WEIGHTS, **sizes) as tensors:
+    with TensorFile(path / WEIGHTS, **sizes, d_out=d_out) as tensors:
         return Unfolded(
             W_enc=tensors.take("W_enc", "d_in", "d_sae"),
             b_enc=tensors.take("b_enc", "d_sae"),

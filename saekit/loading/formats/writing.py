@@ -123,8 +123,8 @@ def _transcoder_of_saelens(dictionary: Transcoder, tensors: dict[str, Tensor]) -
     if dictionary.k is not None:
         raise ValueError(
             f"{dictionary.name} keeps the {dictionary.k} largest latents, which no transcoder of SAELens "
-            'does: format="sparsify" has a place for it, and saekit.as_jumprelu(dictionary, activations) makes '
-            "it one of thresholds."
+            'does: format="sparsify" has a place for it, and saekit.as_jumprelu(dictionary, activations) '
+            "makes it one of thresholds."
         )
     parts = ["jumprelu"] if tensors["threshold"].any() else []
     if "W_skip" in tensors:
