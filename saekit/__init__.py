@@ -1,8 +1,7 @@
 """Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
-SAEs             load_sae, load_family, open_sae, save_sae, push_to_hub, Dictionary, Transcoder,
-                 Family
+SAEs             load_sae, load_family, open_sae, save_sae, Dictionary, Transcoder, Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
                  TensorBoardLogger, WandbLogger
 Checks           evaluate, ce_degradation, measure_rebuilt_ce, check_sae, as_jumprelu
@@ -17,12 +16,12 @@ Uniqueness       match_latents, measure_uniqueness, family_uniqueness, measure_s
 Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
-                 multiple_choice_test, detection_test
+                 multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer, ProbingExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
-                 neuronpedia
-Known truths     World, measure_recovery
+                 neuronpedia, push_to_hub
+Truths, heads    World, measure_recovery, head_shares, family_of_head
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table
 
@@ -73,6 +72,8 @@ _EXPORTS = {
     ),
     "saekit.analysis": (
         "adjacency_overlap",
+        "attribute_to_sources",
+        "attribute_upstream",
         "best_matches",
         "build_frankenstein",
         "ce_curve",
@@ -83,9 +84,11 @@ _EXPORTS = {
         "cosine_distributions",
         "decomposition",
         "detection_test",
+        "family_of_head",
         "family_uniqueness",
         "group_insertion",
         "harvest_last_tokens",
+        "head_shares",
         "insert_latents",
         "insertion",
         "label_latents",

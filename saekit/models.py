@@ -840,9 +840,7 @@ def run_to(
 
 
 @torch.no_grad()
-def capture_each(
-    model: TransformerBridge, tokens: Tensor, hook_points: Iterable[str]
-) -> dict[str, Tensor]:
+def capture_each(model: TransformerBridge, tokens: Tensor, hook_points: Iterable[str]) -> dict[str, Tensor]:
     """Tensors at several hook points, in the model's own shapes, from one pass over tokens `[rows, ctx]`.
 
     Raises

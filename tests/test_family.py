@@ -105,6 +105,7 @@ class Unread:
     def __init__(self, dictionary):
         self.d_in, self.width = dictionary.d_in, dictionary.width
         self.kind, self.seed = dictionary.kind, dictionary.seed
+        self.transcoder = dictionary.transcoder
         self.tensors, self.info, self.reads = dictionary.tensors(), dictionary.info, 0
 
     def fold(self, latents=None):

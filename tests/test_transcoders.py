@@ -10,6 +10,7 @@ import torch
 import saekit
 from saekit.activations import ActivationStore, harvest
 from saekit.agreement import MismatchError
+from saekit.analysis.meta.sae import RECIPES
 from saekit.dictionary import Dictionary, Transcoder
 from saekit.loading.names import resolve
 from saekit.models import capture
@@ -352,7 +353,7 @@ def test_every_family_analysis_takes_transcoders(pair):
     assert saekit.measure_uniqueness(family[14], family.second_seed(14)).summary
     frankenstein = saekit.build_frankenstein(family, pair)
     assert isinstance(frankenstein.dictionaries[-1], Transcoder)
-    meta = saekit.meta_sae(family[20], width=6, k=2, steps=30, progress=False)
+    meta = saekit.meta_sae(family[20], width=6, k=2, recipe=replace(RECIPES["lesswrong"], steps=30))
     assert meta.reconstruct().shape == (20, D_OUT)
 
 

@@ -1,6 +1,13 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
 from saekit.analysis.detection import Detection, detection_test
+from saekit.analysis.heads import (
+    HeadShares,
+    SourceAttribution,
+    attribute_to_sources,
+    family_of_head,
+    head_shares,
+)
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import (
     Context,
@@ -95,6 +102,7 @@ from saekit.analysis.uniqueness.matching import Matching, match_latents
 from saekit.analysis.uniqueness.seeds import Uniqueness, measure_uniqueness
 from saekit.analysis.uniqueness.subspaces import SharedSubspace, measure_shared_subspace
 from saekit.analysis.uniqueness.substitution import Substitution, measure_substitution
+from saekit.analysis.upstream import UpstreamAttribution, attribute_upstream
 
 __all__ = [
     "RECIPES",
@@ -114,6 +122,7 @@ __all__ = [
     "FamilyUniqueness",
     "Frankenstein",
     "GroupInsertion",
+    "HeadShares",
     "Insertion",
     "InsertionComparison",
     "Interval",
@@ -141,6 +150,7 @@ __all__ = [
     "RelatedLatents",
     "SharedSubspace",
     "SideBySide",
+    "SourceAttribution",
     "Specificity",
     "Splitting",
     "SplittingTree",
@@ -150,7 +160,10 @@ __all__ = [
     "Substitution",
     "TopTokens",
     "Uniqueness",
+    "UpstreamAttribution",
     "adjacency_overlap",
+    "attribute_to_sources",
+    "attribute_upstream",
     "best_matches",
     "build_frankenstein",
     "ce_curve",
@@ -163,10 +176,12 @@ __all__ = [
     "decomposition",
     "detection_test",
     "explained_variance",
+    "family_of_head",
     "family_similarity",
     "family_uniqueness",
     "group_insertion",
     "harvest_last_tokens",
+    "head_shares",
     "insert_latents",
     "insertion",
     "label_latents",

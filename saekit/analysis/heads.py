@@ -122,12 +122,15 @@ def head_shares(dictionary: Dictionary, n_heads: int) -> HeadShares:
     _require_heads(dictionary)
     n_heads = settings.whole("n_heads", n_heads)
     if dictionary.d_in % n_heads:
-        raise ValueError(f"{n_heads} heads do not divide the {dictionary.d_in} dimensions of {dictionary.name}.")
+        raise ValueError(
+            f"{n_heads} heads do not divide the {dictionary.d_in} dimensions of {dictionary.name}."
+        )
 
     def shares(rows: Tensor) -> Tensor:
         powers = rows.double().unflatten(1, (n_heads, -1)).square().sum(2).cpu()
         total = powers.sum(1, keepdim=True)
-        return powers / total.where(total > 0, 1.0)
+        found: Tensor = powers / total.where(total > 0, 1.0)
+        return found
 
     return HeadShares(dictionary.identity, shares(dictionary.W_enc.T), shares(dictionary.W_dec))
 
@@ -149,20 +152,22 @@ def family_of_head(family: Family, n_heads: int, head: int, *, at_least: float =
     Raises
     ------
     ValueError
-        If a member keeps no latent, or as `head_shares` and `Dictionary.gather`.
+        If a member keeps no latent, two of one seed keep equally many, or as `head_shares` and `Dictionary.gather`.
 
     Examples
     --------
-    >>> eye = torch.eye(6)
-    >>> one, other = (saekit.Dictionary.from_weights(eye[:, :n], eye[:n], d_in=6) for n in (3, 5))
-    >>> family_of_head(saekit.Family([one, other]), 3, 0).widths
-    [2]
+    >>> eye = torch.eye(9)
+    >>> one, other = (saekit.Dictionary.from_weights(eye[:, :n], eye[:n], d_in=9) for n in (7, 8))
+    >>> family_of_head(saekit.Family([one, other]), 3, 2).widths
+    [1, 2]
     """
     members = []
     for member in family:
         kept = head_shares(member, n_heads).latents(head, at_least=at_least)
         if not len(kept):
-            raise ValueError(f"No latent of {member.name} has a decoder share of {at_least:g} in head {head}.")
+            raise ValueError(
+                f"No latent of {member.name} has a decoder share of {at_least:g} in head {head}."
+            )
         members.append(member.gather(kept))
     return Family(members)
 
@@ -278,6 +283,16 @@ def attribute_to_sources(
     Notes
     -----
     Kissane et al. (2024, arXiv:2406.17759), section on direct feature attribution.
+
+    Examples
+    --------
+    >>> weights = {"W_enc": torch.rand(16, 8), "W_dec": torch.rand(8, 16), "d_in": 16}
+    >>> at_z = saekit.Dictionary.from_weights(**weights, info={"hook_point": "blocks.1.attn.hook_z"})
+    >>> found = attribute_to_sources(model, at_z, rows.tokens[0], latent=3, position=5)
+    >>> list(found.attribution.shape)  # sources, heads
+    [6, 4]
+    >>> round(float(found.attribution.sum()) + found.bias - found.pre_activation, 4) == 0
+    True
     """
     layer = _require_heads(dictionary, needs_place=True)
     if dictionary.normalization is not None:
@@ -304,8 +319,8 @@ def attribute_to_sources(
     off = abs(float(attribution.sum()) + bias - pre_activation)
     if off > TOLERANCE * (float(attribution.abs().sum()) + abs(bias)):
         raise ValueError(
-            f"The output of the heads in block {layer} is not the sum of their values by attention pattern: "
-            f"attributions and bias give {float(attribution.sum()) + bias:.6g}, the latent {pre_activation:.6g}."
+            f"The heads' outputs in block {layer} are not sums of their values by attention pattern: "
+            f"attributions and bias add up to {float(attribution.sum()) + bias:.6g}, not {pre_activation:.6g}."
         )
     return SourceAttribution(
         dictionary=dictionary.identity,

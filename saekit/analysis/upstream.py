@@ -22,7 +22,9 @@ from saekit.selection import select_latent
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-READS = re.compile(r"blocks\.(\d+)\.(ln2\.hook_normalized|ln2\.hook_out|mlp\.hook_in|hook_resid_(?:pre|mid|post))")
+READS = re.compile(
+    r"blocks\.(\d+)\.(ln2\.hook_normalized|ln2\.hook_out|mlp\.hook_in|hook_resid_(?:pre|mid|post))"
+)
 WRITES = re.compile(r"blocks\.(\d+)\.hook_(attn|mlp)_out")
 TOLERANCE = 1e-3  # of a norm, within which the parts of the stream must add up to it
 
@@ -123,6 +125,15 @@ def attribute_upstream(
     `<w, norm(x)> / <w, x>`, which is 0/0 where a stream is orthogonal to `w` and explodes near it. The
     scale taken here is that of the whole row, so it is defined wherever the norm is. What attention carries
     from other tokens is part of the `"component"` of its block.
+
+    Examples
+    --------
+    >>> def transcoder(layer):
+    ...     places = {"hook_point": f"blocks.{layer}.mlp.hook_in", "target": f"blocks.{layer}.hook_mlp_out"}
+    ...     return saekit.Transcoder.from_weights(torch.rand(16, 8), torch.rand(8, 16), info=places)
+    >>> found = attribute_upstream(model, transcoder(2), [transcoder(0)], rows.tokens[0], 3, position=5)
+    >>> found.frame.columns.tolist()
+    ['kind', 'place', 'latent', 'activation', 'attribution']
     """
     layer, where = _reads(dictionary)
     check_agreement(model=model, dictionaries=[dictionary], allow_mismatch=allow_mismatch)
@@ -160,10 +171,10 @@ def attribute_upstream(
         )
 
     for place in places:
-        writer = writers.get(place)
-        if writer is None:
+        if place not in writers:
             add("component", place, share(rows[place]))
             continue
+        writer = writers[place]
         x = rows[str(writer.hook_point)][None].to(writer.W_enc)
         active = writer.encode_sparse(x)
         for index, value in zip(active.indices.tolist(), active.values.tolist(), strict=True):
@@ -183,8 +194,8 @@ def _reads(dictionary: Dictionary) -> tuple[int, str]:
     found = READS.fullmatch(dictionary.hook_point or "")
     if found is None or dictionary.normalization is not None:
         raise ValueError(
-            f"{dictionary.name} reads {dictionary.hook_point or 'an unknown hook point'}: attribution along the "
-            "residual stream needs the input of an MLP (mlp.hook_in, ln2.hook_normalized) or the stream itself."
+            f"{dictionary.name} reads {dictionary.hook_point or 'an unknown hook point'}: attribution along "
+            "the residual stream needs the input of an MLP (mlp.hook_in, ln2.hook_normalized) or the stream."
         )
     return int(found[1]), found[2]
 
@@ -205,8 +216,8 @@ def _writers(upstream: Sequence[Dictionary], layer: int, where: str) -> dict[str
         place = writer.target if writer.transcoder else writer.hook_point
         if place is None or WRITES.fullmatch(place) is None or writer.hook_point is None:
             raise ValueError(
-                f"{writer.name} explains {place or 'an unknown hook point'}: upstream dictionaries explain what "
-                "is written to the residual stream, hook_mlp_out or hook_attn_out."
+                f"{writer.name} explains {place or 'an unknown hook point'}: upstream dictionaries explain "
+                "what is written to the residual stream, hook_mlp_out or hook_attn_out."
             )
         if writer.normalization is not None:
             raise ValueError(f"{writer.name} normalises every row: convert it with saekit.as_jumprelu.")

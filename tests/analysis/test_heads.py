@@ -70,9 +70,7 @@ def test_attributions_add_up_to_the_pre_activation(architecture, position, model
     z = capture(model, tokens[None], dictionary.hook_point)[0]
     pre_activations = dictionary.pre_activations(z).double()
     for latent in range(0, 24, 5):
-        found = attribute_to_sources(
-            model, dictionary, tokens, latent, position, allow_mismatch=True
-        )
+        found = attribute_to_sources(model, dictionary, tokens, latent, position, allow_mismatch=True)
         total = float(found.attribution.sum()) + found.bias
         assert total == pytest.approx(float(pre_activations[position, latent]), abs=1e-5)
         assert found.pre_activation == pytest.approx(total, abs=1e-5)
@@ -143,7 +141,7 @@ def test_what_has_no_heads_is_refused(model, token_rows):
     dictionary, tokens = at_z(8, 16), token_rows.tokens[0]
     elsewhere = replace(dictionary, info=dictionary.info | {"hook_point": "blocks.1.hook_resid_post"})
     transcoder = Transcoder.from_weights(random(16, 8), random(8, 16))
-    with pytest.raises(ValueError, match="is at blocks.1.hook_resid_post: heads are those of"):
+    with pytest.raises(ValueError, match=r"is at blocks.1.hook_resid_post: heads are those of"):
         head_shares(elsewhere, HEADS)
     with pytest.raises(ValueError, match="heads need an SAE"):
         head_shares(transcoder, HEADS)

@@ -50,7 +50,7 @@ def test_terms_add_up_to_the_pre_activation(reads, model, token_rows):
 
 
 def frozen(model, tokens, down, latent):
-    """A function of the stream before the MLP that computes a latent with the norm at its scale on this token."""
+    """The stream before the MLP, and a latent as a function of it with the norm at its scale there."""
     layer = int(down.hook_point.split(".")[1])
     stream = capture(model, tokens[None], f"blocks.{layer}.hook_resid_mid")[0, POSITION].double()
     norm = model.blocks[layer].ln2.original_component
@@ -134,7 +134,7 @@ def test_what_is_not_upstream_is_refused(model, token_rows):
         with pytest.raises(ValueError, match=message):
             attribute(model, down, upstream, tokens, 0, 3)
     head = replace(down, info={"hook_point": "blocks.1.attn.hook_z"})
-    with pytest.raises(ValueError, match="reads blocks.1.attn.hook_z"):
+    with pytest.raises(ValueError, match=r"reads blocks.1.attn.hook_z"):
         attribute(model, head, [], tokens, 0, 3)
     with pytest.raises(ValueError, match="position must be"):
         attribute(model, down, [], tokens, 0, 99)
