@@ -152,7 +152,8 @@ def family_of_head(family: Family, n_heads: int, head: int, *, at_least: float =
     Raises
     ------
     ValueError
-        If a member keeps no latent, two of one seed keep equally many, or as `head_shares` and `Dictionary.gather`.
+        If a member keeps no latent, two of one seed keep equally many, or as `head_shares` and
+        `Dictionary.gather`.
 
     Examples
     --------
@@ -320,7 +321,7 @@ def attribute_to_sources(
     if off > TOLERANCE * (float(attribution.abs().sum()) + abs(bias)):
         raise ValueError(
             f"The heads' outputs in block {layer} are not sums of their values by attention pattern: "
-            f"attributions and bias add up to {float(attribution.sum()) + bias:.6g}, not {pre_activation:.6g}."
+            f"attributions and bias give {float(attribution.sum()) + bias:.6g}, not {pre_activation:.6g}."
         )
     return SourceAttribution(
         dictionary=dictionary.identity,
