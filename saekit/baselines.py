@@ -182,11 +182,11 @@ def random_at_equal_l0(
         active = (places + 1) * total // dictionary.width - places * total // dictionary.width
     mean = x.double().mean(0).to(x)
     rows = random_directions(dictionary.width, dictionary.d_in, seed=seed).to(x)
-    bias, W_enc = -(rows @ mean), rows.T.contiguous()
-    parts = zip(W_enc.split(LATENTS, dim=1), bias.split(LATENTS), active.split(LATENTS), strict=True)
-    cut = torch.cat([_cuts(affine(x, W.T, b), n) for W, b, n in parts])
+    bias = -(rows @ mean)
+    parts = zip(rows.split(LATENTS), bias.split(LATENTS), active.split(LATENTS), strict=True)
+    cut = torch.cat([_cuts(affine(x, W, b), n) for W, b, n in parts])
     return Dictionary(
-        W_enc=W_enc,
+        W_enc=rows.T.contiguous(),
         b_enc=bias - cut.clamp(max=0),  # a latent that is active on most tokens: thresholds are not negative
         W_dec=rows,
         b_dec=mean,
