@@ -21,7 +21,7 @@ Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExp
                  StitchingExplorer, MetaExplorer, ProbingExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub
-Truths, heads    World, measure_recovery, head_shares, family_of_head
+Truths, heads    World, measure_recovery, measure_hedging, truth_table, head_shares, family_of_head
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table
 
@@ -124,6 +124,8 @@ _EXPORTS = {
     ),
     "saekit.synthetic": ("World",),
     "saekit.recovery": ("measure_recovery",),
+    "saekit.analysis.hedging": ("measure_hedging",),
+    "saekit.series.ground_truth": ("truth_table",),
     "saekit.figures": ("figures_folder",),
     "saekit.report.report": ("write_report",),
     "saekit.provenance": ("provenance_of", "provenance_table"),

@@ -619,6 +619,26 @@ def _baselines(options: argparse.Namespace) -> None:
     print(f"Dictionaries are trained in {home() / 'baselines'}.", flush=True)
     print(write_baselines(progress=options.progress).to_string(index=False))
     print(f"The table is {BUNDLED / 'baselines.csv'}.")
+def _truth_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--bench",
+        type=int,
+        metavar="N",
+        help="train on N samples of SynthSAEBench-16k, at width 4096, instead",
+    )
+
+
+def _truth(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
+    from saekit.series.ground_truth import write_bench, write_truth
+
+    print(f"Dictionaries are trained in {home() / 'truth'}.", flush=True)
+    if "bench" in options:
+        print(write_bench(options.bench, progress=options.progress).to_string(index=False))
+    else:
+        write_truth(progress=options.progress)
+    print(f"The tables are {BUNDLED / 'truth_*.csv'}.")
 
 
 def _reproduce_options(parser: Parser) -> None:
@@ -683,6 +703,7 @@ COMMANDS = {
     "baselines": Command(
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
+    "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
     "reproduce": Command(
         "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False
     ),
