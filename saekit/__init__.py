@@ -18,7 +18,7 @@ Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_a
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
-                 StitchingExplorer, MetaExplorer, ProbingExplorer
+                 StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub
 Truths, heads    World, measure_recovery, measure_hedging, truth_table, head_shares, family_of_head
@@ -137,6 +137,7 @@ _EXPORTS = {
         "ProbingExplorer",
         "SplittingExplorer",
         "StitchingExplorer",
+        "WorldExplorer",
     ),
     "saekit.series.embedded": ("embedded_rows", "embedded_store"),
     "saekit.series.profiles": ("load_series", "store_for"),

@@ -619,6 +619,8 @@ def _baselines(options: argparse.Namespace) -> None:
     print(f"Dictionaries are trained in {home() / 'baselines'}.", flush=True)
     print(write_baselines(progress=options.progress).to_string(index=False))
     print(f"The table is {BUNDLED / 'baselines.csv'}.")
+
+
 def _truth_options(parser: Parser) -> None:
     parser.add_argument(
         "--bench",

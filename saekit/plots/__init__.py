@@ -5,6 +5,7 @@ state the numbers of the data that they are given.
 """
 
 from saekit.plots.comparison import group_comparison
+from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
 from saekit.plots.meta import (
     active_meta_latents,
     meta_baselines,
@@ -56,7 +57,9 @@ __all__ = [
     "meta_cosines",
     "meta_splitting",
     "meta_sweep",
+    "overshoot_parts_bars",
     "probing_curves",
+    "recovery_by_width",
     "recurrence",
     "related_latents",
     "roc",

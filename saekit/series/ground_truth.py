@@ -63,7 +63,9 @@ def trained(world: World, config: TrainingConfig, *, progress: bool = False) -> 
     """The dictionary of a world, read if it was trained before; an interrupted run resumes."""
     folder = home() / "truth" / hash_json([world.content_hash, config.describe()])[:16]
     if not (folder / "dictionary.json").exists():
-        result = train(config, world, checkpoint=folder / "state.safetensors", progress=progress)
+        result = train(
+            config, world, checkpoint=folder / "state.safetensors", checkpoint_every=100, progress=progress
+        )
         result.dictionary.save(folder)
     return Dictionary.load(folder)
 

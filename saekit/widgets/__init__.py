@@ -7,6 +7,7 @@ from saekit.widgets.novelty_explorer import NoveltyExplorer
 from saekit.widgets.probing_explorer import ProbingExplorer
 from saekit.widgets.splitting_explorer import SplittingExplorer
 from saekit.widgets.stitching_explorer import StitchingExplorer
+from saekit.widgets.world_explorer import WorldExplorer
 
 __all__ = [
     "Evidence",
@@ -16,5 +17,6 @@ __all__ = [
     "ProbingExplorer",
     "SplittingExplorer",
     "StitchingExplorer",
+    "WorldExplorer",
     "collect_evidence",
 ]
