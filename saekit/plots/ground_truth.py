@@ -27,7 +27,8 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
 
     Examples
     --------
-    >>> plot = recovery_by_width(saekit.truth_table("recovery"))
+    >>> rows = [("a world", "relu", width, seed, 0.9) for width in (4, 8) for seed in (0, 1)]
+    >>> plot = recovery_by_width(pd.DataFrame(rows, columns=["world", "kind", "width", "seed", "mcc"]))
     >>> plot.data.columns.tolist()
     ['world', 'kind', 'width', 'mean', 'min', 'max']
     """
