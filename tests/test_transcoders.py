@@ -291,7 +291,7 @@ def _origin(store):
 
 @pytest.mark.parametrize(
     ("bias", "skips"),
-    product(("small", "large", "interpolated"), ((True, True), (False, True), (False, False))),
+    list(product(("small", "large", "interpolated"), ((True, True), (False, True), (False, False)))),
 )
 def test_stitching_equals_brute_force(bias, skips, pair):
     small, large = (make(width, skip=skip) for width, skip in zip((8, 14), skips, strict=True))
