@@ -19,14 +19,13 @@ Latents          collect, logit_table, measure_readability, label_latents, label
                  multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer
+Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_of_head
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub
-Truths, heads    World, measure_recovery, measure_hedging, truth_table, head_shares, family_of_head
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table, releases_table
+                 convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table
 
-Results have `.summary`, most have `.frame`, and `.plot()` draws the obvious picture.
-Every module is there after `import saekit`, such as `saekit.corpora.text_files`.
+Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from saekit.activations import Activations, as_activations
-from saekit.agreement import compare_records, shown
+from saekit.agreement import SIZES, compare_records, shown
 from saekit.dictionary import Dictionary
 from saekit.metrics import evaluate
 from saekit.results import Result
@@ -131,7 +131,7 @@ def check_sae(
         agrees = abs(explained - share) <= explained_variance_tolerance
         rows.append(("explained_variance", share, explained, agrees))
     for what, recorded, found in compare_records(dictionary, activations):
-        if what != "d_in" and recorded is not None and found is not None:
+        if what not in SIZES and recorded is not None and found is not None:
             rows.append((what.replace(" ", "_"), shown(recorded), shown(found), recorded == found))
     if not rows:
         known = ", ".join(sorted(info)) or "nothing"

@@ -84,7 +84,7 @@ def write_probing(names: Iterable[str] | None = None, *, progress: bool = True) 
     Returns
     -------
     DataFrame
-        The table, as in `saekit.series.tables.probing_table`.
+        One row per dictionary, set and k: `dictionary`, `set`, `k`, `auc` and `latent`, the first of the k.
     """
     writable_folder(BUNDLED)
     sets = harvested(names, progress=progress)

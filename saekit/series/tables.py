@@ -78,19 +78,3 @@ def kinds_l0_table() -> pd.DataFrame:
     ['kind', 'width', 'active', 'tokens']
     """
     return pd.read_csv(BUNDLED / "kinds_l0.csv")
-
-
-def probing_table() -> pd.DataFrame:
-    """k-sparse probing of the bundled dictionaries, as measured by `saekit.series.probing_grid`.
-
-    Returns
-    -------
-    DataFrame
-        One row per dictionary, set and k: `dictionary`, `set`, `k`, `auc` and `latent`, the first of the k.
-
-    Examples
-    --------
-    >>> saekit.probing_table().columns.tolist()
-    ['dictionary', 'set', 'k', 'auc', 'latent']
-    """
-    return pd.read_csv(BUNDLED / "probing.csv")

@@ -1,6 +1,7 @@
 """The explorers in a real JupyterLab, driven by a real browser, without a network."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -42,9 +43,11 @@ NOVELTY = "NoveltyExplorer(world.insertion, world.evidence[48], null=world.null,
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port outside the range from which the system serves kernels and browsers of other tests."""
+    while True:
+        with suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
+            return s.getsockname()[1]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_path_as_typed_comes_before_a_bundled_family(here):
-    assert load_family("relu").widths == [576, 1152, 2304, 4608]
+    assert load_family("relu").widths == [576, 1152, 2304, 4608, 9216]
     Family([member(10), member(20)]).save("relu")
     assert load_family("relu").widths == [10, 20]
     shutil.rmtree("relu")
@@ -37,7 +37,7 @@ def test_a_path_as_typed_comes_before_a_bundled_family(here):
     with pytest.raises(FileNotFoundError, match=r"holds no SAE.*before the bundled family relu: rename"):
         load_family("relu")
     os.rmdir("relu")
-    assert load_family("relu").widths == [576, 1152, 2304, 4608]
+    assert load_family("relu").widths == [576, 1152, 2304, 4608, 9216]
 
 
 def test_every_door_has_the_same_order(here):
@@ -54,7 +54,7 @@ def test_bundled_members_are_one_sae(here):
     assert bundled() == ["batchtopk", "relu"]
     assert load_sae("relu/576-seed0").width == 576
     assert load_sae("relu/576-seed0", latents=[3, 5]).width == 2
-    with pytest.raises(ValueError, match="relu holds 6 SAEs, of which one can be loaded"):
+    with pytest.raises(ValueError, match="relu holds 8 SAEs, of which one can be loaded"):
         load_sae("relu")
     with pytest.raises(FileNotFoundError):
         load_family("relu/../batchtopk")

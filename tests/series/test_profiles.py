@@ -150,7 +150,7 @@ def test_a_family_gets_activations_of_the_model_it_is_for(tmp_path, monkeypatch)
     assert store.n_tokens >= 512 - 128
     x = store.read(store.positions)
     assert x.mean(dim=1).abs().max() <= 1e-4 * x.norm(dim=1).max()  # what writes into the stream is centred
-    assert check_sae(family[24], store).summary["agrees"]
+    assert check_sae(family[24], store).frame["agrees"].all()
     again = store_for(family, n_tokens=512, progress=False)
     assert (again.path, again.content_hash) == (store.path, store.content_hash)
     trained = GPT2LMHeadModel.from_pretrained(folder)

@@ -41,6 +41,10 @@ def test_every_damage_to_a_tensor_is_an_error(case):
             continue
         if what in FIRST_VERSIONS and case.name.startswith("dictionary_learning") and "k" in inner:
             continue
+        if what.endswith("transposed") and len({*inner[what.split()[0]].shape}) == 1:
+            continue  # a square matrix fits either way
+        if what.lower() == "w_enc cut" and "transcoder" in case.name:
+            continue  # nothing else in these files has the d_in of a transcoder
         damaged = change(inner)
         damage.write(weights, damaged if inner is entries else entries | {"ae": damaged})
         refused(case, what)
