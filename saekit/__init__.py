@@ -2,8 +2,7 @@
 
 Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
 SAEs             load_sae, load_family, open_sae, save_sae, Dictionary, Transcoder, Family
-Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka,
-                 TensorBoardLogger, WandbLogger
+Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka
 Checks           evaluate, ce_degradation, measure_rebuilt_ce, check_sae, as_jumprelu
 Splitting        best_matches, measure_splitting, splitting_tree, measure_specificity
 Novelty          insertion, group_insertion, compare, insert_latents, compare_dictionaries
@@ -11,8 +10,9 @@ Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0,
                  pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta
-Uniqueness       match_latents, measure_uniqueness, family_uniqueness, measure_shared_subspace,
-                 measure_substitution, measure_effects, compare_codes
+Uniqueness       match_latents, measure_uniqueness, compare_codes,
+                 family_uniqueness, measure_shared_subspace, measure_substitution,
+                 measure_effects
 Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
@@ -21,7 +21,7 @@ Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExp
                  StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer
 Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_of_head
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
-                 neuronpedia, push_to_hub
+                 neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table
 

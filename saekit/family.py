@@ -25,6 +25,7 @@ PLACE = {
     "hf_hook_point": "hook point in Hugging Face's names",
     "hf_target": "target in Hugging Face's names",
 }
+WEIGHTS = "model's weights"
 
 
 class Member(Protocol):
@@ -306,12 +307,20 @@ def _require_one_place(members: list[Dictionary | Member]) -> None:
                     f"A family shares one {what}: the member of width {first.width} has {expected!r}, "
                     f"that of width {member.width} has {found!r}."
                 )
+        if what == WEIGHTS and _one_revision(members):
+            continue
         if known and len(known) < len(records):
             silent = next(member for member, record in records if record[what] is None)
             warn(
                 f"The member of width {silent.width} does not record its {what}, so it was not compared with "
                 f"that of the others ({known[0][1]!r}).",
             )
+
+
+def _one_revision(members: list[Dictionary | Member]) -> bool:
+    """Whether all members name one model and revision, which stand for its weights as well as their hash."""
+    named = {(member.info.get("model"), member.info.get("model_revision")) for member in members}
+    return len(named) == 1 and None not in named.pop()
 
 
 def _agrees(expected: Mapping[str, Any], header: dict[str, Any]) -> bool:
@@ -331,7 +340,7 @@ def _record(member: Dictionary | Member) -> dict[str, Any]:
         "kind": member.kind,
         # A local folder of a model is named without the organisation.
         "model": None if model is None else str(model).rpartition("/")[2],
-        "model's weights": origin.get("model_weights"),
+        WEIGHTS: origin.get("model_weights"),
         "processing of the model's weights": None if processing is None else sorted(processing),
         **{what: info.get(name) for name, what in PLACE.items()},
     }

@@ -226,3 +226,22 @@ def test_loading_takes_the_memory_of_what_is_asked_for(tmp_path, case, width):
     # Above what was asked for: the blocks that are folded, and what libraries set up on first use, 12 to
     # 19 MiB where it was measured. One copy of the wide SAE's encoder is 48 MiB, the whole family 107.
     assert row["peak MiB"] < row["asked MiB"] + 36
+
+
+def test_members_of_one_revision_need_not_all_record_the_hash_of_its_weights():
+    about = {"model": "m", "model_revision": "1", "hook_point": "blocks.0.hook_resid_post"}
+    first = replace(member(8, 0), info={"kind": "relu", "seed": 0} | about)
+    later = replace(member(16, 0), info={"kind": "relu", "seed": 0, "model_weights": "1" * 64} | about)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Family([first, later])
+    other = replace(first, info=first.info | {"model_revision": "2"})
+    with pytest.warns(UserWarning, match="width 8 does not record its model's weights"):
+        Family([other, later])
+    contradicting = replace(first, info=first.info | {"model_weights": "2" * 64})
+    with pytest.raises(ValueError, match="A family shares one model's weights"):
+        Family([contradicting, later])
+    for kind in ("relu", "batchtopk"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            load_family(kind)
