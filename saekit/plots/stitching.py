@@ -51,6 +51,7 @@ PHASE_DONE = {
     "bias": "the bias is swapped",
 }
 
+DRAWN = 500  # steps of one phase of a chain: a panel of it is about as many pixels wide in print
 GATHERED: dict[str, Any] = {"color": INK, "linewidth": 1.0, "markersize": 4}
 MATCHED: dict[str, Any] = {
     "color": "#777777",
@@ -347,7 +348,7 @@ def _chain_data(chain: StitchingChain) -> pd.DataFrame:
     parts = []
     for r, name in zip(chain.stitchings, pair_names(chain.stitchings), strict=True):
         for row in r.phases.itertuples():
-            stretch = r.frame.iloc[row.first_step - 1 : row.last_step + 1]
+            stretch = _thinned(r.frame.iloc[row.first_step - 1 : row.last_step + 1])
             parts.append(stretch.assign(pair=name, phase=row.phase, series="stitched"))
         for side, dictionary in (("small", r.small), ("large", r.large)):
             if side == "small" and r is not chain.stitchings[0]:
@@ -356,6 +357,16 @@ def _chain_data(chain: StitchingChain) -> pd.DataFrame:
             parts.append(pd.DataFrame([point]).assign(pair=name, series="trained"))
     data = pd.concat(parts, ignore_index=True)
     return data.assign(kind=chain.stitchings[0].small.kind)[["kind", "series", *columns]]
+
+
+def _thinned(stretch: pd.DataFrame) -> pd.DataFrame:
+    """At most `DRAWN` steps of a phase and its extremes: more than a panel can show apart."""
+    if len(stretch) <= DRAWN:
+        return stretch
+    rows = {*np.linspace(0, len(stretch) - 1, DRAWN).round().astype(int)}
+    for measure in ("fvu", "l0"):
+        rows |= {int(stretch[measure].argmin()), int(stretch[measure].argmax())}
+    return stretch.iloc[sorted(rows)]
 
 
 def _chain_sentence(chain: StitchingChain) -> str:

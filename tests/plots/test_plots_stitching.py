@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection, PolyCollection
 from plot_checks import check_bundle, check_texts
@@ -13,6 +14,7 @@ from saekit.analysis import build_frankenstein
 from saekit.analysis.stitching.controls import CECurve, matched_curve, random_orders
 from saekit.analysis.stitching.path import stitch, stitch_chain
 from saekit.figures import render
+from saekit.plots import stitching as stitching_plots
 from saekit.plots.stitching import PHASE_NAMES
 
 
@@ -125,6 +127,19 @@ def test_curve_says_its_numbers():
         if (changes < 0).mean() > 0.005:
             assert f"({100 * (changes < 0).mean():.0f}% of {len(changes)} steps lower it)" in caption
     assert f"highest FVU along the path is {frame['fvu'].max():.3f}" in caption
+
+
+def test_long_phases_of_a_chain_are_drawn_with_their_ends_and_extremes(monkeypatch):
+    monkeypatch.setattr(stitching_plots, "DRAWN", 3)
+    whole, found = plot("stitching_chain").data, plots.stitching_chain([chain()]).data
+    assert len(found) < len(whole)
+    keys, measures = ["kind", "series", "pair", "phase"], ["fvu", "l0"]
+    for by in (lambda table: table.min(), lambda table: table.max()):
+        pd.testing.assert_frame_equal(
+            by(found.groupby(keys, dropna=False)[["step", *measures]]),
+            by(whole.groupby(keys, dropna=False)[["step", *measures]]),
+        )
+    assert len(found.merge(whole)) == len(found)  # every row is one of the whole
 
 
 def test_chain_goes_through_the_trained_dictionaries():

@@ -28,6 +28,17 @@ def test_the_bundle_is_what_its_table_says():
     assert sum(file.stat().st_size for file in files) < 120e6
 
 
+def test_nothing_else_in_the_repository_is_large():
+    root = Path(__file__).parents[2]
+    large = [
+        file
+        for folder in ("docs", "figures", "notebooks", "saekit", "tests", "benchmarks")
+        for file in (root / folder).rglob("*")
+        if file.is_file() and file.stat().st_size > 2e6 and file.name != "weights.safetensors"
+    ]
+    assert not large
+
+
 def test_bundled_members_do_not_match_index_by_index():
     family = load_family("relu")
     for small, large in [(pair.small, pair.large) for pair in family.comparisons()]:
