@@ -1,6 +1,6 @@
 """Headlines of the bundled dictionaries beside dictionaries that learnt nothing.
 
-`saekit baselines` trains the frozen and soft-frozen baselines of the bundled dictionaries of two widths,
+`saekit baselines` trains the frozen and soft-frozen baselines of the bundled dictionaries of one width,
 with their recipe on their text, under `saekit.files.home()`, and resumes. It then measures every
 headline of the series on each trained dictionary and each of its baselines, and writes the table into
 the package.
@@ -17,7 +17,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore
-from saekit.analysis import collect, insertion, label_latents, match_latents, meta_sae, multiple_choice_test
+from saekit.analysis import (
+    collect,
+    detection_test,
+    insertion,
+    label_latents,
+    match_latents,
+    meta_sae,
+    multiple_choice_test,
+)
 from saekit.analysis.meta.sae import RECIPES
 from saekit.analysis.probing import LastTokens, probe
 from saekit.analysis.stitching.path import stitch
@@ -35,21 +43,16 @@ from saekit.training.side_by_side import measure as measure_quality
 from saekit.training.side_by_side import train_side_by_side
 
 KINDS = ("relu", "batchtopk")
-WIDTHS = (1152, 576)  # of the trained baselines, the most useful first
 HELD = (1.0, SOFT)  # cosines with their initial directions that decoder rows keep
-WIDTH, SMALLER, LARGER = 1152, 576, 2304  # of the table, and those that it is compared with
+WIDTH, SMALLER, LARGER = 1152, 576, 2304  # of the baselines, and those that they are compared with
 PROBED = (1, 5)  # latents per probe
 META_STEPS = 500
+WINDOW = 32  # tokens, for detection by labels
 
 
 def configs() -> list[TrainingConfig]:
     """Training settings of every baseline: those of the bundled dictionary, with the decoder held."""
-    return [
-        replace(config(kind, width, 0), decoder_cosine=cosine)
-        for width in WIDTHS
-        for cosine in HELD
-        for kind in KINDS
-    ]
+    return [replace(config(kind, WIDTH, 0), decoder_cosine=cosine) for cosine in HELD for kind in KINDS]
 
 
 def trained_folder(settings: TrainingConfig, train_store: ActivationStore) -> Path:
@@ -91,7 +94,7 @@ def write_baselines(*, train: bool = True, progress: bool = True) -> pd.DataFram
     for kind in KINDS:
         family = load_family(kind)
         dictionary = family[WIDTH]
-        held = [one for one in trained if one.width == WIDTH and one.kind.startswith(f"{kind}-")]
+        held = [one for one in trained if one.kind.startswith(f"{kind}-")]
         baselines = [*held, permuted_decoder(dictionary), random_at_equal_l0(dictionary, store)]
         with tqdm(total=1 + len(baselines), disable=not progress, unit="dictionary", desc=kind) as bar:
             measure = headlines(family, store, sets)
@@ -134,8 +137,10 @@ def headlines(
         novel = insertion(small, sae, store).summary
         path = stitch(small, sae, store).summary
         meta = meta_sae(sae, recipe=recipe, held_out_share=0.1)
-        labels = label_latents(sae, collect(sae, store), store, model.tokenizer)
+        collected = collect(sae, store)
+        labels = label_latents(sae, collected, store, model.tokenizer)
         choice = multiple_choice_test(meta, labels).summary
+        detected = detection_test(sae, collected, store, model.tokenizer, window=WINDOW).summary
         probes = probe(sae, sets, ks=PROBED, dense=False).summary["auc"]
         return {
             **{name: float(quality[name]) for name in ("l0", "fvu", "ce_degradation")},
@@ -148,7 +153,10 @@ def headlines(
             "meta_explained_held_out": meta.summary["explained_variance_held_out"],
             "share_shared": match_latents(sae, other).summary["share_shared"],
             "multiple_choice": choice["accuracy"],
+            "multiple_choice_error": choice["standard_error"],
             "multiple_choice_null": choice["accuracy_null"],
+            "detection_auc": detected["auc_own"],
+            "detection_auc_neighbour": detected["auc_neighbour"],
             **{f"probing_auc_{k}": next(iter(probes.values()))[k] for k in PROBED},
         }
 

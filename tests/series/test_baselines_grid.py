@@ -19,15 +19,14 @@ WIDTHS = (48, 128, 144)
 
 def test_baselines_are_trained_as_the_bundled_dictionaries_are():
     found = grid.configs()
-    assert [(one.width, one.decoder_cosine, one.variant.kind) for one in found[:4]] == [
-        (1152, 1.0, "relu"),
-        (1152, 1.0, "batchtopk"),
-        (1152, 0.8, "relu"),
-        (1152, 0.8, "batchtopk"),
+    assert [(one.decoder_cosine, one.variant.kind) for one in found] == [
+        (1.0, "relu"),
+        (1.0, "batchtopk"),
+        (0.8, "relu"),
+        (0.8, "batchtopk"),
     ]
-    assert {one.width for one in found} == {576, 1152}
     for one in found:
-        assert replace(one, decoder_cosine=None) == config(one.variant.kind, one.width, 0)
+        assert replace(one, decoder_cosine=None) == config(one.variant.kind, 1152, 0)
 
 
 @pytest.mark.slow
@@ -48,6 +47,7 @@ def test_every_headline_is_measured_once_on_dictionary_and_baselines(store, mode
         "WIDTH": WIDTHS[1],
         "LARGER": WIDTHS[2],
         "META_STEPS": 5,
+        "WINDOW": 4,
         "BUNDLED": tmp_path,
         "load_family": lambda kind: family,
         "load_model": lambda: model,
@@ -73,7 +73,7 @@ def test_every_headline_is_measured_once_on_dictionary_and_baselines(store, mode
     assert table["probing_auc_1"].iloc[2] == trained_row["probing_auc_1"]  # a probe sees no decoder
     measured = (
         "l0 fvu ce_degradation share_novel_cos share_novel_gain novel_auc fvu_after_insertion meta_explained "
-        "share_shared multiple_choice probing_auc_1 probing_auc_5"
+        "share_shared multiple_choice detection_auc probing_auc_1 probing_auc_5"
     )
     assert set(measured.split()) <= set(table.columns)
     monkeypatch.setattr(grid, "headlines", lambda *args: None)  # nothing is measured again
