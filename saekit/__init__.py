@@ -23,7 +23,8 @@ Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_o
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table
+                 convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
+                 order_table
 
 Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
@@ -145,6 +146,7 @@ _EXPORTS = {
         "convergence_table",
         "kinds_l0_table",
         "kinds_table",
+        "order_table",
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -78,3 +78,23 @@ def kinds_l0_table() -> pd.DataFrame:
     ['kind', 'width', 'active', 'tokens']
     """
     return pd.read_csv(BUNDLED / "kinds_l0.csv")
+
+
+def order_table() -> pd.DataFrame:
+    """How far training runs agree that share their initialisation, the order of their data, or neither.
+
+    Every pair of four small ReLU runs, as trained by `saekit.series.seeds_and_order`.
+
+    Returns
+    -------
+    DataFrame
+        `width` and `tokens` of training; `seed_a`, `order_a`, `seed_b`, `order_b` (seeds of initialisation
+        and data order); `fvu_a`, `fvu_b`; `differ` (what differed between the two); and, as in
+        `Uniqueness.pairs`, `pw_mcc_signed`, `pw_mcc_absolute`, `share_shared`, `mean_correlation`.
+
+    Examples
+    --------
+    >>> sorted(saekit.order_table()["differ"].unique())
+    ['both', 'data order', 'initialisation']
+    """
+    return pd.read_csv(BUNDLED / "order.csv")

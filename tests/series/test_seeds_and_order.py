@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 
 from saekit import cli
 from saekit.analysis.uniqueness.matching import match_latents
 from saekit.dictionary import Dictionary
 from saekit.series import seeds_and_order
+from saekit.series import tables as series_tables
 from saekit.training import side_by_side
 
 pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
@@ -23,6 +23,7 @@ def world(store, tmp_path_factory):
             patch.setattr(seeds_and_order, name, value)
         tables = tmp_path_factory.mktemp("tables")
         patch.setattr(seeds_and_order, "BUNDLED", tables)
+        patch.setattr(series_tables, "BUNDLED", tables)
         patch.setattr(seeds_and_order, "embedded_store", lambda part, progress: store)
         patch.setenv("SAEKIT_HOME", str(tmp_path_factory.mktemp("home")))
         assert cli.main(["--quiet", "order"]) == 0
@@ -32,7 +33,7 @@ def world(store, tmp_path_factory):
 
 
 def test_every_pair_names_what_differed_and_how_far_it_agrees(world):
-    table = pd.read_csv(world.tables / "order.csv")
+    table = series_tables.order_table()
     assert len(table) == 6
     expected = {(True, True): "both", (True, False): "initialisation", (False, True): "data order"}
     by_seeds = {(m.seed, m.info["training"]["data_seed"]): m for m in world.members}
