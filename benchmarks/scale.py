@@ -218,7 +218,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "d_in": {"d_in": 2304, "widths": (16_384, 32_768, 65_536), "tokens": (1024,), "only": PAIR[:2]},
     "exponents": {"widths": LADDER[2:5], "tokens": (1024, 4096, 16_384), "only": PAIR},
     "stitch": {"widths": LADDER[-2:], "tokens": (8192,), "only": ("stitch",)},
-    "stitch_small": {"widths": (2304, 4608), "tokens": (8192, 32_768), "only": ("stitch",)},
+    "stitch_small": {"widths": (2304, 4608), "tokens": (8192, 32_768), "only": ("stitch",), "threads": 1},
     "insertion": {"widths": LADDER[-2:], "tokens": (8192,), "only": ("insertion",)},
     "meta_baselines": {"widths": LADDER[-3:-1], "tokens": (1024,), "only": ("meta_baselines",)},
     "adjacency": {"widths": LADDER[-3:-1], "tokens": (1024,), "only": ("adjacency_overlap",)},
