@@ -70,9 +70,8 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not os.environ.get("SAEKIT_CACHE") or any(kwargs.get(name) for name in unless):
-            return function(*args, **kwargs)
-        if source_hash() != _IMPORTED:
+        folder = results_folder()
+        if folder is None or any(kwargs.get(name) for name in unless):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -85,7 +84,7 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
             return function(*args, **kwargs)
         if any(_is_model(part) and _is_hooked(part) for part in live):
             return function(*args, **kwargs)
-        file = home() / "results" / _code() / f"{function.__name__}-{key[:24]}.pickle"
+        file = folder / f"{function.__name__}-{key[:24]}.pickle"
         found: tuple[R, list[Any]] | None = _read(file, live)
         if found is None:
             with warnings.catch_warnings(record=True) as warned:
@@ -99,6 +98,19 @@ def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callabl
         return found[0]
 
     return call
+
+
+def results_folder() -> Path | None:
+    """The folder in which results of this code are kept; None if they are not.
+
+    Examples
+    --------
+    >>> results_folder() is None  # unless SAEKIT_CACHE is set
+    True
+    """
+    if not os.environ.get("SAEKIT_CACHE") or source_hash() != _IMPORTED:
+        return None
+    return home() / "results" / _code()
 
 
 def forget_old(*, days: int = 7) -> None:

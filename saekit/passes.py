@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from saekit.activations import Activations, ActivationStore, as_activations, batches_of
 from saekit.agreement import check_agreement, refuse
 from saekit.dictionary import Dictionary
+from saekit.encodings import Encoder
 from saekit.moments import Moments
 from saekit.sparse import SparseLatents
 
@@ -30,11 +31,17 @@ class Batch:
         Raw activations, float32 `[n, d_in]`, on the dictionaries' device.
     target : Tensor
         The activations to be predicted, float32 `[n, d_out]`: `x` itself, except for transcoders.
+    first : int
+        Tokens of the pass before these.
+    encoders : mapping
+        By the `id` of a dictionary, what encodes in its place.
     """
 
     positions: Tensor
     x: Tensor
     target: Tensor
+    first: int = 0
+    encoders: Mapping[int, Encoder] = field(default_factory=dict)
     _latents: dict[int, SparseLatents] = field(default_factory=dict)
     _residuals: dict[int, Tensor] = field(default_factory=dict)
 
@@ -44,7 +51,9 @@ class Batch:
     def latents(self, dictionary: Dictionary) -> SparseLatents:
         """Active latents of the tokens."""
         if id(dictionary) not in self._latents:
-            self._latents[id(dictionary)] = dictionary.encode_sparse(self.x)
+            encoder = self.encoders.get(id(dictionary))
+            found = encoder(self.x, self.first) if encoder else dictionary.encode_sparse(self.x)
+            self._latents[id(dictionary)] = found
         return self._latents[id(dictionary)]
 
     def residual(self, dictionary: Dictionary) -> Tensor:
@@ -181,6 +190,7 @@ def one_pass(
     device = dictionaries[0].W_enc.device if dictionaries else None
     d_in, d_out = _sides(activations, dictionaries)
     moments = Moments(d_out or d_in)
+    encoders = {id(one): Encoder(one, activations, batch_size) for one in dictionaries}
     with tqdm(disable=not progress, unit="token", unit_scale=True, desc=purpose) as bar:
         if not isinstance(activations, Tensor):
             bar.total = len(activations.positions)
@@ -188,13 +198,15 @@ def one_pass(
             target = x
             if d_out:
                 x, target = (part.contiguous() for part in x.split([d_in, d_out], dim=1))
-            batch = Batch(positions, x, target)
+            batch = Batch(positions, x, target, moments.n, encoders)
             for add in additions:
                 add(batch)
             moments.update(target)
             bar.update(len(x))
     if moments.n == 0:
         raise ValueError(f"There are no activations for {purpose}: every position is excluded.")
+    for encoder in encoders.values():
+        encoder.finish(moments.n)
     excluded = 0 if isinstance(activations, Tensor) else int(activations.excluded.sum())
     return Tokens(moments, excluded)
 

@@ -130,6 +130,12 @@ class SparseLatents:
             self.width,
         )
 
+    def slice(self, start: int, stop: int) -> SparseLatents:
+        """The latents of some neighbouring rows."""
+        offsets = self.offsets[start : stop + 1]
+        first, end = int(offsets[0]), int(offsets[-1])
+        return SparseLatents(offsets - first, self.indices[first:end], self.values[first:end], self.width)
+
     def with_values(self, values: Tensor) -> SparseLatents:
         """The same active latents with other values."""
         return replace(self, values=values)

@@ -19,6 +19,7 @@ from saekit.family import Family
 from saekit.loading.names import load_family
 from saekit.metrics import ce_degradation
 from saekit.models import load_model, unembedding
+from saekit.passes import one_pass
 from saekit.training.config import TrainingConfig
 from saekit.training.trainer import train
 from saekit.training.variants import ReLU
@@ -298,3 +299,93 @@ def test_analyses_read_what_they_computed(model, store, folder):
     assert len(written) >= 4
     for name, value in first.items():
         assert again[name].equals(value) if isinstance(value, pd.DataFrame) else again[name] == value
+
+
+def _added(store, dictionary, **options):
+    """Latents of a pass, batch by batch, and how often the dictionary encoded."""
+    parts = []
+    one_pass(
+        store,
+        lambda batch: parts.append(batch.latents(dictionary)),
+        dictionaries=[dictionary],
+        purpose="test",
+        **options,
+    )
+    return parts
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The numbers of tokens that dictionaries encoded."""
+    calls, encode = [], Dictionary.encode_sparse
+
+    def counting(self, x):
+        calls.append(len(x))
+        return encode(self, x)
+
+    monkeypatch.setattr(Dictionary, "encode_sparse", counting)
+    return calls
+
+
+def _equal(a, b):
+    return all(
+        torch.equal(getattr(p, name), getattr(q, name))
+        for p, q in zip(a, b, strict=True)
+        for name in ("offsets", "indices", "values")
+    )
+
+
+def test_the_second_pass_keeps_latents_and_the_third_reads_them(store, folder, encoded):
+    dictionary = make(d_in=16)
+    first, second = (_added(store, dictionary, batch_size=50) for _ in range(2))
+    assert len(list(folder.rglob("latents-*.safetensors"))) == 1
+    encoded.clear()
+    third = _added(store, dictionary, batch_size=50)
+    assert not encoded
+    assert len(third) > 1
+    assert _equal(first, second)
+    assert _equal(second, third)
+    _added(store, make(d_in=16, seed=1), batch_size=50)  # another dictionary, and another batch size, encode
+    _added(store, dictionary, batch_size=60)
+    assert sum(encoded) == 2 * len(store.positions)
+
+
+def test_latents_that_were_asked_for_in_part_or_are_too_many_are_not_kept(
+    store, folder, encoded, monkeypatch
+):
+    dictionary = make(d_in=16)
+
+    def some(batch):
+        if batch.first == 0:
+            batch.latents(dictionary)
+
+    for _ in range(3):
+        one_pass(store, some, dictionaries=[dictionary], purpose="test", batch_size=50)
+    monkeypatch.setattr("saekit.encodings.LARGEST", 10)
+    for _ in range(3):
+        _added(store, dictionary)
+    assert not list(folder.rglob("latents-*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 40])
+def test_damaged_latents_are_computed_and_written_again(store, folder, encoded, damage):
+    dictionary = make(d_in=16)
+    _, expected = (_added(store, dictionary) for _ in range(2))
+    (file,) = folder.rglob("latents-*")
+    file.write_bytes(damage)
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = _added(store, dictionary)
+    assert _equal(found, expected)
+    encoded.clear()
+    assert _equal(_added(store, dictionary), expected)
+    assert not encoded
+
+
+def test_latents_of_a_plain_tensor_or_without_the_variable_are_not_kept(store, folder, monkeypatch):
+    dictionary = make(d_in=16)
+    for _ in range(3):
+        _added(torch.randn(64, dictionary.d_in), dictionary)
+    monkeypatch.delenv("SAEKIT_CACHE")
+    for _ in range(3):
+        _added(store, dictionary)
+    assert not list(folder.rglob("latents-*"))
