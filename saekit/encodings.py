@@ -1,8 +1,9 @@
 """Active latents of a store's tokens, kept from one pass to the next while `SAEKIT_CACHE` is set.
 
-The analyses of a series ask the same few dictionaries for the same tokens again and again. The second
-pass that asks one in a process writes its latents beside the results of `saekit.cache`; later
-passes, of other processes too, read them. So nothing is written for a dictionary that is asked once.
+The analyses of a series ask the same few dictionaries for the same tokens again and again. The first
+pass that asks a trained dictionary writes its latents beside the results of `saekit.cache`; later
+passes, of other processes too, read them. Of any other dictionary, such as a stitched one, the second pass
+of a process does, since most of them are asked once.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Encoder:
         self.dictionary = dictionary
         self._file = _file(dictionary, activations, batch_size)
         self._kept = None if self._file is None else _read(self._file, dictionary)
-        again = self._file in _asked and self._kept is None
-        self._parts: list[SparseLatents] | None = [] if again else None
+        write = self._kept is None and (self._file in _asked or "training" in dictionary.info)
+        self._parts: list[SparseLatents] | None = [] if self._file and write else None
         self._size = 0
 
     def __call__(self, x: Tensor, first: int) -> SparseLatents:
@@ -60,7 +61,7 @@ class Encoder:
         return latents
 
     def finish(self, n_tokens: int) -> None:
-        """Keep the latents, if this is the second pass and all of its tokens were encoded."""
+        """Keep the latents, if this pass is to and all of its tokens were encoded."""
         if self._file is None:
             return
         _asked.add(self._file)

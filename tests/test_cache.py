@@ -350,6 +350,15 @@ def test_the_second_pass_keeps_latents_and_the_third_reads_them(store, folder, e
     assert sum(encoded) == 2 * len(store.positions)
 
 
+def test_the_first_pass_keeps_the_latents_of_a_trained_dictionary(store, folder, encoded):
+    trained = make(d_in=16)
+    trained = replace(trained, info={**trained.info, "training": {}})
+    first = _added(store, trained)
+    encoded.clear()
+    assert _equal(_added(store, trained), first)
+    assert not encoded
+
+
 def test_latents_that_were_asked_for_in_part_or_are_too_many_are_not_kept(
     store, folder, encoded, monkeypatch
 ):
