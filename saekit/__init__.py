@@ -10,9 +10,9 @@ Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0,
                  pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta
-Uniqueness       match_latents, measure_uniqueness, compare_codes,
-                 family_uniqueness, measure_shared_subspace, measure_substitution,
-                 measure_effects
+Uniqueness       match_latents, measure_uniqueness, compare_codes, family_uniqueness,
+                 measure_shared_subspace, measure_substitution, measure_effects
+Lines, maps      cluster_latents, measure_irreducibility, show_clusters
 Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
@@ -77,6 +77,7 @@ _EXPORTS = {
         "best_matches",
         "build_frankenstein",
         "ce_curve",
+        "cluster_latents",
         "collect",
         "compare",
         "compare_codes",
@@ -100,6 +101,7 @@ _EXPORTS = {
         "matched_curve",
         "matched_l0",
         "measure_effects",
+        "measure_irreducibility",
         "measure_overshoot",
         "measure_readability",
         "measure_rebuilt_ce",
@@ -116,6 +118,7 @@ _EXPORTS = {
         "probe",
         "random_orders",
         "related_latents",
+        "show_clusters",
         "side_by_side",
         "splitting_through_meta",
         "splitting_tree",

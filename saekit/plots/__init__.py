@@ -6,6 +6,7 @@ state the numbers of the data that they are given.
 
 from saekit.plots.comparison import group_comparison
 from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
+from saekit.plots.irreducibility import cluster_panels
 from saekit.plots.meta import (
     active_meta_latents,
     meta_baselines,
@@ -42,6 +43,7 @@ __all__ = [
     "active_histogram",
     "active_meta_latents",
     "additivity",
+    "cluster_panels",
     "code_uniqueness",
     "convergence",
     "density_histogram",
