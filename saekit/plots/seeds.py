@@ -275,12 +275,19 @@ def fingerprints(result: Effects) -> Plot:
 
 
 def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
-    """Jaccard index of the supports of each two coders, and the error of each coder.
+    """Jaccard index of the supports of each two coders, and what differs between them.
+
+    On the right, the error of each coder, or its L0 where codes were compared at equal error.
 
     Parameters
     ----------
     results : CodeUniqueness or sequence of CodeUniqueness
-        One shade per dictionary.
+        One shade per dictionary; all at equal latents, or all at equal error.
+
+    Raises
+    ------
+    ValueError
+        If there is no result, or they are of both sorts.
 
     Examples
     --------
@@ -290,6 +297,10 @@ def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
     results = as_list(results)
     if not results:
         raise ValueError("A figure needs at least one result, found none.")
+    equal = {result.equal for result in results}
+    if len(equal) > 1:
+        raise ValueError("Codes compared at equal latents and at equal error need a figure each.")
+    shown, label = ("l0", "L0") if equal == {"error"} else ("fvu", "FVU")
     data = pd.concat(
         [
             table.assign(dictionary=str(result.dictionary))
@@ -310,7 +321,7 @@ def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
             at = np.arange(len(pairs)) + offset
             left.barh(at, pairs["jaccard"], height, color=colour, label=str(result.dictionary))
             left.plot(pairs["chance"], at, "|", color=INK, markersize=7)
-            right.barh(np.arange(len(coders)) + offset, coders["fvu"], height, color=colour)
+            right.barh(np.arange(len(coders)) + offset, coders[shown], height, color=colour)
         first = results[0]
         left.set_yticks(
             range(len(first.jaccard)), first.jaccard["a"] + " and\n" + first.jaccard["b"], fontsize=6
@@ -319,25 +330,29 @@ def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
         for axes in (left, right):
             axes.invert_yaxis()
         left.set(xlabel="Jaccard index of supports (line: chance)", xlim=(0, 1))
-        right.set(xlabel="FVU")
+        right.set(xlabel=label)
         right.xaxis.set_major_locator(MaxNLocator(4))
         figure.legend(loc="outside lower center", ncols=min(len(results), 3))
     sentences = []
     for result in results:
         found = result.summary
-        errors = ", ".join(f"{coder} {fixed(value, 3)}" for coder, value in found["fvu"].items())
+        digits = {"fvu": 3, "l0": 1}[shown]
+        each = ", ".join(f"{coder} {fixed(value, digits)}" for coder, value in found[shown].items())
         sentences.append(
             f"{result.dictionary}: encoder and matching pursuit share {fixed(found['jaccard'])} of their "
-            f"supports (chance {fixed(found['jaccard_chance'])}); FVU: {errors}"
+            f"supports (chance {fixed(found['jaccard_chance'])}); {label}: {each}"
         )
     text = "; ".join(sentences)
+    rules = {
+        "fvu": "as many latents on each token as the encoder",
+        "l0": "as few latents on each token as reach the error of the encoder's support, refit",
+    }
     return Plot(
         figure,
         data,
         caption="Codes of one dictionary by different solvers. Jaccard index of the active latents that each "
-        "two coders choose, with "
-        f"as many latents on each token as the encoder, and the FVU of each. {text}. Measured on "
+        f"two coders choose, with {rules[shown]}, and the {label} of each. {text}. Measured on "
         f"{first.n_tokens:,} tokens.",
-        alt=f"Bars of the Jaccard index of supports and of FVU by coder. {text}.",
+        alt=f"Bars of the Jaccard index of supports and of {label} by coder. {text}.",
         made_from=made_from(*results),
     )

@@ -62,8 +62,8 @@ def effects():
 
 
 @cache
-def codes():
-    return [compare_codes(each, X, n_tokens=40, iterations=20) for each in seeds()[:2]]
+def codes(equal="latents"):
+    return [compare_codes(each, X, equal=equal, n_tokens=40, iterations=20) for each in seeds()[:2]]
 
 
 DRAW = {
@@ -72,6 +72,7 @@ DRAW = {
     "substitution": lambda: plots.substitution_curve(substitution()),
     "fingerprints": lambda: plots.fingerprints(effects()),
     "codes": lambda: plots.code_uniqueness(codes()),
+    "codes_at_equal_error": lambda: plots.code_uniqueness(codes("error")),
 }
 
 
@@ -126,6 +127,12 @@ def test_fingerprint_points_and_code_bars_are_the_data():
         (right, [v for c in codes() for v in c.frame["fvu"]]),
     ):
         assert [bar.get_width() for bar in axes.patches] == pytest.approx(values)
+    right = DRAW["codes_at_equal_error"]().figure.axes[1]
+    assert right.get_xlabel() == "L0"
+    l0 = [v for c in codes("error") for v in c.frame["l0"]]
+    assert [bar.get_width() for bar in right.patches] == pytest.approx(l0)
+    with pytest.raises(ValueError, match="a figure each"):
+        plots.code_uniqueness([codes()[0], codes("error")[0]])
     with pytest.raises(ValueError, match="at least one result, found none"):
         plots.code_uniqueness([])
     with pytest.raises(ValueError, match="at least one result, found none"):

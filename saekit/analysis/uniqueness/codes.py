@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
@@ -22,16 +23,19 @@ from saekit.moments import Moments, fvu, squared_norms
 from saekit.results import Result
 
 CODERS = ("encoder", "encoder, refit", "matching pursuit", "iterative thresholding")
+EQUAL = ("latents", "error")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CodeUniqueness(Result):
-    """Codes of the same tokens on one dictionary, found by different encoders with equally many latents.
+    """Codes of the same tokens on one dictionary, found by different encoders.
 
     Attributes
     ----------
     dictionary : Identity
         The dictionary.
+    equal : str
+        What the codes of a token have in common: the number of `"latents"` or the `"error"`.
     n_tokens, n_dense : int
         Tokens that were encoded; and left out, since as many latents are active on them as there are
         dimensions, so that their coefficients are not determined.
@@ -46,6 +50,7 @@ class CodeUniqueness(Result):
     """
 
     dictionary: Identity
+    equal: str
     n_tokens: int
     n_dense: int
     frame: pd.DataFrame
@@ -56,18 +61,18 @@ class CodeUniqueness(Result):
     def summary(self) -> dict[str, Any]:
         """The headline numbers.
 
-        `dictionary`, `n_tokens`, `n_dense`, `l0`; `jaccard` of encoder and matching pursuit and its
-        `jaccard_chance`; `fvu` by coder.
+        `dictionary`, `equal`, `n_tokens`, `n_dense`; `jaccard` of encoder and matching pursuit and its
+        `jaccard_chance`; `l0` and `fvu` by coder.
         """
         pursuit = self.jaccard[(self.jaccard["a"] == CODERS[0]) & (self.jaccard["b"] == CODERS[2])].iloc[0]
         return {
             "dictionary": str(self.dictionary),
+            "equal": self.equal,
             "n_tokens": self.n_tokens,
             "n_dense": self.n_dense,
-            "l0": float(self.frame["l0"].iloc[0]),
             "jaccard": float(pursuit["jaccard"]),
             "jaccard_chance": float(pursuit["chance"]),
-            "fvu": dict(zip(self.frame["coder"], map(float, self.frame["fvu"]), strict=True)),
+            **{name: self.frame.set_index("coder")[name].to_dict() for name in ("l0", "fvu")},
         }
 
 
@@ -76,6 +81,7 @@ def compare_codes(
     dictionary: Dictionary,
     activations: Activations,
     *,
+    equal: str = "latents",
     n_tokens: int = 256,
     iterations: int = 200,
     seed: int = 0,
@@ -83,8 +89,10 @@ def compare_codes(
 ) -> CodeUniqueness:
     """Encode tokens with the encoder, matching pursuit and iterative hard thresholding.
 
-    On every token each solver may use as many latents as the encoder does there, with non-negative
-    coefficients; all add them to the decoder bias.
+    Coefficients are non-negative, and all coders add the decoder bias. On every token each solver may use as
+    many latents as the encoder does there, and uses fewer where least squares sets one to zero; at equal
+    error it uses as few as it needs to have no more error than the encoder's support, refit, but at most
+    twice as many as the encoder.
 
     Parameters
     ----------
@@ -92,6 +100,8 @@ def compare_codes(
         Latents must not depend on each other.
     activations : ActivationStore, Tensor or array
         Tokens are drawn at random from these, excluded positions left out.
+    equal : {"latents", "error"}
+        What the codes of a token are to have in common.
     n_tokens : int
         Tokens to encode; all, if there are fewer.
     iterations : int
@@ -121,6 +131,7 @@ def compare_codes(
     """
     require_dictionaries(dictionary=dictionary)
     dictionary.require_independent("Comparing codes")
+    equal = settings.choice("equal", equal, EQUAL)
     n_tokens, iterations = settings.whole("n_tokens", n_tokens), settings.whole("iterations", iterations)
     seed = settings.whole("seed", seed, at_least=0)
     check_agreement(activations=activations, dictionaries=[dictionary], allow_mismatch=allow_mismatch)
@@ -132,7 +143,7 @@ def compare_codes(
             f"{dictionary.name} has at least as many on every token."
         )
     n_dense, x = int((~sparse).sum()), x[sparse]
-    codes = encode_by_all(dictionary, x, iterations)
+    codes = encode_by_all(dictionary, x, iterations, equal=equal)
     moments = Moments(dictionary.d_in)
     moments.update(x)
     rows = []
@@ -149,11 +160,14 @@ def compare_codes(
             | {"chance": float(_jaccard(one, other.roll(1, 0)).mean())}
             | {"identical": float((one == other).all(1).double().mean())}
         )
-    return CodeUniqueness(dictionary.identity, len(x), n_dense, pd.DataFrame(rows), pd.DataFrame(pairs))
+    frames = pd.DataFrame(rows), pd.DataFrame(pairs)
+    return CodeUniqueness(dictionary.identity, equal, len(x), n_dense, *frames)
 
 
-def encode_by_all(dictionary: Dictionary, x: Tensor, iterations: int) -> dict[str, Tensor]:
-    """The code of each row by every coder, `[n, width]`; each has fewer active latents than dimensions.
+def encode_by_all(
+    dictionary: Dictionary, x: Tensor, iterations: int, *, equal: str = "latents"
+) -> dict[str, Tensor]:
+    """The code of each row by every coder, `[n, width]`; the encoder's has fewer latents than dimensions.
 
     Examples
     --------
@@ -164,14 +178,46 @@ def encode_by_all(dictionary: Dictionary, x: Tensor, iterations: int) -> dict[st
     atoms, target = dictionary.W_dec, x - dictionary.b_dec
     encoded = dictionary.encode(x)
     counts = (encoded > 0).sum(1)
-    pursued = torch.zeros_like(encoded)
-    for count in counts.unique().tolist():
-        if count:
-            here = counts == count
-            pursued[here] = matching_pursuit(target[here], atoms, count, signed=False).dense()
-    thresholded = _thresholded(target, atoms, counts, iterations)
-    found = (encoded, _refit(target, atoms, encoded > 0), pursued, _refit(target, atoms, thresholded > 0))
-    return dict(zip(CODERS, found, strict=True))
+    refit = _refit(target, atoms, encoded > 0)
+
+    def pursued(counts: Tensor) -> Tensor:
+        code = torch.zeros_like(encoded)
+        for count in counts.unique().tolist():
+            if count:
+                here = counts == count
+                code[here] = matching_pursuit(target[here], atoms, count, signed=False).dense()
+        return code
+
+    def thresholded(counts: Tensor) -> Tensor:
+        return _refit(target, atoms, _thresholded(target, atoms, counts, iterations) > 0)
+
+    if equal == "error":
+        most = (2 * counts).clamp(max=min(atoms.shape) - 1)
+        found = [_fewest(solve, target, atoms, refit, most) for solve in (pursued, thresholded)]
+    else:
+        found = [solve(counts) for solve in (pursued, thresholded)]
+    return dict(zip(CODERS, (encoded, refit, *found), strict=True))
+
+
+def _fewest(
+    solve: Callable[[Tensor], Tensor], target: Tensor, atoms: Tensor, as_good_as: Tensor, most: Tensor
+) -> Tensor:
+    """Each row's code with the fewest latents, by bisection, whose error is at most that of another code."""
+
+    def error(code: Tensor) -> Tensor:
+        return squared_norms(target - code @ atoms)
+
+    bound = error(as_good_as) * (1 + 1e-5)  # rounding
+    low, high = torch.full_like(most, -1), most  # too few, enough
+    best = solve(high)
+    while (high - low > 1).any():
+        middle = torch.where(high - low > 1, (low + high) // 2, high)
+        code = solve(middle)
+        enough = error(code) <= bound
+        best[enough] = code[enough]
+        high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
+        low = torch.minimum(low, high - 1)
+    return best
 
 
 def _thresholded(target: Tensor, atoms: Tensor, counts: Tensor, iterations: int) -> Tensor:

@@ -108,6 +108,40 @@ def test_jaccard_and_fvu_are_those_of_the_codes() -> None:
     assert result.summary["fvu"]["matching pursuit"] == fvu["matching pursuit"]
 
 
+def test_at_equal_error_each_solver_uses_the_fewest_latents_that_reach_it() -> None:
+    dictionary = make(d_in=24, width=40)
+    codes = encode_by_all(dictionary, X, 50, equal="error")
+    atoms, target = dictionary.W_dec.double(), (X - dictionary.b_dec).double()
+    counts = (codes["encoder"] > 0).sum(1)
+
+    def errors(code: torch.Tensor) -> torch.Tensor:
+        return (target - code.double() @ atoms).square().sum(1)
+
+    bound = errors(codes["encoder, refit"])
+    fewer = 0
+    for row in range(len(X)):
+        support = np.flatnonzero(codes["matching pursuit"][row] > 0)
+        residual, chosen = target[row].numpy(), []
+        while np.square(residual).sum() > float(bound[row]) * (1 + 1e-5):  # pursuit, one latent at a time
+            products = atoms.numpy() @ residual
+            products[chosen] = -np.inf
+            chosen.append(int(products.argmax()))
+            values = nnls(atoms.numpy()[chosen].T, target[row].numpy())[0]
+            residual = target[row].numpy() - values @ atoms.numpy()[chosen]
+        assert {*support} <= {*chosen}
+        assert len(chosen) <= 2 * counts[row]
+        fewer += len(chosen) < counts[row]
+    assert fewer > 10
+    assert (errors(codes["matching pursuit"]) <= bound * (1 + 1e-4) + 1e-9).all()
+    result = compare_codes(dictionary, X, equal="error", n_tokens=60, iterations=50)
+    l0 = result.summary["l0"]
+    assert l0["matching pursuit"] == float((codes["matching pursuit"] > 0).sum(1).double().mean())
+    assert l0["matching pursuit"] < l0["encoder, refit"]
+    assert result.summary["fvu"]["matching pursuit"] <= result.summary["fvu"]["encoder, refit"]
+    with pytest.raises(ValueError, match="equal must be one of"):
+        compare_codes(dictionary, X, equal="l0")
+
+
 def test_silent_tokens_and_dictionaries_that_compete() -> None:
     dictionary = make(d_in=24, width=40)
     silent = replace(dictionary, threshold=torch.full_like(dictionary.threshold, 1e6))
