@@ -24,7 +24,7 @@ Report, figures  write_report, plots, figures, figures_folder, provenance_of, pr
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
-                 order_table
+                 order_table, baselines_table, probing_table
 
 Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
@@ -145,11 +145,13 @@ _EXPORTS = {
     "saekit.series.embedded": ("embedded_rows", "embedded_store"),
     "saekit.series.profiles": ("load_series", "store_for"),
     "saekit.series.tables": (
+        "baselines_table",
         "bundled_table",
         "convergence_table",
         "kinds_l0_table",
         "kinds_table",
         "order_table",
+        "probing_table",
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -1,4 +1,4 @@
-"""Tables of the series: the bundled families, and a comparison of every kind of SAE."""
+"""Tables of the series, as its commands wrote them: families, kinds, seeds, baselines and probes."""
 
 from __future__ import annotations
 
@@ -98,3 +98,50 @@ def order_table() -> pd.DataFrame:
     ['both', 'data order', 'initialisation']
     """
     return pd.read_csv(BUNDLED / "order.csv")
+
+
+def baselines_table() -> pd.DataFrame:
+    """Every headline of the series on two trained dictionaries, each beside its baselines.
+
+    Of width 1152, as trained and measured by `saekit.series.baselines_grid`. Novelty and stitching go from
+    width 576 to these dictionaries. Uniqueness is the share of their latents with a match in the trained
+    ReLU dictionary's second seed, or in the BatchTopK dictionary of width 2304.
+
+    Returns
+    -------
+    DataFrame
+        One row per dictionary, the trained one of each kind first: `dictionary`, `kind`, `width`, `seed`;
+        `l0`, `fvu`, `ce_degradation`; `share_novel_cos`, `share_novel_gain`, `novel_auc` (of the cosine for
+        the gain; NaN where no latent helps), `fvu_after_insertion` (of all novel latents),
+        `share_lowering` (steps of stitching); `meta_explained`, `meta_explained_held_out`;
+        `share_shared`; `multiple_choice`, `multiple_choice_error`, `multiple_choice_null`;
+        `detection_auc`, `detection_auc_neighbour`; `probing_auc_1`, `probing_auc_5` (mean over the sets
+        that were kept out of the training text).
+
+    Examples
+    --------
+    >>> saekit.baselines_table()["kind"].iloc[:3].tolist()
+    ['relu', 'relu-frozen-decoder', 'relu-soft-frozen-decoder']
+    """
+    return pd.read_csv(BUNDLED / "baselines.csv")
+
+
+def probing_table() -> pd.DataFrame:
+    """k-sparse probes of every bundled dictionary on the 113 sets of sae-probes.
+
+    As made by `saekit.series.probing_grid`, whose `as_result` summarises and draws them. Beside the
+    dictionaries there are the novel and the reconstruction latents of two of them alone, stitched
+    dictionaries after each phase, random directions at equal L0, and `"activations"`.
+
+    Returns
+    -------
+    DataFrame
+        One row per dictionary, set and number of latents: `dictionary`, `set`, `k`, `auc`, and `latent`,
+        the one that differs most between the classes.
+
+    Examples
+    --------
+    >>> saekit.probing_table()["set"].nunique()
+    113
+    """
+    return pd.read_csv(BUNDLED / "probing.csv")

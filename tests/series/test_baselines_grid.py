@@ -11,6 +11,7 @@ from saekit import cli
 from saekit.analysis.probing import LastTokens
 from saekit.family import Family
 from saekit.series import baselines_grid as grid
+from saekit.series import tables as series_tables
 from saekit.series.bundling import config
 from saekit.training import side_by_side
 
@@ -59,7 +60,8 @@ def test_every_headline_is_measured_once_on_dictionary_and_baselines(store, mode
     monkeypatch.setattr(side_by_side, "load_model", lambda: model)
     monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
     assert cli.main(["--quiet", "baselines"]) == 0
-    table = pd.read_csv(tmp_path / "baselines.csv")
+    monkeypatch.setattr(series_tables, "BUNDLED", tmp_path)
+    table = series_tables.baselines_table()
     assert table["kind"].tolist() == [
         "relu",
         "relu-frozen-decoder",
@@ -78,3 +80,5 @@ def test_every_headline_is_measured_once_on_dictionary_and_baselines(store, mode
     assert set(measured.split()) <= set(table.columns)
     monkeypatch.setattr(grid, "headlines", lambda *args: None)  # nothing is measured again
     pd.testing.assert_frame_equal(grid.write_baselines(progress=False), table, check_dtype=False)
+    monkeypatch.undo()  # from here on the table of the package
+    assert series_tables.baselines_table().columns.tolist() == table.columns.tolist()

@@ -59,7 +59,7 @@ def test_the_table_holds_every_dictionary_and_a_rerun_probes_only_what_is_missin
     again = probes[first:]
     assert first == len(again)
     assert all([one.name for one in sets] == ["b"] for sets in again)
-    table = pd.read_csv(grid.BUNDLED / "probing.csv")
+    table = tables.probing_table()
     assert set(table["set"]) == set(NAMES)
     names = table["dictionary"].unique().tolist()
     assert names[:3] == [ACTIVATIONS, "relu 20 (seed 0)", "relu 40 (seed 0)"]
