@@ -12,7 +12,8 @@ Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_la
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta
 Uniqueness       match_latents, measure_uniqueness, compare_codes, family_uniqueness,
                  measure_shared_subspace, measure_substitution, measure_effects
-Lines, maps      cluster_latents, measure_irreducibility, show_clusters
+Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map, measure_maps,
+                 carry_dictionary
 Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
@@ -76,6 +77,7 @@ _EXPORTS = {
         "attribute_upstream",
         "best_matches",
         "build_frankenstein",
+        "carry_dictionary",
         "ce_curve",
         "cluster_latents",
         "collect",
@@ -87,6 +89,7 @@ _EXPORTS = {
         "detection_test",
         "family_of_head",
         "family_uniqueness",
+        "fit_map",
         "group_insertion",
         "harvest_last_tokens",
         "head_shares",
@@ -102,6 +105,7 @@ _EXPORTS = {
         "matched_l0",
         "measure_effects",
         "measure_irreducibility",
+        "measure_maps",
         "measure_overshoot",
         "measure_readability",
         "measure_rebuilt_ce",

@@ -36,6 +36,14 @@ from saekit.analysis.latents import (
     top_contexts,
     top_tokens,
 )
+from saekit.analysis.maps import (
+    ActivationMap,
+    Maps,
+    carry_dictionary,
+    fit_map,
+    measure_maps,
+    random_map,
+)
 from saekit.analysis.meta.adjacency import AdjacencyOverlap, adjacency_overlap
 from saekit.analysis.meta.baselines import MetaBaselines, matching_pursuit, meta_baselines
 from saekit.analysis.meta.ce_rebuilt import CERebuilt, measure_rebuilt_ce
@@ -120,6 +128,7 @@ from saekit.analysis.upstream import UpstreamAttribution, attribute_upstream
 
 __all__ = [
     "RECIPES",
+    "ActivationMap",
     "AdjacencyOverlap",
     "BestMatches",
     "CECurve",
@@ -148,6 +157,7 @@ __all__ = [
     "LatentActivations",
     "LatentClusters",
     "LogitTable",
+    "Maps",
     "MatchedCurve",
     "MatchedL0",
     "Matching",
@@ -184,6 +194,7 @@ __all__ = [
     "attribute_upstream",
     "best_matches",
     "build_frankenstein",
+    "carry_dictionary",
     "ce_curve",
     "cluster_latents",
     "cluster_points",
@@ -199,6 +210,7 @@ __all__ = [
     "family_of_head",
     "family_similarity",
     "family_uniqueness",
+    "fit_map",
     "group_insertion",
     "harvest_last_tokens",
     "head_shares",
@@ -216,6 +228,7 @@ __all__ = [
     "measure_circular_order",
     "measure_effects",
     "measure_irreducibility",
+    "measure_maps",
     "measure_overshoot",
     "measure_readability",
     "measure_rebuilt_ce",
@@ -234,6 +247,7 @@ __all__ = [
     "pair_statistics",
     "plane_scores",
     "probe",
+    "random_map",
     "random_orders",
     "related_latents",
     "show_clusters",

@@ -7,6 +7,7 @@ state the numbers of the data that they are given.
 from saekit.plots.comparison import group_comparison
 from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels
+from saekit.plots.maps import map_bars
 from saekit.plots.meta import (
     active_meta_latents,
     meta_baselines,
@@ -54,6 +55,7 @@ __all__ = [
     "group_insertion_bars",
     "insertion_scatter",
     "kinds_frontier",
+    "map_bars",
     "max_cosine_distribution",
     "meta_baselines",
     "meta_cosines",

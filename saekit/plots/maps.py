@@ -1,0 +1,117 @@
+"""Maps of activations between layers and models, beside their nulls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from saekit.analysis.maps import FITTED, PSEUDOINVERSE
+from saekit.colours import INK, NULL, RECONSTRUCTION
+from saekit.figures import FULL, Plot, describe, house_style, new_figure
+from saekit.plots.common import shade
+from saekit.wording import fixed, number
+
+if TYPE_CHECKING:
+    from saekit.analysis.maps import Maps
+
+ACTIVATIONS, NATIVE = "activations", "native"
+COLOURS = {
+    ACTIVATIONS: INK,
+    PSEUDOINVERSE: RECONSTRUCTION,
+    FITTED: shade(RECONSTRUCTION, 0.6),
+    NATIVE: NULL,
+}
+LABELS = {
+    ACTIVATIONS: "mapped activations",
+    PSEUDOINVERSE: "carried SAE, back by the pseudoinverse",
+    FITTED: "carried SAE, back by a fitted map",
+    NATIVE: "SAE trained there",
+}
+LONGEST = {"fvu": 1.2, "ce_degradation": 4.0}  # a longer bar is cut, with its value written on it
+
+
+def map_bars(result: Maps) -> Plot:
+    """FVU and CE degradation of maps and of a dictionary carried through them.
+
+    Parameters
+    ----------
+    result : Maps
+        CE degradation is drawn if it was measured.
+
+    Examples
+    --------
+    >>> result = saekit.measure_maps(x, x @ torch.rand(6, 6), small, ranks=[2])
+    >>> map_bars(result).data.columns.tolist()
+    ['map', 'what', 'fvu', 'ce_degradation', 'ce_degradation_error']
+    """
+    measures = ["fvu", "ce_degradation", "ce_degradation_error"]
+    of_maps = result.frame.assign(what=ACTIVATIONS)
+    carried = result.carried.assign(what=result.carried["back"].replace("", NATIVE))
+    data = pd.concat([of_maps, carried], ignore_index=True)[["map", "what", *measures]]
+    maps = list(dict.fromkeys(data["map"]))
+    shown = ["fvu", "ce_degradation"] if data["ce_degradation"].notna().any() else ["fvu"]
+    with house_style():
+        figure = new_figure(FULL, 0.9 + 0.13 * len(data) + 0.1 * len(maps))
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, measure in zip(panels, shown, strict=True):
+            _bars(axes, data, maps, measure)
+        panels[0].set_xlabel("FVU on held-out tokens")
+        if len(panels) > 1:
+            panels[1].set_xlabel("CE degradation (nats per token)")
+        figure.legend(
+            handles=[
+                Patch(color=colour, label=LABELS[what])
+                for what, colour in COLOURS.items()
+                if (data["what"] == what).any()
+            ],
+            loc="outside lower center",
+            ncols=2,
+        )
+    ends = result.summary
+    rows = data[data["what"] == ACTIVATIONS]
+    told = ", ".join(f"{row.map} {number(row.fvu)}" for row in rows.itertuples())
+    if len(shown) > 1:
+        told += "; CE degradation: " + ", ".join(
+            f"{r.map} {fixed(r.ce_degradation)}" for r in rows.itertuples()
+        )
+    place = f"from {ends['source'] or 'the source'} to {ends['target'] or 'the target'}"
+    return Plot(
+        figure,
+        data,
+        caption=f"Maps of activations {place}. Fitted on {result.n_fitted:,} tokens and "
+        f"measured on {result.n_held_out:,} tokens of other documents. FVU of mapped activations: {told}.",
+        alt=f"Horizontal bars for {len(maps)} maps {place}. FVU of mapped activations: {told}.",
+        made_from={} if result.dictionary is None else describe(result.dictionary),
+    )
+
+
+def _bars(axes: Axes, data: pd.DataFrame, maps: list[str], measure: str) -> None:
+    """A group of bars for each map, from the top."""
+    longest = min(LONGEST[measure], 1.05 * float(data[measure].max()))
+    place, ticks = 0.0, []
+    for name in maps:
+        part = data[data["map"] == name]
+        ticks.append(place + (len(part) - 1) / 2)
+        for row in part.to_dict("records"):
+            value = float(row[measure])
+            axes.barh(place, min(value, longest), 0.8, color=COLOURS[row["what"]])
+            if value > longest:
+                axes.text(
+                    0.98 * longest,
+                    place,
+                    number(value, 2),
+                    ha="right",
+                    va="center",
+                    fontsize=6,
+                    color="white",
+                )
+            elif measure == "ce_degradation":
+                axes.errorbar(value, place, xerr=row["ce_degradation_error"], color=INK, linewidth=0.6)
+            place += 1
+        place += 0.7
+    axes.set_yticks(ticks, maps)
+    axes.set_ylim(place - 1.2, -0.6)
+    axes.set_xlim(min(0.0, 1.1 * float(data[measure].min())), longest)
