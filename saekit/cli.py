@@ -593,6 +593,16 @@ def _kinds(options: argparse.Namespace) -> None:
     print(f"The tables are {BUNDLED / 'kinds.csv'} and {BUNDLED / 'kinds_l0.csv'}.")
 
 
+def _components(options: argparse.Namespace) -> None:
+    from saekit.files import home
+    from saekit.loading.names import BUNDLED
+    from saekit.series.components import write_components
+
+    print(f"Dictionaries are trained in {home() / 'components'}.", flush=True)
+    print(write_components(progress=options.progress).to_string(index=False))
+    print(f"They are in {BUNDLED}, with their table components.csv.")
+
+
 def _order(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
@@ -701,6 +711,7 @@ COMMANDS = {
     "order": Command(
         "train seeds that share initialisation or data order, and compare them", _no_options, _order
     ),
+    "components": Command("train transcoders and SAEs of attention heads", _no_options, _components),
     "probing": Command("probe the bundled dictionaries on the sets of sae-probes", _no_options, _probing),
     "baselines": Command(
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines

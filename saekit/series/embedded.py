@@ -63,6 +63,8 @@ def _training_documents() -> Iterator[Document]:
 def embedded_store(
     part: str,
     *,
+    hook_point: str = HOOK_POINT,
+    target: str | None = None,
     n_tokens: int | None = None,
     dtype: torch.dtype | None = None,
     model: TransformerBridge | None = None,
@@ -74,6 +76,10 @@ def embedded_store(
     ----------
     part : {"train", "held-out"}
         Which side of the split by documents.
+    hook_point : str
+        Where activations are taken.
+    target : str, optional
+        For transcoders: the hook point of the activations that they predict.
     n_tokens : int, optional
         Positions; 5,000,000 for training and 100,000 held out if left out.
     dtype : torch.dtype, optional
@@ -87,20 +93,24 @@ def embedded_store(
     Returns
     -------
     ActivationStore
-        At `blocks.12.hook_resid_post`, in rows of 128 positions.
+        In rows of 128 positions.
     """
     if dtype is None:
         dtype = torch.bfloat16 if part == "train" else torch.float32
     if n_tokens is None:
         n_tokens = TRAIN_TOKENS if part == "train" else HELD_OUT_TOKENS
-    path = _store_folder(part, n_tokens, dtype)
+    path = _store_folder(part, n_tokens, dtype, hook_point, target)
     if (path / "manifest.json").exists() and read_json(path / "manifest.json")["complete"]:
-        return ActivationStore.open(path, hook_point=HOOK_POINT)
+        return ActivationStore.open(path, hook_point=hook_point)
     if model is None:
         model = load_model(dtype=dtype)
     rows = embedded_rows(model, part=part, n_tokens=n_tokens)
-    return harvest(model, rows, HOOK_POINT, path=path, dtype=dtype, progress=progress)
+    return harvest(model, rows, hook_point, path=path, target=target, dtype=dtype, progress=progress)
 
 
-def _store_folder(part: str, n_tokens: int, dtype: torch.dtype) -> Path:
-    return home() / "stores" / f"{part}-{n_tokens}-{str(dtype).removeprefix('torch.')}{EDITION}"
+def _store_folder(
+    part: str, n_tokens: int, dtype: torch.dtype, hook_point: str = HOOK_POINT, target: str | None = None
+) -> Path:
+    place = "" if hook_point == HOOK_POINT else f"{hook_point}-"
+    name = f"{part}-{place}{n_tokens}-{str(dtype).removeprefix('torch.')}{EDITION}"
+    return home() / "stores" / (f"{name}-to-{target}" if target else name)
