@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -48,6 +48,7 @@ class HeadShares(Result):
     dictionary: Identity
     encoder: Tensor
     decoder: Tensor
+    _plot: ClassVar[str] = "head_shares"
 
     @property
     def n_heads(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -56,6 +56,7 @@ class UpstreamAttribution(Result):
     frame: pd.DataFrame
     pre_activation: float
     frozen_scale: float
+    _plot: ClassVar[str] = "upstream_attribution"
 
     @property
     def latents(self) -> pd.DataFrame:

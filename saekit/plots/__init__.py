@@ -5,6 +5,7 @@ state the numbers of the data that they are given.
 """
 
 from saekit.plots.comparison import group_comparison
+from saekit.plots.components import head_shares, source_attribution, upstream_attribution
 from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels
 from saekit.plots.maps import map_bars
@@ -53,6 +54,7 @@ __all__ = [
     "frontier",
     "group_comparison",
     "group_insertion_bars",
+    "head_shares",
     "insertion_scatter",
     "kinds_frontier",
     "map_bars",
@@ -69,6 +71,7 @@ __all__ = [
     "roc",
     "shared_subspace",
     "side_by_side",
+    "source_attribution",
     "splitting_flow",
     "splitting_tree_plot",
     "stitching_chain",
@@ -79,4 +82,5 @@ __all__ = [
     "uniqueness_by_density",
     "uniqueness_distributions",
     "unmatched_curve",
+    "upstream_attribution",
 ]
