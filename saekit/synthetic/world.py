@@ -320,21 +320,30 @@ class World:
         h = torch.randn(BLOCK, self.n_features, generator=generator)
         if self.factor.shape[1]:
             h.mul_(left).addmm_(torch.randn(BLOCK, self.factor.shape[1], generator=generator), self.factor.T)
-        drawn = SparseLatents.from_mask(h > cut, h)
-        shape = drawn.indices.shape
+        drawn = h > cut
+        n_drawn = int(drawn.count_nonzero())
         if self.noise == "normal":
-            noise = torch.randn(shape, generator=generator)
+            noise = torch.randn(n_drawn, generator=generator)
         else:
-            noise = (torch.rand(shape, generator=generator) - 0.5) * math.sqrt(12)
-        values = (self.mean[drawn.indices] + self.deviation[drawn.indices] * noise).relu()
-        values = self._obey(drawn, values, generator)
-        features = drawn.with_values(values).where(values > 0)
+            noise = (torch.rand(n_drawn, generator=generator) - 0.5) * math.sqrt(12)
+        tie = torch.rand(n_drawn, generator=generator, dtype=torch.float64)
+        # Most of what is drawn lacks its parent or one of that one's, and is left out at once.
+        kept = drawn.clone()
+        for level in range(1, int(self.depth.max()) + 1):
+            children = (self.depth == level).nonzero().flatten()
+            with_parent = kept.index_select(1, self.parent[children]) & drawn.index_select(1, children)
+            kept.index_copy_(1, children, with_parent)
+        features = SparseLatents.from_mask(kept, h)
+        of_drawn = kept[drawn].nonzero().flatten()
+        which = features.indices
+        values = (self.mean[which] + self.deviation[which] * noise[of_drawn]).relu()
+        values = self._obey(features, values, tie[of_drawn])
+        features = features.with_values(values).where(values > 0)
         return Sample(decode_active(features.values, self.directions, features) + self.bias, features)
 
-    def _obey(self, drawn: SparseLatents, values: Tensor, generator: torch.Generator) -> Tensor:
+    def _obey(self, drawn: SparseLatents, values: Tensor, tie: Tensor) -> Tensor:
         """Magnitudes with those set to 0 that hierarchy and groups do not let fire."""
         which, rows = drawn.indices, drawn.rows
-        tie = torch.rand(which.shape, generator=generator, dtype=torch.float64)
         parent, group, depth = self.parent[which], self.group[which], self.depth[which]
         key = rows * self.n_features + which  # ascending
         wanted = rows * self.n_features + parent
