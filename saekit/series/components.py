@@ -20,7 +20,7 @@ from saekit.series.embedded import embedded_store
 from saekit.training.config import TrainingConfig
 from saekit.training.side_by_side import measure, train_side_by_side
 
-TRAIN_TOKENS = 2_000_000
+TOKENS = {"train": 2_000_000, "held-out": 30_000}
 STEPS = 8_000
 
 
@@ -54,7 +54,7 @@ class Component:
             part,
             hook_point=self.hook_point,
             target=self.target,
-            n_tokens=TRAIN_TOKENS if part == "train" else None,
+            n_tokens=TOKENS[part],
             progress=progress,
         )
 
