@@ -593,6 +593,18 @@ def _kinds(options: argparse.Namespace) -> None:
     print(f"The tables are {BUNDLED / 'kinds.csv'} and {BUNDLED / 'kinds_l0.csv'}.")
 
 
+def _cite_options(parser: Parser) -> None:
+    parser.add_argument("figure", metavar="FIGURE", help="name of a saved figure, such as 02_max_cosine")
+    parser.add_argument("--folder", type=Path, help="where it was saved (figures/ if left out)")
+
+
+def _cite(options: argparse.Namespace) -> None:
+    from saekit.figures import citation, figures_folder
+
+    folder = getattr(options, "folder", figures_folder())
+    print(citation(options.figure, folder=folder), (folder / f"{options.figure}.tex").read_text(), sep="\n")
+
+
 def _components(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
@@ -717,6 +729,7 @@ COMMANDS = {
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
+    "cite": Command("print BibTeX and TeX for a figure", _cite_options, _cite, resumes=False),
     "reproduce": Command(
         "run the notebook series, write figures/", _reproduce_options, _reproduce, resumes=False
     ),

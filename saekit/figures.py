@@ -26,10 +26,9 @@ import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from cycler import cycler
 from matplotlib.figure import Figure
 
-from saekit.colours import INK, PINK
+from saekit.colours import PINK
 from saekit.files import hash_file, read_json, source_hash, write_bytes, write_json
 from saekit.identity import Identity, distinct_names
 from saekit.training.variants import VARIANTS
@@ -40,51 +39,7 @@ VERSIONED = ("matplotlib", "numpy", "pandas", "scipy", "seaborn", "torch", "tran
 
 FULL, HALF = 5.5, 2.7  # inches: the text width of ICLR and NeurIPS, and half of it
 
-FONTS = ["STIXGeneral", "DejaVu Sans"]  # they ship inside matplotlib: the same on every machine
-
-STYLE = {
-    "font.family": FONTS,
-    "mathtext.fontset": "stix",
-    "text.usetex": False,
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "legend.borderaxespad": 0.3,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 1.5,
-    "ytick.minor.size": 1.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "hatch.linewidth": 0.5,
-    "axes.prop_cycle": cycler(color=sns.color_palette("colorblind").as_hex()),
-    "figure.dpi": 300,
-    "savefig.dpi": 300,
-    "savefig.bbox": None,  # "tight" would change the width, and with it the size of the text
-    "pdf.fonttype": 42,  # embedded TrueType: Type 3 fonts are refused by venues
-    "ps.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "saekit",
-}
+STYLE = mpl.rc_params_from_file(Path(__file__).with_name("paper.mplstyle"), use_default_template=False)
 
 # PDF and SVG would otherwise carry the time of day; each format takes only its own keys.
 _METADATA: dict[str, dict[str, Any]] = {

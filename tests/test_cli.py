@@ -2,6 +2,7 @@ import inspect
 import json
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -469,3 +470,13 @@ def test_unknown_commands_and_kinds_are_refused(capsys):
         with pytest.raises(SystemExit):
             main(arguments)
         assert "nonsense" in capsys.readouterr().err
+
+
+def test_cite_prints_the_entry_and_the_tex_of_a_figure(capsys):
+    folder = Path(__file__).parents[1] / "figures"
+    assert main(["cite", "02_max_cosine", "--folder", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("@misc{saekit-02_max_cosine,")
+    assert (folder / "02_max_cosine.tex").read_text() in printed
+    assert main(["cite", "other", "--folder", str(folder)]) == 1
+    assert "other" in capsys.readouterr().err

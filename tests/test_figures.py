@@ -7,11 +7,13 @@ from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from saekit import figures
 from saekit.colours import GREY, INK, LATENT, META, NOVEL, NULL, PALETTE, RECONSTRUCTION
@@ -239,3 +241,18 @@ def test_latents_of_a_graph_have_no_colour_of_a_kind():
     """Beside a plot by kind, orange would read as BatchTopK."""
     assert LATENT not in {variant.colour for variant in VARIANTS.values()} | {*PALETTE}
     assert abs(lightness(LATENT) - lightness(META)) >= 8
+
+
+def test_users_can_load_the_house_style_and_draw_like_saekit():
+    def drawn():
+        figure = Figure(figsize=(2, 1.5))
+        axes = figure.add_subplot()
+        axes.plot([0, 1, 3])
+        axes.set_xlabel("x")
+        return figures.render(figure, "svg")
+
+    with house_style():
+        expected = drawn()
+    with matplotlib.style.context(["default", "saekit.paper"]):
+        assert drawn() == expected
+    assert drawn() != expected

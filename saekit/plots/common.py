@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from saekit.analysis.labels import SEPARATOR
 from saekit.dictionary import Dictionary, identity_of
-from saekit.figures import FONTS, describe, kind_style
+from saekit.figures import STYLE, describe, kind_style
 from saekit.identity import Identity, distinct_names
 from saekit.wording import listed, on_tokens
 
@@ -177,7 +177,7 @@ def fit_text(text: str, inches: float, size: float = 6.5) -> str:
 
     A label loses its last words, which matter least, before any letters.
     """
-    font, renderer = FontProperties(family=FONTS, size=size), RendererAgg(1, 1, 720)
+    font, renderer = FontProperties(family=STYLE["font.family"], size=size), RendererAgg(1, 1, 720)
 
     def too_long(text: str) -> bool:
         return renderer.get_text_width_height_descent(text, font, ismath=False)[0] > inches * 720
