@@ -13,7 +13,7 @@ Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_la
 Uniqueness       match_latents, measure_uniqueness, compare_codes, family_uniqueness,
                  measure_shared_subspace, measure_substitution, measure_effects
 Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map, measure_maps,
-                 carry_dictionary
+                 carry_dictionary, explain_latents, score_explanations, Endpoint
 Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
@@ -26,8 +26,6 @@ Report, figures  write_report, plots, figures, figures_folder, provenance_of, pr
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
                  order_table, baselines_table, probing_table
-
-Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
 
 from __future__ import annotations
@@ -87,6 +85,8 @@ _EXPORTS = {
         "cosine_distributions",
         "decomposition",
         "detection_test",
+        "Endpoint",
+        "explain_latents",
         "family_of_head",
         "family_uniqueness",
         "fit_map",
@@ -122,6 +122,7 @@ _EXPORTS = {
         "probe",
         "random_orders",
         "related_latents",
+        "score_explanations",
         "show_clusters",
         "side_by_side",
         "splitting_through_meta",

@@ -26,6 +26,8 @@ from saekit.family import Family
 
 API = Path(__file__).resolve().parents[1] / "docs/api.md"
 WITHOUT_EXAMPLE = {  # public, and not to be run here
+    "saekit.analysis.explain.explain_latents": "needs a language model behind an endpoint",
+    "saekit.analysis.explain.score_explanations": "needs a language model behind an endpoint",
     "saekit.corpora.embedded_corpus": "needs the embedded packages",
     "saekit.corpora.further_prompts": "needs the embedded packages",
     "saekit.corpora.presidential_addresses": "needs the embedded packages",

@@ -1,6 +1,14 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
 from saekit.analysis.detection import Detection, detection_test
+from saekit.analysis.explain import (
+    Endpoint,
+    EndpointError,
+    Explanations,
+    ExplanationScores,
+    explain_latents,
+    score_explanations,
+)
 from saekit.analysis.heads import (
     HeadShares,
     SourceAttribution,
@@ -143,6 +151,10 @@ __all__ = [
     "Detection",
     "DictionaryComparison",
     "Effects",
+    "Endpoint",
+    "EndpointError",
+    "ExplanationScores",
+    "Explanations",
     "FamilySimilarity",
     "FamilyUniqueness",
     "Frankenstein",
@@ -206,6 +218,7 @@ __all__ = [
     "cosine_distributions",
     "decomposition",
     "detection_test",
+    "explain_latents",
     "explained_variance",
     "family_of_head",
     "family_similarity",
@@ -250,6 +263,7 @@ __all__ = [
     "random_map",
     "random_orders",
     "related_latents",
+    "score_explanations",
     "show_clusters",
     "shuffled_clusters",
     "side_by_side",
