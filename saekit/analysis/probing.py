@@ -240,13 +240,15 @@ class Probing(Result):
             n_sets=("auc", "size"),
         ).reset_index()
 
-    def compare(self, reference: str = ACTIVATIONS) -> pd.DataFrame:
+    def compare(self, reference: str = ACTIVATIONS, *, kept_out: bool | None = None) -> pd.DataFrame:
         """Every dictionary's AUC minus that of another at the same k, paired by set.
 
         Parameters
         ----------
         reference : str
             The dictionary to subtract, by its name in `frame`.
+        kept_out : bool, optional
+            Only sets that were kept out of the training text, or (if False) only the others.
 
         Returns
         -------
@@ -262,6 +264,8 @@ class Probing(Result):
         """
         settings.choice("reference", reference, self.frame["dictionary"].unique().tolist())
         sound = self.frame[~self.frame["leaky"]]
+        if kept_out is not None:
+            sound = sound[sound["kept_out"] == kept_out]
         auc = sound.pivot(index=["set", "k"], columns="dictionary", values="auc")
         paired = auc.sub(auc[reference], axis=0).melt(ignore_index=False, value_name="difference").dropna()
         groups = paired.reset_index().groupby(["dictionary", "k"], sort=False)["difference"]

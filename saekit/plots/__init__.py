@@ -4,6 +4,7 @@ Nothing is computed here that a result does not hold, except for histograms. Cap
 state the numbers of the data that they are given.
 """
 
+from saekit.plots.baselines import baseline_dots
 from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
 from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
@@ -45,6 +46,7 @@ __all__ = [
     "active_histogram",
     "active_meta_latents",
     "additivity",
+    "baseline_dots",
     "cluster_panels",
     "code_uniqueness",
     "convergence",

@@ -8,8 +8,9 @@ and table are in files beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,26 @@ from saekit.analysis import (
     Insertion,
     SplittingTree,
     family_similarity,
+    insertion,
+    match_latents,
     meta_sae,
     splitting_tree,
+    stitch,
 )
 from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
 from saekit.analysis.meta.sae import RECIPES, Recipe
 from saekit.analysis.novelty import GroupInsertionPass, InsertionPass
+from saekit.analysis.probing import Probing
 from saekit.analysis.stitching.path import Stitching, StitchingPass
 from saekit.analysis.uniqueness.families import FamilyUniquenessPass
+from saekit.baselines import compare_with_baselines
+from saekit.dictionary import Dictionary
 from saekit.family import Comparison, Family
 from saekit.figures import Plot, kind_style
 from saekit.files import writable_folder
-from saekit.metrics import CEDegradation, Evaluation, EvaluationPass, ce_degradation
+from saekit.metrics import CEDegradation, Evaluation, EvaluationPass, ce_degradation, evaluate
 from saekit.passes import one_pass
+from saekit.plots.probing import MARKERS
 from saekit.provenance import provenance_of
 from saekit.report.page import Section, Table, write_page
 from saekit.settings import choice, cosine, whole
@@ -59,6 +67,8 @@ def write_report(
     theta: float = 0.7,
     k: int = 4,
     recipe: str | Recipe = "lesswrong",
+    baselines: Sequence[Dictionary] = (),
+    probing: Probing | None = None,
     allow_mismatch: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -82,6 +92,11 @@ def write_report(
         Meta-latents per decoder direction.
     recipe : str or Recipe
         How the meta-SAE is trained (`saekit.analysis.meta.sae.RECIPES`).
+    baselines : sequence of Dictionary
+        Dictionaries that learnt nothing (`saekit.baselines`), each of a width of the family, to set beside
+        its dictionary of that width.
+    probing : Probing, optional
+        Probes of the family's dictionaries, from `saekit.probe`.
     allow_mismatch : bool
         Warn instead of raising where model, store and family contradict each other.
     progress : bool
@@ -98,7 +113,8 @@ def write_report(
         If model, store and family do not belong together (`saekit.agreement`).
     ValueError
         If the family has fewer than two widths, or latents that depend on each other (TopK: see
-        `saekit.as_jumprelu`), or a setting is out of range.
+        `saekit.as_jumprelu`), a baseline has none of its widths, none of its dictionaries was probed, or a
+        setting is out of range.
     TypeError
         If `family` is not a `Family`.
     OSError
@@ -115,9 +131,17 @@ def write_report(
         raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
     theta = cosine("theta", theta)
     chosen = RECIPES[choice("recipe", recipe, RECIPES)] if isinstance(recipe, str) else recipe
-    for member in family:
-        member.require_independent("A report")
-    check_agreement(model=model, activations=store, dictionaries=list(family), allow_mismatch=allow_mismatch)
+    for one in baselines:
+        if one.width not in family.widths:
+            raise ValueError(
+                f"A baseline needs a width of the family, {listed(family.widths)}; "
+                f"{one.name} has {one.width}."
+            )
+    probed = _probed(probing, family) if probing is not None else []
+    dictionaries = [*family, *baselines]
+    for one in dictionaries:
+        one.require_independent("A report")
+    check_agreement(model=model, activations=store, dictionaries=dictionaries, allow_mismatch=allow_mismatch)
     k = whole("k", k, at_most=family[family.widths[0]].d_out)
     n_meta = chosen.n_meta_latents(family.widths[-1])
     if k > n_meta:
@@ -128,12 +152,16 @@ def write_report(
     writable_folder(folder)
     options: dict[str, Any] = {"progress": progress, "allow_mismatch": allow_mismatch}
     found = _over_the_store(family, store, theta, **options)
-    analyses = (
+    analyses: list[Callable[[], Section]] = [
         lambda: _measured(family, store, model, found.evaluations, **options),
         lambda: _unique(found.uniqueness),
         lambda: _complete(family, theta, found, **options),
         lambda: _atomic(family, k, chosen, **options),
-    )
+    ]
+    if baselines:
+        analyses.append(lambda: _beside_baselines(family, baselines, store, theta))
+    if probing is not None:
+        analyses.append(lambda: _downstream(probing, probed))
     bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
     sections = [analysis() for analysis in bar]
     kind = kind_style(family.kind).label
@@ -150,7 +178,9 @@ def write_report(
             "held_out_share": HELD_OUT_SHARE,
             "ce_rows": 0 if model is None else CE_ROWS,
         },
-        inputs=provenance_of(store=store, family=family),
+        inputs=provenance_of(
+            store=store, family=family, **{f"baseline {i}": one for i, one in enumerate(baselines)}
+        ),
     )
 
 
@@ -253,6 +283,8 @@ def _unique(result: FamilyUniqueness) -> Section:
         parts.append(("unique_recurrence", plots.recurrence(list(result.seeds.values()))))
         parts.append(("unique_by_density", plots.uniqueness_by_density([result])))
     parts.append(_unique_table(result))
+    if len(seeds):
+        parts.append(_seeds_table(result))
     return Section(
         title="Unique",
         question="Does another training run find the same latents?",
@@ -292,6 +324,26 @@ def _unique_table(result: FamilyUniqueness) -> Table:
             "share_mutual": "mutual",
             "share_shared_both": "encoder too",
             "mean_correlation": "correlation",
+        },
+    )
+
+
+def _seeds_table(result: FamilyUniqueness) -> Table:
+    return Table(
+        "unique_seeds",
+        "All seeds of a width together: PW-MCC, the mean cosine of the one-to-one matching over all pairs of "
+        "seeds (absolute: the one that maximises absolute cosines); latents that recur in every other seed "
+        f"and in none, at θ = {result.theta:g}; and what differed between the runs, as far as they record "
+        "it. Runs that share initialisation or data order agree more than independent ones do.",
+        result.over_seeds,
+        {
+            "width": "width",
+            "n_seeds": "seeds",
+            "pw_mcc_signed": "PW-MCC",
+            "pw_mcc_absolute": "absolute",
+            "share_always": "recur in all",
+            "share_never": "in none",
+            "differ": "differ in",
         },
     )
 
@@ -502,6 +554,129 @@ def _atomic_sentence(result: MetaBaselines, width: int) -> str:
         f"directions), {than} it explains of rows without structure ({null}: {share(nulls[null])}). Of "
         f"{summary['n_baselines']} baselines, {summary['n_beaten']} explain less; the best, "
         f"{summary['best_signed']}, explains {share(summary['best_signed_explained_variance'])}."
+    )
+
+
+BASELINE_HEADLINES = {  # heading, and 1 where more is better, -1 where less is
+    "l0": ("L0", 0),
+    "fvu": ("FVU", -1),
+    "share_novel_gain": ("lower the error alone", 1),
+    "auc": ("AUC of the cosine", 1),
+    "share_lowering": ("steps lowering the error", 1),
+    "share_shared": ("found in another run", 1),
+}
+
+
+def _beside_baselines(
+    family: Family, baselines: Sequence[Dictionary], store: ActivationStore, theta: float
+) -> Section:
+    frame = pd.concat(
+        [
+            compare_with_baselines(
+                family[width],
+                [one for one in baselines if one.width == width],
+                partial(_headlines, family, store, theta),
+            )
+            for width in sorted({one.width for one in baselines})
+        ],
+        ignore_index=True,
+    )
+    shown = {name: label for name, (label, _) in BASELINE_HEADLINES.items() if name in frame}
+    first = ~frame.duplicated("width")  # the trained dictionary of each width
+    exceeded = [
+        label
+        for name, label in shown.items()
+        for sign in [BASELINE_HEADLINES[name][1]]
+        if any(
+            (sign * part[name][1:] > sign * part[name].iloc[0]).any() for _, part in frame.groupby("width")
+        )
+    ]
+    rest = [label for name, label in shown.items() if label not in exceeded and BASELINE_HEADLINES[name][1]]
+    says = f"{_count(len(frame) - first.sum())} stand beside the dictionaries of width "
+    says += f"{listed(frame.loc[first, 'width'])}. "
+    says += f"At least one does better in: {listed(exceeded)}. " if exceeded else ""
+    says += f"None does better in: {listed(rest)}." if rest else ""
+    caption = (
+        "Each dictionary, and below it its baselines. Latents that lower the error of the next narrower "
+        "dictionary when inserted alone, how well the cosine predicts which (no AUC where none or all do), "
+        "and steps of stitching that lower it; latents found in another seed or else in the next width. "
+        "What depends on the encoder or on the set of directions alone is the same for a permuted decoder."
+    )
+    return Section(
+        title="Baselines",
+        question="Would a dictionary that learnt nothing have scored as well?",
+        says=says.strip(),
+        parts=[Table("beside_baselines", caption, frame, {"dictionary": "dictionary", **shown})],
+        numbers={"dictionaries": frame.to_dict("records")},
+    )
+
+
+def _count(n: int) -> str:
+    return "One baseline" if n == 1 else f"{n} baselines"
+
+
+def _headlines(family: Family, store: ActivationStore, theta: float, sae: Dictionary) -> dict[str, Any]:
+    """What the baselines of a width are compared in."""
+    found = {name: evaluate(sae, store).summary[name] for name in ("l0", "fvu")}
+    place = family.widths.index(sae.width)
+    if place:
+        small = family[family.widths[place - 1]]
+        summary = insertion(small, sae, store, theta=theta).summary
+        found |= {name: summary[name] for name in ("share_novel_gain", "auc")}
+        found["share_lowering"] = stitch(small, sae, store, theta=theta).summary["share_lowering"]
+    other = family.second_seed(sae.width)
+    if other is None and place + 1 < len(family.widths):
+        other = family[family.widths[place + 1]]
+    if other is not None:
+        found["share_shared"] = match_latents(sae, other, theta=theta).summary["share_shared"]
+    return found
+
+
+def _probed(probing: Probing, family: Family) -> list[str]:
+    """Names of the family's dictionaries that were probed, one seed of each width."""
+    if not isinstance(probing, Probing):
+        raise TypeError(f"probing must be a Probing, found {type(probing).__name__}: see saekit.probe.")
+    known = set(probing.frame["dictionary"])
+    names = [family[width].name for width in family.widths if family[width].name in known]
+    if not names:
+        raise ValueError(
+            f"None of the dictionaries of {family} was probed; the probes are of {listed(sorted(known))}."
+        )
+    return names
+
+
+def _downstream(probing: Probing, names: list[str]) -> Section:
+    table = probing.table
+    others = [name for name in table["dictionary"].unique() if name not in names]
+    curves = plots.probing_curves(probing, [*names, *others][: len(MARKERS)])
+    k = int(table["k"].min())
+    origin = bool(table["kept_out"].any())
+    at = table[(table["k"] == k) & (table["kept_out"] == origin)].set_index("dictionary")["auc"]
+    where = "sets kept out of the training text" if origin else "the sets"
+    each = listed([f"{number(at[name])} ({name})" for name in [names[-1], *others[:3]]])
+    return Section(
+        title="Probing",
+        question="Do a few latents tell the classes of prompts apart?",
+        says=f"With {k} latent{'s' * (k > 1)}, the mean AUC on {where} is {each}.",
+        parts=[
+            ("probing", curves),
+            Table(
+                "probing_table",
+                "k-sparse probing (Kantamneni et al. 2025): mean AUC over sets, with its standard error. "
+                "Rows named “activations” are probes on dimensions of the activations instead. Sets whose "
+                "labels leak are left out.",
+                table.assign(sets=table["kept_out"].map({True: "kept out", False: "others"})),
+                {
+                    "dictionary": "dictionary",
+                    "sets": "sets",
+                    "k": "k",
+                    "auc": "AUC",
+                    "auc_error": "error",
+                    "n_sets": "number of sets",
+                },
+            ),
+        ],
+        numbers=probing.summary,
     )
 
 

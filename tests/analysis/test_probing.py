@@ -174,6 +174,9 @@ def test_tables_leave_leaky_sets_out_and_report_kept_ones_apart():
     assert compared.loc["a", 1]["difference"] == pytest.approx(difference.mean())
     assert compared.loc["a", 1]["difference_error"] == pytest.approx(difference.std(ddof=1) / 3**0.5)
     assert compared.loc["b", 2]["difference"] == 0
+    apart = result.compare("b", kept_out=False).set_index(["dictionary", "k"])
+    assert apart.loc["a", 1]["difference"] == pytest.approx(difference[["set 1", "set 2"]].mean())
+    assert result.compare("b", kept_out=True)["n_sets"].unique().tolist() == [1]
     with pytest.raises(ValueError, match="reference must be one of"):
         result.compare("c")
 

@@ -13,14 +13,23 @@ import pandas as pd
 import pytest
 import torch
 
+import saekit
 from saekit.agreement import MismatchError
-from saekit.analysis import family_uniqueness, group_insertion, insertion, stitch
+from saekit.analysis import (
+    family_uniqueness,
+    group_insertion,
+    insertion,
+    match_latents,
+    measure_uniqueness,
+    stitch,
+)
 from saekit.analysis.meta.sae import Recipe
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.metrics import evaluate
 from saekit.report.page import Section, Table, write_page
 from saekit.report.report import _greatest_null, write_report
+from saekit.wording import number
 
 pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
 
@@ -43,6 +52,10 @@ CSVS = {
     "stitching",
     "atomic_baselines",
     "baselines",
+    "unique_seeds",
+    "beside_baselines",
+    "probing",
+    "probing_table",
 }
 
 
@@ -72,9 +85,20 @@ def family(store):
 
 
 @pytest.fixture(scope="module")
-def folder(family, store, model, tmp_path_factory):
+def beside(family, store):
+    """What a report takes in besides the family."""
+    x = torch.randn(80, store.d_in, generator=torch.Generator().manual_seed(5))
+    sets = [saekit.LastTokens(f"set {i}", x, x[:, i] > 0, kept_out=i == 0) for i in range(3)]
+    return {
+        "baselines": [saekit.random_at_equal_l0(family[24], store), saekit.permuted_decoder(family[12])],
+        "probing": saekit.probe([family[12], family[24]], sets, ks=[1, 2]),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(family, store, model, beside, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    page = write_report(family, store, folder=folder, model=model, theta=THETA, k=2, recipe=QUICK)
+    page = write_report(family, store, folder=folder, model=model, theta=THETA, k=2, recipe=QUICK, **beside)
     assert page == folder / "index.html"
     return folder
 
@@ -111,7 +135,7 @@ def test_the_page_needs_nothing_else(folder):
     assert anchors == {"unique", "complete", "atomic"} == anchors & set(re.findall(r'id="([a-z-]+)"', text))
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|@import|url\(|nan\b|/(home|root|tmp|work|Users)/", text)
-    assert page.tags.count("img") == page.tags.count("figure") == 10
+    assert page.tags.count("img") == page.tags.count("figure") == 11
 
 
 def test_everything_on_the_page_is_escaped(folder):
@@ -209,8 +233,44 @@ def test_a_null_is_that_of_the_comparison_itself():
     assert _greatest_null(result, table[3:4]) == 0.7
 
 
-def test_the_same_inputs_give_the_same_bytes(folder, family, store, model, tmp_path):
-    write_report(family, store, folder=tmp_path, model=model, theta=THETA, k=2, recipe=QUICK)
+def test_baselines_and_probes_stand_beside_the_family(folder, family, store, beside):
+    record = json.loads((folder / "report.json").read_text())
+    table = pd.read_csv(folder / "beside_baselines.csv").set_index("kind")
+    assert table["width"].tolist() == [12, 12, 24, 24]
+    random = beside["baselines"][0]
+    row = table.loc["relu-random-at-equal-l0"]
+    assert row["fvu"] == pytest.approx(evaluate(random, store).fvu)
+    alone = insertion(family[12], random, store, theta=THETA).summary
+    assert row["share_novel_gain"] == alone["share_novel_gain"]
+    assert (
+        row["share_shared"] == match_latents(random, family.get(24, 1), theta=THETA).summary["share_shared"]
+    )
+    permuted = table.loc["relu-permuted-decoder"]
+    trained = table[table["width"] == 12].iloc[0]
+    assert permuted["share_shared"] == trained["share_shared"]
+    assert "2 baselines stand beside the dictionaries of width 12 and 24" in record["says"]["Baselines"]
+    assert "found in another run" in record["says"]["Baselines"].partition("None does better in")[2]
+    auc = beside["probing"].table.set_index(["dictionary", "k", "kept_out"])["auc"]
+    assert f"{number(auc[family[24].name, 1, True])} ({family[24].name})" in record["says"]["Probing"]
+    seeds = pd.read_csv(folder / "unique_seeds.csv")
+    expected = measure_uniqueness(family[24], family.get(24, 1), theta=THETA).summary
+    assert seeds["pw_mcc_signed"].tolist() == pytest.approx([expected["pw_mcc_signed"]])
+    assert seeds["differ"].tolist() == ["unknown"]
+
+
+def test_what_does_not_belong_beside_the_family_is_refused_at_once(family, store, beside, tmp_path):
+    with pytest.raises(ValueError, match=r"width of the family, 12 and 24; .* has 5"):
+        write_report(family, store, folder=tmp_path, baselines=[family[12].gather(range(5))])
+    with pytest.raises(TypeError, match=r"must be a Probing, found DataFrame"):
+        write_report(family, store, folder=tmp_path, probing=beside["probing"].frame)
+    strange = replace(beside["probing"], frame=beside["probing"].frame.assign(dictionary="other"))
+    with pytest.raises(ValueError, match=r"was probed; the probes are of other"):
+        write_report(family, store, folder=tmp_path, probing=strange)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_same_inputs_give_the_same_bytes(folder, family, store, model, beside, tmp_path):
+    write_report(family, store, folder=tmp_path, model=model, theta=THETA, k=2, recipe=QUICK, **beside)
     for path in folder.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
