@@ -248,7 +248,9 @@ def test_baselines_and_probes_stand_beside_the_family(folder, family, store, bes
     trained = table[table["width"] == 12].iloc[0]
     assert permuted["share_shared"] == trained["share_shared"]
     assert "2 baselines stand beside the dictionaries of width 12 and 24" in record["says"]["Baselines"]
-    assert "found in another run" in record["says"]["Baselines"].partition("None does better in")[2]
+    assert "FVU" in record["says"]["Baselines"].partition("None does better in: ")[2]
+    better = row["share_shared"] > table.loc["relu"].query("width == 24")["share_shared"].item()
+    assert ("found in another run" in record["says"]["Baselines"].partition("None does")[0]) == better
     auc = beside["probing"].table.set_index(["dictionary", "k", "kept_out"])["auc"]
     assert f"{number(auc[family[24].name, 1, True])} ({family[24].name})" in record["says"]["Probing"]
     seeds = pd.read_csv(folder / "unique_seeds.csv")
