@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from operator import itemgetter
@@ -580,8 +580,15 @@ def _as_block_output(model: TransformerBridge, tokens: Tensor, residual: Tensor)
     raise AssertionError("block 0 did not run")
 
 
-def _replacing(hook_point: str, replace: Callable[[Tensor], Tensor]) -> Hook:
-    """A hook that puts `replace(activations [rows, ctx, d_in])` in the place of the activations."""
+def replacing(hook_point: str, replace: Callable[[Tensor], Tensor]) -> Hook:
+    """A hook that puts `replace(activations [rows, ctx, d_in])` in the place of the activations.
+
+    Examples
+    --------
+    >>> hook_point, _ = replacing("blocks.1.hook_resid_post", torch.zeros_like)
+    >>> hook_point
+    'blocks.1.hook_resid_post'
+    """
 
     def hook_function(activations: Tensor, **_: Any) -> Tensor:
         flat = activations.flatten(2)
@@ -644,7 +651,7 @@ def logits_with_replacement(
     torch.Size([1, 16, 320])
     """
     hook_point, _ = resolve_hook_point(model, hook_point)
-    hooks = [] if replace is None else [_replacing(hook_point, replace)]
+    hooks = [] if replace is None else [replacing(hook_point, replace)]
     return _run(model, tokens.to(device_of(model)).long(), hooks)
 
 
@@ -724,15 +731,53 @@ class PartialRun:
     _entering: Tensor | None  # what leaves the block before; None: the activations do
 
     @torch.no_grad()
-    def logits(self, activations: Tensor) -> Tensor:
+    def logits(
+        self, activations: Tensor, *, hooks: Sequence[Hook] = (), last: Tensor | None = None
+    ) -> Tensor:
         """Logits `[rows, ctx, vocab]` with these activations `[rows, ctx, d_in]` at the hook point.
+
+        Parameters
+        ----------
+        activations : Tensor
+            `[rows, ctx, d_in]`.
+        hooks : sequence
+            Further hooks, at later hook points.
+        last : Tensor, optional
+            One position per row: only its logits are computed, `[rows, vocab]`.
 
         Raises
         ------
         ValueError
             If the activations have another shape than the model's own.
         """
-        return self._go_on(activations)
+        return self._go_on(activations, hooks=hooks, last=last)
+
+    def gradient(
+        self,
+        activations: Tensor,
+        function: Callable[[Tensor], Tensor],
+        *,
+        hooks: Sequence[Hook] = (),
+        last: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """A function of the logits, `[rows]`, and its gradient by the activations, `[rows, ctx, d_in]`.
+
+        Parameters are those of `logits`; rows do not depend on each other.
+        """
+        with torch.enable_grad():
+            x = activations.detach().to(self.activations).requires_grad_()
+            values = function(self._go_on(x, hooks=hooks, last=last))
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return values.detach(), gradient
+
+    def select(self, rows: Tensor) -> PartialRun:
+        """The same run of some of its rows, int64 `[n]`; a row may come several times."""
+        rows = rows.to(self.tokens.device)
+        parts = (self.tokens, self.activations, self.inputs, self._entering)
+        tokens, activations, inputs, entering = (None if part is None else part[rows] for part in parts)
+        return replace(
+            self, tokens=tokens, activations=activations, inputs=inputs, _entering=entering
+        )
 
     @torch.no_grad()
     def losses(self, activations: Tensor) -> Tensor:
@@ -760,7 +805,14 @@ class PartialRun:
             losses.append(F.cross_entropy(logits[0, :-1].float(), self.tokens[row, 1:], reduction="none"))
         return torch.stack(losses)
 
-    def _go_on(self, activations: Tensor, rows: slice = slice(None), until: str | None = None) -> Tensor:
+    def _go_on(
+        self,
+        activations: Tensor,
+        rows: slice = slice(None),
+        until: str | None = None,
+        hooks: Sequence[Hook] = (),
+        last: Tensor | None = None,
+    ) -> Tensor:
         """Some of the rows to the logits, or to what a hook point holds."""
         if activations.shape != self.activations.shape:
             raise ValueError(
@@ -768,18 +820,18 @@ class PartialRun:
                 f"found {list(activations.shape)}."
             )
         tokens, activations = self.tokens[rows], activations[rows].to(self.activations)
-        if not self._layer:  # nothing to skip
-            return _run(self.model, tokens, [_replacing(self.hook_point, lambda _: activations)], until=until)
-        if self._entering is None:
-            return _run(self.model, tokens, residual=activations, layer=self._layer, until=until)
-        return _run(
-            self.model,
-            tokens,
-            [_replacing(self.hook_point, lambda _: activations)],
-            residual=self._entering[rows],
-            layer=self._layer,
-            until=until,
-        )
+        if last is not None:
+            at = torch.arange(len(tokens), device=tokens.device), last.to(tokens.device)
+            # After the final norm: some architectures reshape its output to all positions.
+            hooks = [*hooks, ("unembed.hook_in", lambda x, **_: x[at][:, None])]
+        start: dict[str, Any] = {}
+        if self._layer:
+            residual = activations if self._entering is None else self._entering[rows]
+            start = {"residual": residual, "layer": self._layer}
+        if not self._layer or self._entering is not None:
+            hooks = [replacing(self.hook_point, lambda _: activations), *hooks]
+        found = _run(self.model, tokens, hooks, until=until, **start)
+        return found if last is None else found[:, 0]
 
 
 @torch.no_grad()
