@@ -18,6 +18,8 @@ Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_a
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
+Circuits         Prompts, task_accuracy, measure_node_effects, measure_circuit,
+                 compare_circuits, compare_errors, CircuitExplorer
 Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer
 Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_of_head
@@ -80,8 +82,10 @@ _EXPORTS = {
         "cluster_latents",
         "collect",
         "compare",
+        "compare_circuits",
         "compare_codes",
         "compare_dictionaries",
+        "compare_errors",
         "cosine_distributions",
         "decomposition",
         "detection_test",
@@ -103,9 +107,11 @@ _EXPORTS = {
         "match_latents",
         "matched_curve",
         "matched_l0",
+        "measure_circuit",
         "measure_effects",
         "measure_irreducibility",
         "measure_maps",
+        "measure_node_effects",
         "measure_overshoot",
         "measure_readability",
         "measure_rebuilt_ce",
@@ -129,6 +135,7 @@ _EXPORTS = {
         "splitting_tree",
         "stitch",
         "stitch_chain",
+        "task_accuracy",
     ),
     "saekit.synthetic": ("World",),
     "saekit.recovery": ("measure_recovery",),
@@ -137,7 +144,9 @@ _EXPORTS = {
     "saekit.figures": ("figures_folder",),
     "saekit.report.report": ("write_report",),
     "saekit.provenance": ("provenance_of", "provenance_table"),
+    "saekit.prompts": ("Prompts",),
     "saekit.widgets": (
+        "CircuitExplorer",
         "collect_evidence",
         "LatentExplorer",
         "MetaExplorer",

@@ -773,10 +773,12 @@ class PartialRun:
     def select(self, rows: Tensor) -> PartialRun:
         """The same run of some of its rows, int64 `[n]`; a row may come several times."""
         rows = rows.to(self.tokens.device)
-        parts = (self.tokens, self.activations, self.inputs, self._entering)
-        tokens, activations, inputs, entering = (None if part is None else part[rows] for part in parts)
         return replace(
-            self, tokens=tokens, activations=activations, inputs=inputs, _entering=entering
+            self,
+            tokens=self.tokens[rows],
+            activations=self.activations[rows],
+            inputs=None if self.inputs is None else self.inputs[rows],
+            _entering=None if self._entering is None else self._entering[rows],
         )
 
     @torch.no_grad()

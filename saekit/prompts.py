@@ -241,9 +241,7 @@ def indirect_object(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: in
         place, thing = scenes[draw.integers(len(scenes))]
         giver, taker = (a, b) if draw.integers(2) else (b, a)
         start = f"When{a} and{b} went to the {place},"
-        return tuple(  # type: ignore[return-value]
-            (f"{start}{giver} gave a {thing} to", f"{start}{taker} gave a {thing} to", taker, giver)
-        )
+        return f"{start}{giver} gave a {thing} to", f"{start}{taker} gave a {thing} to", taker, giver
 
     if not scenes:
         raise ValueError("The tokenizer has none of the scenes of this task as single tokens.")
@@ -305,16 +303,16 @@ def greater_than(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int =
         event, century, year = EVENTS[draw.integers(len(EVENTS))], 17, int(draw.integers(20, 80))
         earlier, later = set(follows[:year]), set(follows[year + 1 :])
         text = f"The {event} lasted from the year {century}{{:02d}} to the year {century}"
-        right, wrong = (sorted(strings[token] for token in side) for side in (later - earlier, earlier - later))
+        right, wrong = (
+            sorted(strings[token] for token in side) for side in (later - earlier, earlier - later)
+        )
         return text.format(year), text.format(1), right, wrong
 
     return _drawn(tokenizer, "greater than", one, n, seed)
 
 
 Task = Callable[..., Prompts]
-TASKS: Mapping[str, Task] = {
-    task.__name__: task for task in (indirect_object, agreement, greater_than)
-}
+TASKS: Mapping[str, Task] = {task.__name__: task for task in (indirect_object, agreement, greater_than)}
 
 
 def _drawn(
@@ -336,9 +334,7 @@ def _drawn(
     if len(found) < n:
         raise ValueError(f"The templates of this task make only {len(found)} different prompts, not {n}.")
     clean, corrupted, answers, wrong = zip(*found.values(), strict=True)
-    return Prompts.from_texts(
-        tokenizer, clean, corrupted=corrupted, answers=answers, wrong=wrong, name=name
-    )
+    return Prompts.from_texts(tokenizer, clean, corrupted=corrupted, answers=answers, wrong=wrong, name=name)
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, *texts: str) -> bool:

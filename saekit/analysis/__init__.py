@@ -1,6 +1,16 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
 from saekit.analysis.detection import Detection, detection_test
+from saekit.analysis.effects.circuits import (
+    Circuit,
+    CircuitComparison,
+    ErrorCarriers,
+    compare_circuits,
+    compare_errors,
+    measure_circuit,
+)
+from saekit.analysis.effects.metrics import TaskAccuracy, task_accuracy
+from saekit.analysis.effects.nodes import NodeEffects, measure_node_effects
 from saekit.analysis.explain import (
     Endpoint,
     EndpointError,
@@ -141,6 +151,8 @@ __all__ = [
     "BestMatches",
     "CECurve",
     "CERebuilt",
+    "Circuit",
+    "CircuitComparison",
     "CircularOrder",
     "ClusterPanels",
     "CodeUniqueness",
@@ -153,6 +165,7 @@ __all__ = [
     "Effects",
     "Endpoint",
     "EndpointError",
+    "ErrorCarriers",
     "ExplanationScores",
     "Explanations",
     "FamilySimilarity",
@@ -181,6 +194,7 @@ __all__ = [
     "Mixtures",
     "Move",
     "MultipleChoice",
+    "NodeEffects",
     "Overshoot",
     "PairStatistics",
     "Probing",
@@ -198,6 +212,7 @@ __all__ = [
     "StitchingChain",
     "Streamed",
     "Substitution",
+    "TaskAccuracy",
     "TopTokens",
     "Uniqueness",
     "UpstreamAttribution",
@@ -212,8 +227,10 @@ __all__ = [
     "cluster_points",
     "collect",
     "compare",
+    "compare_circuits",
     "compare_codes",
     "compare_dictionaries",
+    "compare_errors",
     "contexts",
     "cosine_distributions",
     "decomposition",
@@ -238,10 +255,12 @@ __all__ = [
     "matched_curve",
     "matched_l0",
     "matching_pursuit",
+    "measure_circuit",
     "measure_circular_order",
     "measure_effects",
     "measure_irreducibility",
     "measure_maps",
+    "measure_node_effects",
     "measure_overshoot",
     "measure_readability",
     "measure_rebuilt_ce",
@@ -271,6 +290,7 @@ __all__ = [
     "splitting_tree",
     "stitch",
     "stitch_chain",
+    "task_accuracy",
     "top_contexts",
     "top_tokens",
 ]

@@ -7,6 +7,7 @@ state the numbers of the data that they are given.
 from saekit.plots.baselines import baseline_dots
 from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
+from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
 from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels
 from saekit.plots.maps import map_bars
@@ -47,10 +48,13 @@ __all__ = [
     "active_meta_latents",
     "additivity",
     "baseline_dots",
+    "circuits_by_dictionary",
     "cluster_panels",
     "code_uniqueness",
     "convergence",
     "density_histogram",
+    "effects_agreement",
+    "faithfulness_curves",
     "fingerprints",
     "frankenstein",
     "frontier",

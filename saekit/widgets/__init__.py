@@ -1,5 +1,6 @@
 """Interactive explorers of results for notebooks, with a static form for pages that run nothing."""
 
+from saekit.widgets.circuit_explorer import CircuitExplorer
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer
 from saekit.widgets.meta_explorer import MetaExplorer
@@ -10,6 +11,7 @@ from saekit.widgets.stitching_explorer import StitchingExplorer
 from saekit.widgets.world_explorer import WorldExplorer
 
 __all__ = [
+    "CircuitExplorer",
     "Evidence",
     "LatentExplorer",
     "MetaExplorer",

@@ -540,3 +540,80 @@ def _over_lines(place: tuple[float, float], *texts: str) -> str:
 def _cut(text: str, length: int) -> str:
     text = visible(text, leading_space=False).strip()
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# ---------------------------------------------------------------------- circuits
+
+CELL, LANE = 88, 30
+
+
+def circuit(
+    columns: Sequence[str],
+    lanes: Sequence[str],
+    nodes: Sequence[Mapping[str, Any]],
+    selected: tuple[int, int, int],
+    *,
+    label: str,
+) -> str:
+    """Draw the nodes of a circuit by position and hook point, sized by their effects.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Token of each position.
+    lanes : sequence of str
+        Hook points, the earliest first (drawn lowest).
+    nodes : sequence of mapping
+        `column`, `lane`, `latent` (-1 for an error) and `effect`, greatest first.
+    selected : tuple of int
+        Column, lane and latent of the selected node.
+    label : str
+        Alternative text.
+    """
+    cells: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for node in nodes:
+        cells.setdefault((node["lane"], node["column"]), []).append(node)
+    tall = [
+        max((len(cells.get((lane, c), ())) for c in range(len(columns))), default=0)
+        for lane in range(len(lanes))
+    ]
+    heights = [16 + LANE * max(1, n) for n in tall]
+    width, top = 8 + CELL * len(columns), 8
+    most = max((abs(node["effect"]) for node in nodes), default=1.0) or 1.0
+    parts: list[str] = []
+    y = float(top)
+    for lane in reversed(range(len(lanes))):
+        parts.append(
+            f'<rect class="sk-band" x="4" y="{y:.1f}" width="{width - 8}" '
+            f'height="{heights[lane] - 4}" rx="4"/>'
+        )
+        parts.append(_text(8, y + 12, lanes[lane]))
+        for column in range(len(columns)):
+            for place, node in enumerate(cells.get((lane, column), ())):
+                centre = 8 + CELL * column + 15, y + heights[lane] - 4 - LANE * (place + 0.5)
+                parts.append(_node(node, centre, abs(node["effect"]) / most))
+                if (column, lane, node["latent"]) == selected:
+                    parts.append(f'<circle class="sk-ring" cx="{centre[0]}" cy="{centre[1]:.1f}" r="14"/>')
+        y += heights[lane]
+    for column, token in enumerate(columns):
+        parts.append(
+            _text(8 + CELL * (column + 0.5), y + 12, _cut(token, 11), anchor="middle", kind="sk-text")
+        )
+        parts.append(_text(8 + CELL * (column + 0.5), y + 26, str(column), anchor="middle"))
+    return _svg(width, y + 34, label, *parts)
+
+
+def _node(node: Mapping[str, Any], centre: tuple[float, float], share: float) -> str:
+    """A disc for a latent, a square for an error; filled if it supports the metric, else hollow."""
+    x, y = centre
+    size = 3 + 9 * float(np.sqrt(share))
+    colour = BLUE if node["effect"] < 0 else VERMILION
+    look = f'fill="{colour}"' if node["effect"] < 0 else f'fill="none" stroke="{colour}" stroke-width="2"'
+    name = "error" if node["latent"] < 0 else str(node["latent"])
+    shape = (
+        f'<rect x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size:.1f}" height="{2 * size:.1f}" {look}>'
+        if node["latent"] < 0
+        else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" {look}>'
+    )
+    end = "</rect>" if node["latent"] < 0 else "</circle>"
+    return f"{shape}<title>{name}: {number(node['effect'])}</title>{end}" + _text(x + 16, y + 4, name)

@@ -102,9 +102,7 @@ METRICS = {
 }
 
 
-def metric_of(
-    given: str | MetricFunction, prompts: Prompts, n_vocab: int, *, differentiable: bool
-) -> Metric:
+def metric_of(given: str | MetricFunction, prompts: Prompts, n_vocab: int, *, differentiable: bool) -> Metric:
     """A metric by name, or a function of your own, checked on logits of zeros.
 
     Parameters
@@ -212,8 +210,8 @@ def task_accuracy(model: TransformerBridge, prompts: Prompts) -> TaskAccuracy:
 
     Examples
     --------
-    >>> texts = ["the king sleeps", "the old queen"]
-    >>> prompts = saekit.Prompts.from_texts(model.tokenizer, texts, answers=[" over"] * 2, wrong=[" runs"] * 2)
+    >>> answers = {"answers": [" over", " a"], "wrong": [" runs", " the"]}
+    >>> prompts = saekit.Prompts.from_texts(model.tokenizer, ["the king sleeps", "the old queen"], **answers)
     >>> task_accuracy(model, prompts).frame.columns.tolist()
     ['prompt', 'logit_difference', 'corrupted_logit_difference', 'correct', 'top']
     """

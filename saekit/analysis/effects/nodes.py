@@ -175,7 +175,9 @@ class NodeEffects(Result):
             latents = agreement[agreement["kind"] == "latent"]
             correlations = {
                 f"{place}: {method}": value
-                for place, method, value in latents[["place", "method", "correlation"]].itertuples(index=False)
+                for place, method, value in latents[["place", "method", "correlation"]].itertuples(
+                    index=False
+                )
             }
         else:
             correlations = {}
@@ -228,7 +230,7 @@ def measure_node_effects(
     model : TransformerBridge
         The model.
     dictionaries : Dictionary or sequence of Dictionary
-        Each at its own hook point. Nodes of one hook point are set while those of the others follow the model.
+        Each at its own hook point. Those of one are set while the others follow the model.
     prompts : Prompts
         Single or in pairs.
     metric : {"logit_difference", "log_probability", "loss"} or callable
@@ -371,9 +373,7 @@ class _Measured:
             parts.append(run.gradient(activations[rows], function, hooks=hooks, last=self._last(rows))[1])
         return torch.cat(parts).to(self.site.dictionary.W_dec.dtype)
 
-    def estimates(
-        self, methods: Sequence[str], steps: int, rule: str, hooks: Sequence[Hook]
-    ) -> pd.DataFrame:
+    def estimates(self, methods: Sequence[str], steps: int, rule: str, hooks: Sequence[Hook]) -> pd.DataFrame:
         """The nodes that differ from their baseline, with every effect but the exact one."""
         x = self.run.activations.to(self.clean.error.dtype)
         latents, error = self.base.latents - self.clean.latents, self.base.error - self.clean.error

@@ -44,7 +44,9 @@ def relevance_hooks(model: TransformerBridge) -> list[Hook]:
         hooks.append((f"blocks.{layer}.attn.hook_pattern", lambda pattern, **_: pattern.detach()))
         inside, gate, outside = (f"blocks.{layer}.mlp.{part}" for part in ("in", "gate", "out"))
         if f"{inside}.hook_out" not in names or f"{outside}.hook_in" not in names:
-            raise ValueError(f"RelP has no rule for the MLP of block {layer}: it needs a plain or a gated one.")
+            raise ValueError(
+                f"RelP has no rule for the MLP of block {layer}: it needs a plain or a gated one."
+            )
         factors = [f"{part}.hook_out" for part in (inside, gate) if f"{part}.hook_out" in names]
         hooks += _shared(factors, f"{outside}.hook_in")
     return hooks

@@ -4,65 +4,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr
+from toy_effects import HOOK_POINT, double, everywhere, random, sae
 
 from saekit.agreement import MismatchError
 from saekit.analysis.effects.nodes import METHODS, correlate, measure_node_effects
-from saekit.dictionary import Dictionary, Transcoder
-from saekit.models import load_model, logits_with_replacement, run_to
+from saekit.dictionary import Transcoder
+from saekit.models import logits_with_replacement, run_to
 from saekit.prompts import Prompts
 
-HOOK_POINT = "blocks.1.hook_resid_post"
 pytestmark = pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning")
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def sae(hook_point=HOOK_POINT, width=20, seed=0, **more):
-    return Dictionary.from_weights(
-        random(16, width, seed=seed) / 4,
-        random(width, 16, seed=seed + 1),
-        random(width, seed=seed + 2) / 4,
-        random(16, seed=seed + 3) / 4,
-        d_in=16,
-        info={"hook_point": hook_point, "kind": "relu", "seed": seed},
-        **more,
-    )
-
-
-def double(dictionary):
-    return dictionary.to(dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def prompts(model):
-    """Pairs of different lengths."""
-    clean = ["the king sleeps over the river", "the old queen runs", "a stone over the moon"]
-    corrupted = ["the queen sleeps over the river", "the old king runs", "a stone under the moon"]
-    return Prompts.from_texts(
-        model.tokenizer, clean, corrupted=corrupted, answers=[" king", " the", (" the", " old")],
-        wrong=[" queen", " a", " moon"],
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def linear_model(model_folder):
-    """Linear after block 1: its last block adds nothing, its final norm has a constant scale. Float64."""
-    model = load_model(model_folder, dtype=torch.float64)
-    with torch.no_grad():
-        for part in (model.blocks[2].attn.o, model.blocks[2].mlp.out):
-            part.original_component.weight.zero_()
-    norm = model.ln_final.original_component
-    norm.forward = lambda x: x * norm.weight
-    return model
-
-
-def everywhere(logits, prompts):
-    """A metric that is linear in the logits of every position."""
-    n, ctx, vocab = logits.shape
-    keep = (torch.arange(ctx) < prompts.lengths[:, None])[:, :, None]
-    return (logits * keep * random(ctx, vocab, seed=5)).sum((1, 2)) / 30
 
 
 # ------------------------------------------------------------------------------ a linear model
@@ -111,7 +61,9 @@ def test_transcoders_and_saes_at_several_hook_points_stand_beside_each_other(lin
 # ------------------------------------------------------------------------------ any model
 
 
-@pytest.mark.parametrize("hook_point", ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.hook_mlp_out"])
+@pytest.mark.parametrize(
+    "hook_point", ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z", "blocks.2.hook_mlp_out"]
+)
 def test_exact_effects_equal_a_naive_loop(model, prompts, hook_point):
     dictionary = sae(hook_point)
     effects = measure_node_effects(model, dictionary, prompts, methods=["exact"], n_exact=25, batch_rows=7)
@@ -148,9 +100,7 @@ def test_exact_effects_equal_a_naive_loop(model, prompts, hook_point):
 def test_integrated_gradients_are_complete(model, prompts):
     found = {}
     for rule, steps in (("midpoint", 60), ("left", 4), ("left", 60), ("right", 60)):
-        effects = measure_node_effects(
-            model, sae(), prompts, methods=["integrated"], steps=steps, rule=rule
-        )
+        effects = measure_node_effects(model, sae(), prompts, methods=["integrated"], steps=steps, rule=rule)
         sums = effects.frame.groupby("prompt")["integrated"].sum().to_numpy()
         found[rule, steps] = np.abs(sums - effects.totals["total"].to_numpy()).max()
         assert effects.integration == {"steps": steps, "rule": rule, "start": "clean", "end": "patch"}
@@ -172,7 +122,9 @@ def test_attribution_is_the_derivative(model, prompts):
             x = run.activations.clone()
             x[0, row.position] += sign * step * row.activation * dictionary.W_dec[row.latent]
             logits = run.logits(x, last=one.last)
-            right, wrong = (logits[0][side[0][side[0] >= 0]].logsumexp(0) for side in (one.answers, one.wrong))
+            right, wrong = (
+                logits[0][side[0][side[0] >= 0]].logsumexp(0) for side in (one.answers, one.wrong)
+            )
             values.append(float(right - wrong))
         derivative = -(values[0] - values[1]) / (2 * step)
         assert row.attribution == pytest.approx(derivative, abs=2e-3, rel=2e-2)
@@ -205,7 +157,9 @@ def test_nodes_are_means_over_prompts(model, prompts):
     nodes = effects.nodes()
     assert nodes["effect"].abs().is_monotonic_decreasing
     top = nodes.iloc[0]
-    same = effects.frame[(effects.frame["position"] == top["position"]) & (effects.frame["latent"] == top["latent"])]
+    same = effects.frame[
+        (effects.frame["position"] == top["position"]) & (effects.frame["latent"] == top["latent"])
+    ]
     assert top["effect"] == pytest.approx(same["attribution"].sum() / 3)
     assert top["n_prompts"] == len(same)
     with pytest.raises(ValueError, match="those of a sample"):
@@ -247,19 +201,19 @@ def test_bad_input_is_refused_before_any_work(model, prompts, monkeypatch):
     monkeypatch.setattr("saekit.analysis.effects.nodes._Measured", None)
     single = Prompts.from_texts(model.tokenizer, ["the king"], answers=[" the"])
     for dictionaries, given, options, message in (
-        (sae(), prompts, {"metric": lambda logits, _: logits.mean()}, r"one number per prompt, a tensor \[2\], found a tensor \[\] from <lambda>"),
-        (sae(), prompts, {"metric": lambda logits, _: logits}, r"found a tensor \[2, 6, 320\]"),
+        (sae(), prompts, {"metric": lambda x, _: x.mean()}, r"a tensor \[2\], found a tensor \[\] from"),
+        (sae(), prompts, {"metric": lambda x, _: x}, r"found a tensor \[2, 6, 320\]"),
         (sae(), prompts, {"metric": lambda logits, _: 3.0}, "found float"),
-        (sae(), prompts, {"metric": lambda logits, _: logits.argmax(2)[:, 0].float()}, "has no gradient"),
+        (sae(), prompts, {"metric": lambda x, _: x.argmax(2)[:, 0].float()}, "has no gradient"),
         (sae(), prompts, {"metric": "accuracy"}, "metric must be one of 'logit_difference'"),
         (sae(), single, {}, "needs a corrupted prompt"),
         (sae(), single, {"baseline": "zero"}, "logit_difference needs wrong of the prompts"),
         (sae("blocks.7.hook_resid_post"), prompts, {}, "no hook point 'blocks.7.hook_resid_post'"),
-        (sae("blocks.1.mlp.hook_post"), prompts, {}, "has 16 dimensions, but blocks.1.mlp.hook_post of the model holds 24"),
+        (sae("blocks.1.mlp.hook_post"), prompts, {}, r"has 16 dimensions, but blocks.1.mlp.hook_post .* 24"),
         (sae(None), prompts, {}, "records no hook point"),
         ([sae(), sae(seed=4)], prompts, {}, "Two dictionaries explain blocks.1.hook_resid_post"),
         ([], prompts, {}, "at least one dictionary"),
-        (sae(normalization="layer_norm"), prompts, {}, "saekit.as_jumprelu"),
+        (sae(normalization="layer_norm"), prompts, {}, "measures each row in its own unit"),
         (sae(), prompts, {"start": 7}, "leaves no position"),
         (sae(), prompts, {"methods": []}, "at least one of 'exact'"),
         (sae(), prompts, {"methods": ["gradient"]}, "methods must be one of"),
