@@ -365,6 +365,7 @@ def compare_circuits(
     errors: Sequence[str] = ("nodes", "mean"),
     sizes: Sequence[int] = SIZES,
     target: float = 0.8,
+    steps: int = 10,
     batch_rows: int = 32,
     allow_mismatch: bool = False,
 ) -> CircuitComparison:
@@ -386,6 +387,8 @@ def compare_circuits(
         Sizes of the circuits.
     target : float
         The faithfulness to reach.
+    steps : int
+        Steps of integrated gradients, with that method.
     batch_rows : int
         Rows per forward or backward pass.
     allow_mismatch : bool
@@ -423,6 +426,7 @@ def compare_circuits(
             metric=metric,
             baseline=baseline,
             methods=[method],
+            steps=steps,
             batch_rows=batch_rows,
             allow_mismatch=allow_mismatch,
         )

@@ -220,7 +220,7 @@ def test_bad_input_is_refused_before_any_work(model, prompts, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             measure_node_effects(model, dictionaries, given, **options)
-    with pytest.raises(TypeError, match="prompts must be saekit.Prompts, found list"):
+    with pytest.raises(TypeError, match=r"prompts must be saekit\.Prompts, found list"):
         measure_node_effects(model, sae(), ["the king"])
     other = sae()
     object.__setattr__(other, "info", {**other.info, "model": "another", "model_weights": "f" * 64})
