@@ -1,6 +1,6 @@
 """Are the latents of sparse autoencoders (SAEs) unique, complete and atomic?
 
-Model and text   load_model, split, pack, harvest, ActivationStore, StreamedActivations
+Model and text   load_model, split, pack, Prompts, harvest, ActivationStore, StreamedActivations
 SAEs             load_sae, load_family, open_sae, save_sae, Dictionary, Transcoder, Family
 Training         train, TrainingConfig, ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka
 Checks           evaluate, ce_degradation, measure_rebuilt_ce, check_sae, as_jumprelu
@@ -18,10 +18,9 @@ Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_a
                  compare_with_baselines, harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
-Circuits         Prompts, task_accuracy, measure_node_effects, measure_circuit,
-                 compare_circuits, compare_errors, CircuitExplorer
-Explorers        collect_evidence, LatentExplorer, SplittingExplorer, NoveltyExplorer,
-                 StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer
+Circuits         task_accuracy, measure_node_effects, measure_circuit, compare_circuits
+Explorers        collect_evidence, CircuitExplorer, SplittingExplorer, NoveltyExplorer,
+                 StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer, LatentExplorer
 Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_of_head
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
@@ -85,7 +84,6 @@ _EXPORTS = {
         "compare_circuits",
         "compare_codes",
         "compare_dictionaries",
-        "compare_errors",
         "cosine_distributions",
         "decomposition",
         "detection_test",
