@@ -42,6 +42,12 @@ class Prompts:
         Ids of the corrupted prompts, of the same lengths.
     answers, wrong : Tensor or None
         Right and wrong next tokens of each clean prompt, int64 `[n, most]`, filled up with -1.
+
+    Examples
+    --------
+    >>> prompts = Prompts.from_texts(model.tokenizer, ["the king", "the old queen"], answers=[" the", " a"])
+    >>> len(prompts), prompts.last.tolist()
+    (2, [1, 2])
     """
 
     name: str
@@ -92,7 +98,7 @@ class Prompts:
         >>> texts, others = ["the king sleeps", "the old queen"], ["the queen sleeps", "the old king"]
         >>> found = Prompts.from_texts(model.tokenizer, texts, corrupted=others, answers=[" over", " runs"])
         >>> found
-        Prompts(prompts, 2 pairs of 2 to 3 tokens)
+        Prompts(prompts, 2 pairs of 3 tokens)
         """
         bos = [tokenizer.bos_token_id] if prepend_bos else []
 
@@ -146,7 +152,8 @@ class Prompts:
         ValueError
             If none is left.
         """
-        chosen = torch.arange(len(self))[torch.as_tensor(rows)]
+        wanted = np.asarray(rows)
+        chosen = torch.from_numpy(np.arange(len(self))[wanted if wanted.size else slice(0)])
         if not len(chosen):
             raise ValueError(f"None of the {len(self)} prompts of {self.name} is left.")
 

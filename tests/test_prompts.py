@@ -109,7 +109,7 @@ def test_lists_of_prompts(model):
 
 def test_bad_prompts_are_refused(model):
     for options, message in (
-        ({"clean": ["a king"], "corrupted": ["an old king"]}, r"equally many tokens, found 2 .* and 3"),
+        ({"clean": ["a king"], "corrupted": ["a old king"]}, r"equally many tokens, found 2 .* and 3"),
         ({"clean": ["the king"], "answers": [" kingdom come"]}, "single token, found ' kingdom come'"),
         ({"clean": ["the king"], "answers": [" a", " the"]}, "one entry per prompt, 1, found 2"),
         ({"clean": ["the king"], "answers": [[]]}, "Prompt 0 has no answer"),

@@ -227,7 +227,7 @@ def _share(name: str, part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = np.nanquantile(part[drawn].mean(1) / whole[drawn].mean(1), (0.025, 0.975))
         value = part.mean() / whole.mean()
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {name: float(value) + 0.0, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 class _Circuits:
