@@ -138,7 +138,6 @@ _EXPORTS = {
     "saekit.synthetic": ("World",),
     "saekit.recovery": ("measure_recovery",),
     "saekit.analysis.hedging": ("measure_hedging",),
-    "saekit.series.ground_truth": ("truth_table",),
     "saekit.figures": ("figures_folder",),
     "saekit.report.report": ("write_report",),
     "saekit.provenance": ("provenance_of", "provenance_table"),
@@ -164,6 +163,7 @@ _EXPORTS = {
         "kinds_table",
         "order_table",
         "probing_table",
+        "truth_table",
     ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -655,13 +655,14 @@ def _truth_options(parser: Parser) -> None:
 def _truth(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
-    from saekit.series.ground_truth import write_bench, write_truth
+    from saekit.series.ground_truth import write_bench, write_family, write_truth
 
     print(f"Dictionaries are trained in {home() / 'truth'}.", flush=True)
     if "bench" in options:
         print(write_bench(options.bench, progress=options.progress).to_string(index=False))
     else:
         write_truth(progress=options.progress)
+        write_family(progress=options.progress)
     print(f"The tables are {BUNDLED / 'truth_*.csv'}.")
 
 

@@ -53,6 +53,16 @@ def require_rates(world, sample, law_error=0.0):
     assert (deviation <= SIGMAS * error + 1e-12).all(), (deviation / error).max()
 
 
+def require_hierarchy(world, sample):
+    """No child fires without its parent, and of a group at most one, on every sample."""
+    rows, which = sample.features.rows, sample.features.indices
+    parent, group = world.parent[which], world.group[which]
+    fires = rows * world.n_features + which
+    assert torch.isin((rows * world.n_features + parent)[parent >= 0], fires).all()
+    contested = (rows * world.n_features + group)[group >= 0]
+    assert len(contested.unique()) == len(contested)
+
+
 class TestLaw:
     def test_rates_are_those_asked_for(self):
         world = synthetic.nabeshima_tree()
@@ -63,14 +73,25 @@ class TestLaw:
     @pytest.mark.slow
     def test_rates_of_a_deep_exclusive_forest(self):
         world = forest()
-        require_rates(world, world.sample(N))
+        sample = world.sample(N)
+        require_rates(world, sample)
+        require_hierarchy(world, sample)
 
     @pytest.mark.slow
     def test_rates_with_correlations(self):
         world = forest(rank=3)
         free = (world.parent < 0).nonzero().flatten()
         assert torch.allclose(world.rates()[free], world.probability[free], rtol=1e-3)
-        require_rates(world, world.sample(N), law_error=1e-3)
+        sample = world.sample(N)
+        require_rates(world, sample, law_error=1e-3)
+        require_hierarchy(world, sample)
+
+    @pytest.mark.slow
+    def test_rates_of_the_benchmark(self):
+        world = synthetic.synth_sae_bench(features=128, d_in=32, roots=8)
+        sample = world.sample(N)
+        require_rates(world, sample, law_error=1e-3)
+        require_hierarchy(world, sample)
 
     def test_rates_by_enumeration(self):
         """Every outcome of drawing five features, with its probability, by brute force."""
@@ -231,6 +252,34 @@ class TestPresets:
         both = world.directions @ world.atoms.T
         assert ((both > 0.7).sum(1) == 2).all()
         assert both.where(both > 0.7, torch.tensor(0.5**0.5)).allclose(torch.tensor(0.5**0.5))
+
+    def test_several_trees_with_another_rate_of_children(self):
+        world = synthetic.hedging_tree(trees=3, child=0.4)
+        assert torch.allclose(world.rates(), torch.tensor([0.25, 0.1, 0.1, 0.1] * 3, dtype=torch.float64))
+        assert world.parent.tolist() == [-1, 0, 0, 0, -1, 4, 4, 4, -1, 8, 8, 8]
+        default = synthetic.hedging_tree(trees=1, child=0.15)
+        assert default.content_hash == synthetic.hedging_tree().content_hash
+
+    def test_independent_objects_and_atoms_alone(self):
+        world = synthetic.shapes_and_colours(shapes=2, colours=3, objects=1.5, alone=0.2)
+        sample = world.sample(N)
+        require_rates(world, sample)
+        expected = torch.tensor([1.2 / 6] * 6 + [0.3 / 5] * 5, dtype=torch.float64)
+        assert torch.allclose(world.rates(), expected, atol=1e-6)
+        assert float(sample.features.counts.double().mean()) == pytest.approx(1.5, abs=0.01)
+        assert torch.equal(world.directions[6:], world.atoms)
+        assert world.labels[6:] == world.atom_labels
+        with pytest.raises(ValueError, match="give objects per sample"):
+            synthetic.shapes_and_colours(alone=0.2)
+
+    def test_one_object_per_sample_does_not_tell_atoms(self):
+        """Moving all shapes by a direction, and all colours back, gives the same composites."""
+        world = synthetic.shapes_and_colours()
+        moved = 0.5 * world.directions[0]
+        atoms = world.atoms + torch.cat([moved.expand(3, -1), -moved.expand(3, -1)])
+        composites = (atoms[:3, None] + atoms[None, 3:]).flatten(0, 1) / math.sqrt(2)
+        torch.testing.assert_close(composites, world.directions, atol=1e-6, rtol=0)
+        assert saekit.measure_recovery(atoms, world.atoms).mcc < 0.95
 
     def test_synth_sae_bench_has_the_recipes_constants(self):
         """Written out from the recipe, one feature at a time."""

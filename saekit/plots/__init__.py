@@ -8,7 +8,7 @@ from saekit.plots.baselines import baseline_dots
 from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
 from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
-from saekit.plots.ground_truth import overshoot_parts_bars, recovery_by_width
+from saekit.plots.ground_truth import hedging_scatter, overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels
 from saekit.plots.maps import map_bars
 from saekit.plots.meta import (
@@ -61,6 +61,7 @@ __all__ = [
     "group_comparison",
     "group_insertion_bars",
     "head_shares",
+    "hedging_scatter",
     "insertion_scatter",
     "kinds_frontier",
     "map_bars",

@@ -8,6 +8,12 @@ from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.training.variants import VARIANTS
 
+CLASSIC = {  # label and marker of methods without latents
+    "pca": ("PCA", "+"),
+    "fastica": ("FastICA", "x"),
+    "minibatch_dictionary_learning": ("dictionary learning", "1"),
+}
+LOWEST = -1.5  # relative change that is still drawn
 PARTS = {
     "ideal": ("if nothing were carried or shared", RECONSTRUCTION),
     "carried": ("already carried by the small SAE", NOVEL),
@@ -32,27 +38,35 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
     >>> plot.data.columns.tolist()
     ['world', 'kind', 'width', 'mean', 'min', 'max']
     """
-    data = table.groupby(["world", "kind", "width"])[score].agg(["mean", "min", "max"]).reset_index()
+    groups = table.groupby(["world", "kind", "width"], sort=False)
+    data = groups[score].agg(["mean", "min", "max"]).reset_index()
     worlds = list(dict.fromkeys(data["world"]))
+    columns = min(2, len(worlds))
+    rows = -(-len(worlds) // columns)
     with house_style():
-        figure = new_figure(FULL, 2.4)
-        for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
-            for kind, part in data[data["world"] == world].groupby("kind", sort=False):
-                known = VARIANTS.get(kind)
-                look = (
-                    {"color": known.colour, "marker": known.marker, "linestyle": known.line} if known else {}
-                )
-                label = known.label if known else kind.replace("_", " ")
-                drawn = axes.plot(part["width"], part["mean"], label=label, markersize=4, **look)
+        figure = new_figure(FULL, 0.6 + 1.7 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+        for axes in panels[len(worlds) :]:
+            axes.set_axis_off()
+        for axes, world in zip(panels, worlds, strict=False):
+            here = data[data["world"] == world]
+            for kind, part in here.groupby("kind", sort=False):
+                if known := VARIANTS.get(kind):
+                    label, colour, marker, line = known.label, known.colour, known.marker, known.line
+                else:
+                    (label, marker), colour, line = CLASSIC[kind], NULL, ":"
+                look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4}
+                axes.plot(part["width"], part["mean"], label=label, **look)
                 axes.fill_between(
-                    part["width"],
-                    part["min"],
-                    part["max"],
-                    color=drawn[0].get_color(),
-                    alpha=0.15,
-                    linewidth=0,
+                    part["width"], part["min"], part["max"], color=colour, alpha=0.15, linewidth=0
                 )
-            axes.set(title=world.replace("_", " "), xlabel="width", ylabel=score.upper())
+            axes.set(title=world.replace("_", " "), xlabel="width")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sorted(set(here["width"])))
+            axes.xaxis.set_major_formatter("{x:.0f}")
+            axes.minorticks_off()
+        for axes in panels[::columns]:
+            axes.set_ylabel(score.replace("_", " ") if "_" in score else score.upper())
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     best = data.loc[data.groupby("world")["mean"].idxmax()]
@@ -63,6 +77,61 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
         caption=f"{score.upper()} with the true features over widths; bands are the range over seeds. "
         f"Best: {told}.",
         alt=f"Lines of {score} over widths. Best: {told}.",
+    )
+
+
+def hedging_scatter(table: pd.DataFrame, by_hand: pd.DataFrame) -> Plot:
+    """What inserting all novel latents changes, against the hedging score of the narrow dictionary.
+
+    The change in MSE is a share of the inserted latents' power: -1 if the narrow dictionary lacked all of it,
+    above 0 if inserting them overshoots.
+
+    Parameters
+    ----------
+    table, by_hand : DataFrame
+        `truth_table("hedging")` and `truth_table("hedged_by_hand")`.
+
+    Examples
+    --------
+    >>> tables = (saekit.truth_table(name) for name in ("hedging", "hedged_by_hand"))
+    >>> hedging_scatter(*tables).data["large"].unique().tolist()
+    ['true', 'trained', 'by hand']
+    """
+    data = pd.concat([table, by_hand.assign(large="by hand", kind="by hand")], ignore_index=True)
+    data["relative_change"] = -data["change"] / data["ideal"]
+    data = data[data["score"].notna() & (data["ideal"] < 0)]
+    panels = {"true": "true features inserted", "trained": "a trained dictionary's inserted"}
+    with house_style():
+        figure = new_figure(FULL, 2.8)
+        for axes, (large, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+            for kind, part in data[data["large"] == large].groupby("kind", sort=False):
+                look = VARIANTS[kind]
+                axes.plot(
+                    part["score"], part["relative_change"], look.marker, color=look.colour, label=look.label
+                )
+            if large == "true":
+                line = data[data["large"] == "by hand"]
+                axes.plot(line["score"], line["relative_change"], color=INK, label="hedged by hand")
+            axes.axhline(0, color=INK, linewidth=0.6)
+            axes.set(title=title, xlabel="hedging score of the narrow SAE")
+        figure.axes[0].set_ylabel("change in MSE over power inserted")
+        figure.axes[0].set_ylim(bottom=LOWEST)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    ranks = {
+        large: part["score"].corr(part["relative_change"], method="spearman")
+        for large, part in data.groupby("large", sort=False)
+    }
+    told = "; ".join(f"{large} {rank:.2f}" for large, rank in ranks.items())
+    below = int((data["relative_change"] < LOWEST).sum())
+    return Plot(
+        figure,
+        data,
+        caption="Change in MSE when all novel latents are inserted into a narrow dictionary of the hedging "
+        "tree, over the power that they bring, against its hedging score; points are kinds, seeds and rates "
+        f"of the children. Above 0 inserting them overshoots. Rank correlation: {told}. "
+        f"Points below the axis: {below}.",
+        alt=f"Scatter of the relative change in MSE over the hedging score. Rank correlation: {told}.",
     )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from saekit.loading.names import BUNDLED
+from saekit.settings import choice
+
+TRUTH = ("recovery", "novelty", "parts", "hedging", "hedged_by_hand", "family", "bench")
 
 
 def bundled_table() -> pd.DataFrame:
@@ -145,3 +148,27 @@ def probing_table() -> pd.DataFrame:
     113
     """
     return pd.read_csv(BUNDLED / "probing.csv")
+
+
+def truth_table(name: str) -> pd.DataFrame:
+    """The paper's questions where the true features are known, as measured by `saekit truth`.
+
+    Parameters
+    ----------
+    name : str
+        `"recovery"` (scores of each dictionary on the toy worlds), `"novelty"` (novel latents of each pair of
+        widths beside the truth), `"parts"` (atoms and parents in dictionaries and meta-SAEs), `"hedging"` and
+        `"hedged_by_hand"` (the hedging tree, trained and built), `"family"` (overshoot and hedging of
+        the bundled families) or `"bench"` (SynthSAEBench-16k at width 4096).
+
+    Raises
+    ------
+    ValueError
+        If there is no such table.
+
+    Examples
+    --------
+    >>> saekit.truth_table("family")["kind"].unique().tolist()
+    ['relu', 'batchtopk']
+    """
+    return pd.read_csv(BUNDLED / f"truth_{choice('name', name, TRUTH)}.csv")

@@ -109,63 +109,85 @@ def nabeshima_tree(*, d_in: int = 20, deviation: float = 0.0, seed: int = 0) -> 
     return replace(world, deviation=torch.full((20,), real("deviation", deviation, at_least=0)))
 
 
-def hedging_tree(*, d_in: int = 50, seed: int = 0) -> World:
+def hedging_tree(*, trees: int = 1, child: float = 0.15, d_in: int = 50, seed: int = 0) -> World:
     """The tree of the feature-hedging paper: a parent at 0.25 and three children at 0.15 of its samples.
 
-    Children are independent given their parent; directions are orthogonal and magnitudes 1.
+    Children are independent given their parent; directions are orthogonal and magnitudes 1. Several trees
+    are independent of each other, and `child` is another rate of the children, given their parent.
 
     Examples
     --------
     >>> hedging_tree()
     World(hedging_tree (seed 0), 4 features in 50 dimensions)
     """
+    children: Any = [(real("child", child, at_least=0, at_most=1), [], False)] * 3
     return _tree_world(
         "hedging_tree",
-        [(0.25, [(0.15, [], False)] * 3, False)],
+        [(0.25, children, False)] * whole("trees", trees),
         whole("d_in", d_in),
         seed,
-        comparable="Chanin et al. (2025), feature hedging: probabilities, dimension and orthogonal "
-        "directions are "
-        "those of its toy tree, so the signs of its cosines can be compared (hedging adds children to the "
-        "parent's "
-        "latent, absorption takes them away). Not comparable: its hedging rates, which are of language "
-        "models.",
+        comparable="Chanin et al. (2025), feature hedging: by default, probabilities, dimension and "
+        "orthogonal directions are those of its toy tree, so the signs of its cosines can be compared "
+        "(hedging adds children to the parent's latent, absorption takes them away). Not comparable: its "
+        "hedging rates, which are of language models; more trees, or another rate of the children.",
     )
 
 
 def shapes_and_colours(
-    *, shapes: int = 3, colours: int = 3, d_in: int = 20, deviation: float = 0.1, seed: int = 0
+    *,
+    shapes: int = 3,
+    colours: int = 3,
+    objects: float | None = None,
+    alone: float = 0.0,
+    d_in: int = 20,
+    deviation: float = 0.1,
+    seed: int = 0,
 ) -> World:
-    """Every sample shows one object: a composite direction of one shape and one colour.
+    """Objects of one shape and one colour: composite directions, `(shape + colour) / sqrt(2)`.
 
-    The true features are the composites, `(shape + colour) / sqrt(2)`, of which exactly one fires; the shapes
-    and colours are the `atoms`.
+    The composites are the true features, the shapes and colours the `atoms`. By default every sample shows
+    exactly one object. Then nothing tells atoms from other directions: any direction may be added to all
+    shapes and taken from all colours. With `objects`, objects come independently of each other, that many per
+    sample on average; a share `alone` of them is a shape or a colour by itself, and atoms are features too,
+    after the composites.
 
     Examples
     --------
     >>> world = shapes_and_colours()
     >>> world, world.atom_labels
     (World(shapes_and_colours (seed 0), 9 features in 20 dimensions), ('shape 0', 'shape 1', ..., 'colour 2'))
+    >>> shapes_and_colours(objects=1.2, alone=0.25)
+    World(shapes_and_colours (seed 0), 15 features in 20 dimensions)
     """
     shapes, colours = whole("shapes", shapes, at_least=2), whole("colours", colours, at_least=2)
+    alone = real("alone", alone, at_least=0, at_most=1)
+    if alone and objects is None:
+        raise ValueError("Atoms are alone among objects that come independently: give objects per sample.")
     n, n_atoms = shapes * colours, shapes + colours
     atoms = _directions("shapes_and_colours", n_atoms, whole("d_in", d_in, at_least=n_atoms), seed)
     shape, colour = torch.arange(n) // colours, torch.arange(n) % colours
+    directions = F.normalize(atoms[shape] + atoms[shapes + colour], dim=1)
     named = [f"shape {i}" for i in range(shapes)] + [f"colour {i}" for i in range(colours)]
+    labels = [f"{named[s]}, {named[shapes + c]}" for s, c in zip(shape, colour, strict=True)]
+    rates = torch.ones(n)
+    if objects is not None:
+        per_sample = real("objects", objects, above=0)
+        rates = torch.full((n,), (1 - alone) * per_sample / n)
+        if alone:
+            directions, labels = torch.cat([directions, atoms]), labels + named
+            rates = torch.cat([rates, torch.full((n_atoms,), alone * per_sample / n_atoms)])
     return World(
         f"shapes_and_colours (seed {seed})",
-        F.normalize(atoms[shape] + atoms[shapes + colour], dim=1),
-        torch.ones(n),
-        group=torch.zeros(n, dtype=torch.int64),
-        deviation=torch.full((n,), real("deviation", deviation, at_least=0)),
-        labels=[f"{named[s]}, {named[shapes + c]}" for s, c in zip(shape, colour, strict=True)],
+        directions,
+        rates,
+        group=torch.full((len(rates),), 0 if objects is None else -1),
+        deviation=torch.full((len(directions),), real("deviation", deviation, at_least=0)),
+        labels=labels,
         atoms=atoms,
         atom_labels=tuple(named),
         comparable="Bussmann et al. (2024), the meta-SAE post: its argument that a small dictionary finds "
-        "shapes and "
-        "colours, a larger one their combinations, and a meta-SAE the shapes and colours again. Not "
-        "comparable: "
-        "any number, since the post has none for this example.",
+        "shapes and colours, a larger one their combinations, and a meta-SAE the shapes and colours again. "
+        "Not comparable: any number, since the post has none for this example.",
     )
 
 

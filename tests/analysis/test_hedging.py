@@ -7,7 +7,7 @@ from dictionaries import make
 import saekit
 from saekit.analysis.hedging import measure_hedging, overshoot_parts
 from saekit.analysis.nulls import random_directions
-from saekit.series.ground_truth import hedging_rows
+from saekit.series.ground_truth import hedged_by_hand_rows
 
 
 def normal(*shape, seed):
@@ -72,7 +72,7 @@ def test_parts_are_the_sums_over_latents_and_pairs(group):
 
 def test_the_sign_of_an_insertion_depends_on_hedging():
     """Children inserted beside a perfect parent help by all they hold; beside a hedged one, by less."""
-    rows = hedging_rows((0.0, 0.3, 0.7)).set_index("alpha")
+    rows = hedged_by_hand_rows((0.0, 0.3, 0.7)).set_index("alpha")
     true_power = 3 * 0.25 * 0.15  # of three children of magnitude 1
     assert -rows.loc[0.0, "change"] == pytest.approx(true_power, rel=0.05)
     assert rows["score"].is_monotonic_increasing
