@@ -13,6 +13,7 @@ CLASSIC = {  # label and marker of methods without latents
     "fastica": ("FastICA", "x"),
     "minibatch_dictionary_learning": ("dictionary learning", "1"),
 }
+TITLES = {"nabeshima_tree": "Nabeshima's tree", "synth_sae_bench": "SynthSAEBench, small"}
 LOWEST = -1.5  # relative change that is still drawn
 PARTS = {
     "ideal": ("if nothing were carried or shared", RECONSTRUCTION),
@@ -51,16 +52,15 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
         for axes, world in zip(panels, worlds, strict=False):
             here = data[data["world"] == world]
             for kind, part in here.groupby("kind", sort=False):
+                colour, marker, line = NULL, CLASSIC.get(kind, ("", ""))[1], ":"
                 if known := VARIANTS.get(kind):
-                    label, colour, marker, line = known.label, known.colour, known.marker, known.line
-                else:
-                    (label, marker), colour, line = CLASSIC[kind], NULL, ":"
+                    colour, marker, line = known.colour, known.marker, known.line
                 look = {"color": colour, "marker": marker, "linestyle": line, "markersize": 4}
-                axes.plot(part["width"], part["mean"], label=label, **look)
+                axes.plot(part["width"], part["mean"], label=_label(kind), **look)
                 axes.fill_between(
                     part["width"], part["min"], part["max"], color=colour, alpha=0.15, linewidth=0
                 )
-            axes.set(title=world.replace("_", " "), xlabel="width")
+            axes.set(title=_title(world), xlabel="width")
             axes.set_xscale("log", base=2)
             axes.set_xticks(sorted(set(here["width"])))
             axes.xaxis.set_major_formatter("{x:.0f}")
@@ -70,7 +70,9 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     best = data.loc[data.groupby("world")["mean"].idxmax()]
-    told = "; ".join(f"{r.world}: {r.kind} {r.width} at {r.mean:.2f}" for r in best.itertuples())
+    told = "; ".join(
+        f"{_title(r.world)}: {_label(r.kind)} {r.width} at {r.mean:.2f}" for r in best.itertuples()
+    )
     return Plot(
         figure,
         data,
@@ -100,7 +102,7 @@ def hedging_scatter(table: pd.DataFrame, by_hand: pd.DataFrame) -> Plot:
     data = pd.concat([table, by_hand.assign(large="by hand", kind="by hand")], ignore_index=True)
     data["relative_change"] = -data["change"] / data["ideal"]
     data = data[data["score"].notna() & (data["ideal"] < 0)]
-    panels = {"true": "true features inserted", "trained": "a trained dictionary's inserted"}
+    panels = {"true": "true features inserted", "trained": "latents of a trained SAE inserted"}
     with house_style():
         figure = new_figure(FULL, 2.8)
         for axes, (large, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
@@ -178,3 +180,11 @@ def overshoot_parts_bars(table: pd.DataFrame, group: str = "novel_cos") -> Plot:
         f"how far they overlap. Share carried already, mean over widths: {told}.",
         alt=f"Bars of the three parts of the change in MSE for each pair. Share carried already: {told}.",
     )
+
+
+def _title(world: str) -> str:
+    return TITLES.get(world, world.replace("_", " "))
+
+
+def _label(kind: str) -> str:
+    return VARIANTS[kind].label if kind in VARIANTS else CLASSIC[kind][0]

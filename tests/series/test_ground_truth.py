@@ -135,8 +135,18 @@ class TestBundledTables:
     def test_parts_of_an_overshoot_add_up(self):
         for name in ("family", "hedging", "hedged_by_hand"):
             table = saekit.truth_table(name)
-            parts = table[["ideal", "carried", "interaction"]].sum(axis=1)
-            np.testing.assert_allclose(parts, table["change"], rtol=1e-4, atol=1e-4 * table["ideal"].abs())
+            parts = table[["ideal", "carried", "interaction"]]
+            rounding = 1e-5 * parts.abs().max(axis=1) + 1e-9
+            assert ((parts.sum(axis=1) - table["change"]).abs() <= rounding).all(), name
+
+    def test_the_benchmark_is_the_published_world_at_its_sparsity(self):
+        bench = saekit.truth_table("bench")
+        assert bench["kind"].is_unique
+        assert set(bench["kind"]) <= set(truth_grid.kinds(1))
+        assert bench["samples"].nunique() == 1
+        assert bench["true_l0"].between(33.5, 35).all()  # published: about 34
+        assert bench["l0"].between(15, 45).all()  # the published range
+        assert bench[["mcc", "f1", "precision", "recall", "uniqueness"]].stack().between(0, 1).all()
 
     def test_no_other_table(self):
         with pytest.raises(ValueError, match="name must be"):
