@@ -643,6 +643,14 @@ def _baselines(options: argparse.Namespace) -> None:
     print(f"The table is {BUNDLED / 'baselines.csv'}.")
 
 
+def _lines(options: argparse.Namespace) -> None:
+    from saekit.loading.names import BUNDLED
+    from saekit.series.lines_grid import write_lines
+
+    write_lines(progress=options.progress)
+    print(f"The tables are {BUNDLED / 'lines_*.csv'}.")
+
+
 def _truth_options(parser: Parser) -> None:
     parser.add_argument(
         "--bench",
@@ -729,6 +737,7 @@ COMMANDS = {
     "baselines": Command(
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
+    "lines": Command("test whether days and months lie around circles", _no_options, _lines),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
     "cite": Command("print BibTeX and TeX for a figure", _cite_options, _cite, resumes=False),
     "reproduce": Command(

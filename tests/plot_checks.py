@@ -10,7 +10,8 @@ from matplotlib.text import Text
 
 from saekit.figures import house_style
 
-OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence", "baseline_dots"}
+OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence"}
+OF_NO_DICTIONARY |= {"baseline_dots", "word_circles"}
 
 
 def check_bundle(plot, name, folder):

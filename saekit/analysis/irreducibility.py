@@ -836,6 +836,7 @@ class CircularOrder(Result):
     order: float
     order_null: float
     p_value: float
+    _plot: ClassVar[str] = "word_circles"
 
     @property
     def summary(self) -> dict[str, Any]:

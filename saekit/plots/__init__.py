@@ -9,7 +9,7 @@ from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
 from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
 from saekit.plots.ground_truth import hedging_scatter, overshoot_parts_bars, recovery_by_width
-from saekit.plots.irreducibility import cluster_panels
+from saekit.plots.irreducibility import cluster_panels, word_circles
 from saekit.plots.maps import map_bars
 from saekit.plots.meta import (
     active_meta_latents,
@@ -90,4 +90,5 @@ __all__ = [
     "uniqueness_distributions",
     "unmatched_curve",
     "upstream_attribution",
+    "word_circles",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from saekit.colours import NULL, PALETTE
+from saekit.colours import INK, NULL, PALETTE, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, kind_style, new_figure
 from saekit.plots.common import fit_text, made_from
 from saekit.wording import fixed, listed
 
 if TYPE_CHECKING:
-    from saekit.analysis.irreducibility import ClusterPanels
+    from saekit.analysis.irreducibility import CircularOrder, ClusterPanels
 
 PER_ROW = 3
 COLOURED = 6  # tokens of each panel that have a colour of their own
@@ -94,4 +96,56 @@ def cluster_panels(result: ClusterPanels) -> Plot:
         alt=f"{n} scatter plots of tokens in planes, coloured by token. The commonest tokens are "
         f"{listed(commonest)}.",
         made_from=made_from(result),
+    )
+
+
+def word_circles(results: CircularOrder | Mapping[str, CircularOrder]) -> Plot:
+    """The mean point of each word in the plane of a test of circular order, joined in the order of the words.
+
+    Parameters
+    ----------
+    results : CircularOrder or mapping
+        One panel per result, by its title.
+
+    Examples
+    --------
+    >>> turn = torch.arange(7) * 2 * torch.pi / 7
+    >>> week = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
+    >>> points = torch.stack([turn.cos(), turn.sin()], dim=1)
+    >>> found = saekit.analysis.measure_circular_order(points, range(7), week)
+    >>> word_circles({"days": found}).data.columns.tolist()
+    ['panel', 'word', 'n_points', 'x', 'y']
+    """
+    results = results if isinstance(results, Mapping) else {"words": results}
+    data = pd.concat([found.frame.assign(panel=name) for name, found in results.items()], ignore_index=True)
+    data = data[["panel", "word", "n_points", "x", "y"]]
+    columns = min(len(results), PER_ROW)
+    rows = -(-len(results) // PER_ROW)
+    with house_style():
+        figure = new_figure(FULL * max(columns, 2) / PER_ROW, 2.0 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (name, found) in zip(panels, results.items(), strict=False):
+            part = found.frame.dropna(subset=["x", "y"])
+            around = pd.concat([part, part.iloc[:1]])
+            axes.plot(around["x"], around["y"], "o-", color=RECONSTRUCTION, markersize=2.5, linewidth=0.6)
+            size = 1.35 * float(part[["x", "y"]].abs().max(axis=None))
+            for row in part.itertuples():
+                out = 1 + 0.14 * size / max(float((row.x**2 + row.y**2) ** 0.5), 1e-9)
+                text = str(row.word)[:3]
+                axes.text(out * row.x, out * row.y, text, ha="center", va="center", fontsize=5.5, color=INK)
+            axes.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
+            axes.set_title(f"{name}\norder {fixed(found.order)}, p = {found.p_value:.2g}", fontsize=7)
+        for axes in panels[len(results) :]:
+            axes.axis("off")
+    told = "; ".join(
+        f"{name}: order {fixed(found.order)} beside {fixed(found.order_null)} for words in random order "
+        f"(p = {found.p_value:.2g}, {int(found.frame['n_points'].sum()):,} tokens)"
+        for name, found in results.items()
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Words around a circle. Mean points of words in the plane of two principal components of "
+        f"these means where their angles agree best with their order, joined in that order. {told}.",
+        alt=f"{len(results)} panels of words joined by lines. {told}.",
     )

@@ -7,7 +7,8 @@ import torch
 from plot_checks import check_bundle, check_texts
 from toy_stores import in_memory
 
-from saekit.analysis.irreducibility import measure_irreducibility, show_clusters
+from saekit import plots
+from saekit.analysis.irreducibility import measure_circular_order, measure_irreducibility, show_clusters
 from saekit.analysis.latents import collect
 from saekit.dictionary import Dictionary
 from saekit.figures import render
@@ -51,3 +52,23 @@ def test_every_point_is_drawn_once():
         found, expected = (points[np.lexsort(points.T)] for points in (drawn, part[["x", "y"]].to_numpy()))
         np.testing.assert_allclose(found, expected)
     assert plot.caption.startswith("What clusters of ReLU 9 latents reconstruct.")
+
+
+def circles():
+    """A week around a circle, and another one in disorder."""
+    week = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    turn = 2 * np.pi * torch.arange(7) / 7
+    points = torch.stack([turn.cos(), turn.sin()], 1)
+    places = {"in order": range(7), "in disorder": [0, 3, 5, 1, 6, 2, 4]}
+    return {name: measure_circular_order(points, each, week, permutations=9) for name, each in places.items()}
+
+
+def test_words_are_where_their_means_are(tmp_path):
+    plot = plots.word_circles(circles())
+    check_texts(plot.figure)
+    check_bundle(plot, "word_circles", tmp_path)
+    for axes, found in zip(plot.figure.axes, circles().values(), strict=True):
+        x, y = axes.get_lines()[0].get_data()
+        np.testing.assert_allclose(x[:-1], found.frame["x"])
+        np.testing.assert_allclose(y[:-1], found.frame["y"])
+    assert circles()["in order"].plot().caption.startswith("Words around a circle.")
