@@ -28,7 +28,10 @@ class ProbingExplorer(LatentExplorer):
     Attributes
     ----------
     probes : mapping of int to list
-        By width, the set, AUC and latent of every probe on one latent, greatest AUC first.
+        By width, the set, AUC and latent of every probe on one latent, greatest AUC first. Leaky sets are
+        left out.
+    kept_out : set of str
+        Sets that were kept out of the training text, which are marked.
     state : traitlets.HasTraits
         `width` and `latent`.
 
@@ -55,7 +58,9 @@ class ProbingExplorer(LatentExplorer):
         width: int | None = None,
         latent: int | None = None,
     ) -> None:
-        single = probing.frame[probing.frame["k"] == 1].sort_values("auc", ascending=False, kind="stable")
+        sound = probing.frame[(probing.frame["k"] == 1) & ~probing.frame["leaky"]]
+        single = sound.sort_values("auc", ascending=False, kind="stable")
+        self.kept_out = set(single.loc[single["kept_out"], "set"])
         self.probes: dict[int, list[tuple[str, float, int]]] = {}
         for one in family.widths:
             rows = single[single["dictionary"] == family[one].name]
@@ -79,21 +84,29 @@ class ProbingExplorer(LatentExplorer):
         super()._render()
         width = self.state.width
         options = [
-            (f"AUC {auc:.3f}   {name}   latent {self.evidence[width].label(i)}", (width, i))
+            (f"AUC {auc:.3f}   {self._marked(name)}   latent {self.evidence[width].label(i)}", (width, i))
             for name, auc, i in self.probes[width]
         ]
         self._fill(self._found, options, selected=(width, self.state.latent))
 
+    def _marked(self, name: str) -> str:
+        return f"{name} (kept out)" if name in self.kept_out else name
+
     def _parts(self) -> list[str]:
         width = self.state.width
         rows = [
-            (html.escape(name), f"{auc:.3f}", str(i), html.chips(self.evidence[width].words(i)) or "dead")
+            (
+                html.escape(self._marked(name)),
+                f"{auc:.3f}",
+                str(i),
+                html.chips(self.evidence[width].words(i)) or "dead",
+            )
             for name, auc, i in self.probes[width][:ROWS]
         ]
         table = html.table(
             ("set", "AUC", "latent", "fires on"),
             rows,
             numeric=(1, 2),
-            caption=f"Best probes at width {width}",
+            caption=f"Best probes at width {width} (kept out: of the training text)",
         )
         return [table, *super()._parts()]

@@ -14,7 +14,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarni
 def world():
     made = make_world()
     tokens = made.store.tokens.flatten()
-    sets = [LastTokens(name, made.x, tokens == word) for name, word in (("<b>kings</b>", 1), ("rivers", 10))]
+    sets = [
+        LastTokens("<b>kings</b>", made.x, tokens == 1, kept_out=True),
+        LastTokens("rivers", made.x, tokens == 10),
+        LastTokens("leaks", made.x, tokens == 1, leaky=True),
+    ]
     made.probing = probe(list(made.family), sets, ks=[1, 2], dense=False)
     return made
 
@@ -43,6 +47,9 @@ def test_the_static_twin_shows_the_same_and_escapes_names(world):
     page = explorer.static()
     assert "&lt;b&gt;kings" in page
     assert "<b>kings" not in page
+    assert "kings&lt;/b&gt; (kept out)" in page
+    assert "rivers (kept out)" not in page
+    assert "leaks" not in page
     for name, auc, latent in explorer.probes[explorer.state.width]:
         assert f"{auc:.3f}" in page
         assert str(latent) in page
