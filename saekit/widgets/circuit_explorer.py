@@ -226,8 +226,8 @@ class CircuitExplorer(Explorer):
         return (
             f"<h3>{html.escape(effects.prompts.name)}: {html.escape(effects.metric.replace('_', ' '))}</h3>"
             f"<p>Change of the metric ({clean}) when a node is set to its baseline "
-            f"(<i>{effects.baseline}</i>), by {self.state.method}, {what}. "
-            f"{min(SHOWN, len(self._nodes()))} of {len(self._nodes()):,} nodes are drawn. Discs are latents, "
+            f"(<i>{effects.baseline}</i>), by {self.state.method}, {what}. The greatest "
+            f"{min(SHOWN, len(self._nodes()))} of {len(self._nodes()):,} nodes are shown. Discs are latents, "
             "squares SAE errors; filled (blue) nodes support the metric, hollow (red) ones oppose it.</p>"
         )
 

@@ -545,6 +545,7 @@ def _cut(text: str, length: int) -> str:
 # ---------------------------------------------------------------------- circuits
 
 CELL, LANE = 88, 30
+MOST = 10  # nodes of a cell that are drawn
 
 
 def circuit(
@@ -573,6 +574,8 @@ def circuit(
     cells: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for node in nodes:
         cells.setdefault((node["lane"], node["column"]), []).append(node)
+    hidden = {cell: len(found) - MOST for cell, found in cells.items() if len(found) > MOST}
+    cells = {cell: found[:MOST] for cell, found in cells.items()}
     tall = [
         max((len(cells.get((lane, c), ())) for c in range(len(columns))), default=0)
         for lane in range(len(lanes))
@@ -594,6 +597,8 @@ def circuit(
                 parts.append(_node(node, centre, abs(node["effect"]) / most))
                 if (column, lane, node["latent"]) == selected:
                     parts.append(f'<circle class="sk-ring" cx="{centre[0]}" cy="{centre[1]:.1f}" r="14"/>')
+            if (lane, column) in hidden:
+                parts.append(_text(8 + CELL * column + 31, y + 12, f"+ {hidden[lane, column]} more"))
         y += heights[lane]
     for column, token in enumerate(columns):
         parts.append(
