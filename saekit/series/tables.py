@@ -172,3 +172,20 @@ def truth_table(name: str) -> pd.DataFrame:
     ['relu', 'batchtopk']
     """
     return pd.read_csv(BUNDLED / f"truth_{choice('name', name, TRUTH)}.csv")
+
+
+def components_table() -> pd.DataFrame:
+    """Transcoders of an MLP and SAEs of attention heads, as trained by `saekit.series.components`.
+
+    Returns
+    -------
+    DataFrame
+        `component`, `width`, `seed`, `tokens` of training, and on held-out tokens `l0`, `fvu` (of a
+        transcoder's target), `dead_fraction`, `ce_degradation`, `loss_recovered_zero`.
+
+    Examples
+    --------
+    >>> saekit.components_table()["component"].unique().tolist()
+    ['transcoder', 'skip-transcoder', 'attention']
+    """
+    return pd.read_csv(BUNDLED / "components.csv")
