@@ -14,14 +14,15 @@ Uniqueness       match_latents, measure_uniqueness, compare_codes, family_unique
                  measure_shared_subspace, measure_substitution, measure_effects
 Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map, measure_maps,
                  carry_dictionary, explain_latents, score_explanations, Endpoint
-Baselines, probe frozen_decoder, soft_frozen_decoder, permuted_decoder, random_at_equal_l0,
-                 compare_with_baselines, harvest_last_tokens, LastTokens, probe
+Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_frozen_decoder,
+                 permuted_decoder, random_at_equal_l0, compare_with_baselines,
+                 harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
-                 multiple_choice_test, detection_test, attribute_upstream, attribute_to_sources
-Circuits         task_accuracy, measure_node_effects, measure_circuit, compare_circuits
+                 multiple_choice_test, detection_test
+Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
+                 head_shares, family_of_head, attribute_upstream, attribute_to_sources
 Explorers        collect_evidence, CircuitExplorer, SplittingExplorer, NoveltyExplorer,
                  StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer, LatentExplorer
-Worlds, heads    World, measure_recovery, measure_hedging, head_shares, family_of_head
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,

@@ -142,7 +142,7 @@ def bundled() -> list[str]:
     Examples
     --------
     >>> bundled()
-    ['batchtopk', 'relu']
+    ['attention', 'batchtopk', 'relu', 'transcoder']
     """
     return [folder.name for folder in sorted(BUNDLED.iterdir()) if any(folder.glob("*/dictionary.json"))]
 
@@ -315,10 +315,11 @@ def load_family(source: str | Path | Sequence[str | Path]) -> Family:
     ----------
     source : str, Path or sequence of them
         A folder of dictionaries such as `Family.save` writes, or of SAEs in foreign formats; a glob of
-        such SAEs; `"relu"` or `"batchtopk"` for the bundled families (see `bundled_table`), which are
-        read at once; published SAEs (see `releases_table`), such as
-        `"gpt2-small-res-jb-feature-splitting"` or `"gemma-scope-2b-pt-res/layer_12"`, of which each
-        is downloaded when it is asked for; or a list of these and of anything that `load_sae` takes.
+        such SAEs; `"relu"`, `"batchtopk"`, `"transcoder"` or `"attention"` for the bundled families (see
+        `bundled_table` and `components_table`), which are read at once; published SAEs (see
+        `releases_table`), such as `"gpt2-small-res-jb-feature-splitting"` or
+        `"gemma-scope-2b-pt-res/layer_12"`, of which each is downloaded when it is asked for; or a list of
+        these and of anything that `load_sae` takes.
         `saekit.loading.names` gives the order in which a name is looked up.
 
     Raises

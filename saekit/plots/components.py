@@ -177,7 +177,8 @@ def upstream_attribution(
     Examples
     --------
     >>> at = {"hook_point": "blocks.1.hook_resid_post"}
-    >>> sae = saekit.Dictionary.from_weights(torch.rand(16, 8), torch.rand(8, 16), info=at)
+    >>> weights = {"W_enc": torch.rand(16, 8), "W_dec": torch.rand(8, 16), "d_in": 16}
+    >>> sae = saekit.Dictionary.from_weights(**weights, info=at)
     >>> found = saekit.attribute_upstream(model, sae, [], rows.tokens[0], 3, position=5)
     >>> upstream_attribution(found, n=3).data.shape
     (3, 5)

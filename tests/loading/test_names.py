@@ -51,7 +51,7 @@ def test_every_door_has_the_same_order(here):
 
 
 def test_bundled_members_are_one_sae(here):
-    assert bundled() == ["batchtopk", "relu"]
+    assert bundled() == ["attention", "batchtopk", "relu", "transcoder"]
     assert load_sae("relu/576-seed0").width == 576
     assert load_sae("relu/576-seed0", latents=[3, 5]).width == 2
     with pytest.raises(ValueError, match="relu holds 8 SAEs, of which one can be loaded"):
