@@ -18,7 +18,7 @@ Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_
                  permuted_decoder, random_at_equal_l0, compare_with_baselines,
                  harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
-                 multiple_choice_test, detection_test
+                 multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
 Explorers        collect_evidence, CircuitExplorer, SplittingExplorer, NoveltyExplorer,
@@ -29,7 +29,7 @@ The series       load_series, store_for, embedded_rows, embedded_store, bundled_
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
                  order_table, baselines_table, probing_table, components_table
 
-Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
+Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there., facts_table
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ _EXPORTS = {
         "head_shares",
         "insert_latents",
         "insertion",
+        "known_facts",
         "label_latents",
         "label_meta_latents",
         "LastTokens",
@@ -109,6 +110,7 @@ _EXPORTS = {
         "matched_curve",
         "matched_l0",
         "measure_circuit",
+        "measure_edits",
         "measure_effects",
         "measure_irreducibility",
         "measure_maps",
@@ -148,6 +150,7 @@ _EXPORTS = {
     "saekit.widgets": (
         "CircuitExplorer",
         "collect_evidence",
+        "EditExplorer",
         "LatentExplorer",
         "MetaExplorer",
         "NoveltyExplorer",
@@ -163,6 +166,7 @@ _EXPORTS = {
         "components_table",
         "bundled_table",
         "convergence_table",
+        "facts_table",
         "kinds_l0_table",
         "kinds_table",
         "order_table",

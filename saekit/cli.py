@@ -633,6 +633,15 @@ def _probing(options: argparse.Namespace) -> None:
     print(f"The table is {BUNDLED / 'probing.csv'}.")
 
 
+def _facts(options: argparse.Namespace) -> None:
+    from saekit.loading.names import BUNDLED
+    from saekit.series.facts import write_facts
+
+    known = write_facts(progress=options.progress).groupby(["kind", "attribute"], sort=False)["known"]
+    print(known.agg(["sum", "size"]).to_string())
+    print(f"The table is {BUNDLED / 'facts.csv'}.")
+
+
 def _baselines(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
@@ -738,6 +747,7 @@ COMMANDS = {
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
     "lines": Command("test whether days and months lie around circles", _no_options, _lines),
+    "facts": Command("find facts that the embedded model knows", _no_options, _facts, resumes=False),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
     "cite": Command("print BibTeX and TeX for a figure", _cite_options, _cite, resumes=False),
     "reproduce": Command(

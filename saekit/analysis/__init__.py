@@ -1,6 +1,7 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
 from saekit.analysis.detection import Detection, detection_test
+from saekit.analysis.edits import Edits, known_facts, measure_edits
 from saekit.analysis.effects.circuits import (
     Circuit,
     CircuitComparison,
@@ -162,6 +163,7 @@ __all__ = [
     "Decomposition",
     "Detection",
     "DictionaryComparison",
+    "Edits",
     "Effects",
     "Endpoint",
     "EndpointError",
@@ -246,6 +248,7 @@ __all__ = [
     "head_shares",
     "insert_latents",
     "insertion",
+    "known_facts",
     "label_latents",
     "label_meta_latents",
     "latents_about",
@@ -257,6 +260,7 @@ __all__ = [
     "matching_pursuit",
     "measure_circuit",
     "measure_circular_order",
+    "measure_edits",
     "measure_effects",
     "measure_irreducibility",
     "measure_maps",

@@ -7,6 +7,7 @@ state the numbers of the data that they are given.
 from saekit.plots.baselines import baseline_dots
 from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
+from saekit.plots.edits import edits_by_method
 from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
 from saekit.plots.ground_truth import hedging_scatter, overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels, word_circles
@@ -53,6 +54,7 @@ __all__ = [
     "code_uniqueness",
     "convergence",
     "density_histogram",
+    "edits_by_method",
     "effects_agreement",
     "faithfulness_curves",
     "fingerprints",

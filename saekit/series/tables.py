@@ -150,6 +150,27 @@ def probing_table() -> pd.DataFrame:
     return pd.read_csv(BUNDLED / "probing.csv")
 
 
+def facts_table() -> pd.DataFrame:
+    """Facts about cities and countries, and whether the embedded model knows them.
+
+    As asked by `saekit.series.facts`: a fact is known if the model ranks its answer above the answers of all
+    other entities of the kind, with every template.
+
+    Returns
+    -------
+    DataFrame
+        One row per fact: `kind` (`"city"` or `"country"`), `entity`, `attribute`, `answer`, `n_templates`,
+        `n_right`, `known`, `margin` (in logits, the smallest over templates).
+
+    Examples
+    --------
+    >>> facts = saekit.facts_table()
+    >>> facts.loc[facts["known"], "kind"].unique().tolist()
+    ['city', 'country']
+    """
+    return pd.read_csv(BUNDLED / "facts.csv")
+
+
 def truth_table(name: str) -> pd.DataFrame:
     """The paper's questions where the true features are known, as measured by `saekit truth`.
 

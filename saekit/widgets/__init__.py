@@ -1,6 +1,7 @@
 """Interactive explorers of results for notebooks, with a static form for pages that run nothing."""
 
 from saekit.widgets.circuit_explorer import CircuitExplorer
+from saekit.widgets.edit_explorer import EditExplorer
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer
 from saekit.widgets.meta_explorer import MetaExplorer
@@ -12,6 +13,7 @@ from saekit.widgets.world_explorer import WorldExplorer
 
 __all__ = [
     "CircuitExplorer",
+    "EditExplorer",
     "Evidence",
     "LatentExplorer",
     "MetaExplorer",
