@@ -108,8 +108,8 @@ def known_facts(
 
     Examples
     --------
-    >>> facts = pd.DataFrame({"entity": ["a", "c"], "attribute": "next", "answer": ["b", "d"]})
-    >>> known = known_facts(model, facts, {"next": "the {entity} is"})
+    >>> facts = pd.DataFrame({"entity": ["king", "queen"], "attribute": "place", "answer": ["river", "moon"]})
+    >>> known = known_facts(model, facts, {"place": "the old {entity} sleeps over the"})
     >>> known.columns.tolist()
     ['entity', 'attribute', 'answer', 'n_templates', 'n_right', 'known', 'margin']
     """
