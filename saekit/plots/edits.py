@@ -32,7 +32,7 @@ SMALL, LARGE = 4.0, 8.0  # size of a mark: more components, larger
 
 
 def edits_by_method(result: Edits) -> Plot:
-    """Cause against isolation, and the damage to unrelated text, by method.
+    """Cause against isolation, and against the damage to unrelated text, by method.
 
     Parameters
     ----------
@@ -47,20 +47,20 @@ def edits_by_method(result: Edits) -> Plot:
     methods = [name for name in MARKS if name in set(data["method"])]
     with house_style():
         figure = new_figure(FULL, 3.6)
-        plane, damage = figure.subplots(1, 2, width_ratios=[1.25, 1])
+        plane, damage = figure.subplots(1, 2, width_ratios=[1.25, 1], sharey=True)
         for method in methods:
             part = data[data["method"] == method].sort_values("n")
             marker, colour = MARKS[method]
             for place, row in enumerate(part.to_dict("records")):
                 size = LARGE if len(part) == 1 else SMALL + (LARGE - SMALL) * place / (len(part) - 1)
-                for axes, x, y in ((plane, "isolation", "cause"), (damage, "damage", "disentangle")):
+                for axes, x in ((plane, "isolation"), (damage, "damage")):
                     xerr, yerr = (
                         [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]]
-                        for name in (x, y)
+                        for name in (x, "cause")
                     )
                     axes.errorbar(
                         [row[x]],
-                        [row[y]],
+                        [row["cause"]],
                         xerr=xerr,
                         yerr=yerr,
                         marker=marker,
@@ -75,8 +75,8 @@ def edits_by_method(result: Edits) -> Plot:
             ylim=(-0.05, 1.05),
         )
         damage.set_xscale("symlog", linthresh=0.1)
-        damage.axhline(0.5, color="#999999", linewidth=0.6, linestyle=":")
-        damage.set(xlabel="damage (nats per token)", ylabel="disentangle: mean of both")
+        plane.plot([0, 1], [1, 0], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+        damage.set(xlabel="damage (nats per token)")
         marks = [
             Line2D(
                 [], [], linestyle="", marker=MARKS[name][0], color=MARKS[name][1], markersize=5, label=name
@@ -96,10 +96,10 @@ def edits_by_method(result: Edits) -> Plot:
         data,
         caption=f"Edits of facts about {len(result.entities)} entities. Over {n_pairs} pairs of base and "
         "source, cause is the share of edits after which the edited attribute is the source's, "
-        "isolation the share of other attributes that stay the base's; leaving everything as it is reaches "
-        "0.5 on their mean (dotted). Damage is the increase in loss on unrelated text with the change added "
+        "isolation the share of other attributes that stay the base's; on the dotted line their mean is 0.5, "
+        "as if everything were left as it is. Damage is the increase in loss on unrelated text with the change added "
         "at every position. Larger marks swap more components; bars are 95 % bootstrap intervals, over pairs "
         f"or rows of text. Greatest mean: {first['method']} ({first['n']}), {first['disentangle']:.2f}.",
-        alt=f"Scatter of cause against isolation, and of their mean against damage. By their mean: {found}.",
+        alt=f"Scatter of cause against isolation, and against damage. By the mean of cause and isolation: {found}.",
         made_from=made_from(result),
     )
