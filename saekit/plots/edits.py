@@ -95,11 +95,13 @@ def edits_by_method(result: Edits) -> Plot:
         figure,
         data,
         caption=f"Edits of facts about {len(result.entities)} entities. Over {n_pairs} pairs of base and "
-        "source, cause is the share of edits after which the edited attribute is the source's, "
-        "isolation the share of other attributes that stay the base's; on the dotted line their mean is 0.5, "
-        "as if everything were left as it is. Damage is the increase in loss on unrelated text with the change added "
-        "at every position. Larger marks swap more components; bars are 95 % bootstrap intervals, over pairs "
-        f"or rows of text. Greatest mean: {first['method']} ({first['n']}), {first['disentangle']:.2f}.",
-        alt=f"Scatter of cause against isolation, and against damage. By the mean of cause and isolation: {found}.",
+        "source, cause is the share of edits after which the edited attribute is the source's, isolation "
+        "the share of other attributes that stay the base's; on the dotted line their mean is 0.5, as if "
+        "everything were left as it is. Damage is the increase in loss on unrelated text with the change "
+        "added at every position. Larger marks swap more components; bars are 95 % bootstrap intervals, over "
+        f"pairs or rows of text. Greatest mean: {first['method']} ({first['n']}), "
+        f"{first['disentangle']:.2f}.",
+        alt="Scatter of cause against isolation, and against damage. By the mean of cause and isolation: "
+        f"{found}.",
         made_from=made_from(result),
     )
