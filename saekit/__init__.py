@@ -27,9 +27,9 @@ Report, figures  write_report, plots, figures, figures_folder, provenance_of, pr
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
-                 order_table, baselines_table, probing_table, components_table
+                 order_table, baselines_table, probing_table, components_table, facts_table
 
-Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there., facts_table
+Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
 
 from __future__ import annotations
