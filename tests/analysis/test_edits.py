@@ -8,15 +8,16 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import HOOK_POINT, WORDS
+from conftest import HOOK_POINT, WORDS, sentences
 from dictionaries import make
 
+from saekit.activations import harvest
 from saekit.agreement import MismatchError
 from saekit.analysis.edits import PATCHING, RANDOM, Filled, _pairs, known_facts, measure_edits
 from saekit.analysis.meta.sae import MetaSAE
-from saekit.corpora import separator_of
+from saekit.corpora import Document, pack, separator_of
 from saekit.dictionary import Dictionary, Transcoder
-from saekit.models import capture, logits_with_replacement
+from saekit.models import capture, load_model, logits_with_replacement
 
 pytestmark = pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning")
 
@@ -32,8 +33,7 @@ def words(model):
     ]
 
 
-@pytest.fixture(scope="module")
-def facts(model, words):
+def facts_of(model, words):
     """The two answers per attribute that split the words most evenly, each the one that the model prefers."""
     rows = []
     for attribute, template in TEMPLATES.items():
@@ -46,6 +46,11 @@ def facts(model, words):
         answers = [words[a if row[a] > row[b] else b] for row in logits]
         rows += [(word, attribute, answer) for word, answer in zip(words, answers, strict=True)]
     return pd.DataFrame(rows, columns=["entity", "attribute", "answer"])
+
+
+@pytest.fixture(scope="module")
+def facts(model, words):
+    return facts_of(model, words)
 
 
 def at_hook_point(width, seed):
@@ -331,3 +336,27 @@ def test_pairs_differ_in_every_attribute():
     assert _pairs(attributes, 2, 1) == _pairs(attributes, 9, 1)[:2]
     with pytest.raises(ValueError, match="No two entities differ in every attribute"):
         _pairs(attributes | {"three": prompts(0, 1, 1, 0)}, 9, 0)
+
+
+def test_gpt2_takes_the_same_call(gpt2_folder, tmp_path, words):
+    gpt2 = load_model(gpt2_folder)
+    documents = [Document(text, "Sentences", f"sentence {i}") for i, text in enumerate(sentences(8))]
+    rows = pack(documents, gpt2.tokenizer, context_length=16, n_tokens=32)
+    place = "blocks.0.hook_resid_post"
+    text = harvest(gpt2, rows, place, path=tmp_path / "store", dtype=torch.float32, progress=False)
+    made = at_hook_point(24, 0)
+    made = replace(made, info={**made.info, "hook_point": place})
+    known = facts_of(gpt2, words)
+    assert known_facts(gpt2, known, TEMPLATES)["known"].all()
+    found = measure_edits(gpt2, made, known, TEMPLATES, text, sizes=[1], n_pairs=1, n_text=1)
+    for row in found.frame[found.frame["method"] == PATCHING].itertuples():
+        template, names = TEMPLATES[row.asked], found.candidates[row.asked]
+        base, source = (tokens_of(gpt2, template, word) for word in (row.base, row.source))
+        at = int((base != source)[0].nonzero())
+        patched = capture(gpt2, source, place)[0, at]
+        change = torch.zeros(base.shape[1], 1)
+        change[at] = 1
+        logits = logits_with_replacement(gpt2, base, place, lambda x, c=change, p=patched: x + c * (p - x))
+        expected = logits[0, -1, [one(gpt2, name) for name in names]].softmax(0)
+        place_of = found.frame.index[found.frame["asked"] == row.asked].get_loc(row.Index)
+        torch.testing.assert_close(found.after[row.asked][place_of], expected, atol=2e-5, rtol=1e-3)
