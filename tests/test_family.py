@@ -204,7 +204,8 @@ def test_foreign_saes_that_are_no_family_are_refused(foreign):
 
 
 def test_nothing_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no file .*relux.* one of batchtopk, relu, a name"):
+    kinds = "attention, batchtopk, relu, transcoder"
+    with pytest.raises(FileNotFoundError, match=rf"no file .*relux.* one of {kinds}, a name"):
         load_family("relux")
     with pytest.raises(FileNotFoundError, match=r"holds no SAE that saekit recognises, nor does a folder"):
         load_family(tmp_path)

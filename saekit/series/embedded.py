@@ -63,7 +63,7 @@ def _training_documents() -> Iterator[Document]:
 def embedded_store(
     part: str,
     *,
-    hook_point: str = HOOK_POINT,
+    hook_point: str | None = None,
     target: str | None = None,
     n_tokens: int | None = None,
     dtype: torch.dtype | None = None,
@@ -76,8 +76,8 @@ def embedded_store(
     ----------
     part : {"train", "held-out"}
         Which side of the split by documents.
-    hook_point : str
-        Where activations are taken.
+    hook_point : str, optional
+        Where activations are taken; `blocks.12.hook_resid_post` if left out.
     target : str, optional
         For transcoders: the hook point of the activations that they predict.
     n_tokens : int, optional
@@ -97,6 +97,7 @@ def embedded_store(
     """
     if dtype is None:
         dtype = torch.bfloat16 if part == "train" else torch.float32
+    hook_point = hook_point or HOOK_POINT
     if n_tokens is None:
         n_tokens = TRAIN_TOKENS if part == "train" else HELD_OUT_TOKENS
     path = _store_folder(part, n_tokens, dtype, hook_point, target)
@@ -108,9 +109,7 @@ def embedded_store(
     return harvest(model, rows, hook_point, path=path, target=target, dtype=dtype, progress=progress)
 
 
-def _store_folder(
-    part: str, n_tokens: int, dtype: torch.dtype, hook_point: str = HOOK_POINT, target: str | None = None
-) -> Path:
+def _store_folder(part: str, n_tokens: int, dtype: torch.dtype, hook_point: str, target: str | None) -> Path:
     place = "" if hook_point == HOOK_POINT else f"{hook_point}-"
     name = f"{part}-{place}{n_tokens}-{str(dtype).removeprefix('torch.')}{EDITION}"
     return home() / "stores" / (f"{name}-to-{target}" if target else name)
