@@ -248,7 +248,11 @@ def add_analysis(copy):
         copy.edit(init, r"^__all__ = \[", f'__all__ = [\n    "{name}",')
     copy.edit("saekit/__init__.py", r'"adjacency_overlap",', '"adjacency_overlap",\n        "measure_dummy",')
     copy.edit("saekit/__init__.py", r'"LatentExplorer",', '"LatentExplorer",\n        "DummyExplorer",')
-    copy.edit("saekit/__init__.py", r"^Uniqueness       ", "Uniqueness       measure_dummy, DummyExplorer, ")
+    copy.edit(
+        "saekit/__init__.py",
+        r"^Uniqueness       ",
+        "Uniqueness       measure_dummy, DummyExplorer,\n                 ",
+    )
     copy.edit("docs/api.md", r"^(::: saekit\.analysis\.nulls)", r"::: saekit.analysis.dummy\n\n\1")
 
 
