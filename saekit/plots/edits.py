@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 
 from saekit.analysis.edits import PATCHING, RANDOM
-from saekit.colours import INK
+from saekit.colours import INK, VERMILION
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import made_from
 
@@ -22,7 +22,7 @@ MARKS = {
     "neurons": ("s", "#777777"),
     "principal components": ("^", "#777777"),
     "difference of means": ("v", INK),
-    "all latents": ("o", "#d55e00"),
+    "all latents": ("o", VERMILION),
     "latents": ("o", "#e69f00"),
     "meta-latents": ("P", "#0072b2"),
     "meta-latents, as in the post": ("*", "#009e73"),
