@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 
 from saekit.analysis.edits import PATCHING, RANDOM
-from saekit.colours import INK, VERMILION
+from saekit.colours import BLUE, DARK_GREY, GREEN, INK, ORANGE, PINK, VERMILION
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import made_from
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 MARKS = {
     PATCHING: ("D", INK),
     "reconstruction": ("x", INK),
-    RANDOM: ("+", "#777777"),
-    "neurons": ("s", "#777777"),
-    "principal components": ("^", "#777777"),
+    RANDOM: ("+", DARK_GREY),
+    "neurons": ("s", DARK_GREY),
+    "principal components": ("^", DARK_GREY),
     "difference of means": ("v", INK),
     "all latents": ("o", VERMILION),
-    "latents": ("o", "#e69f00"),
-    "meta-latents": ("P", "#0072b2"),
-    "meta-latents, as in the post": ("*", "#009e73"),
-    "meta-latents, as in the code": ("X", "#cc79a7"),
+    "latents": ("o", ORANGE),
+    "meta-latents": ("P", BLUE),
+    "meta-latents, as in the post": ("*", GREEN),
+    "meta-latents, as in the code": ("X", PINK),
 }
 SMALL, LARGE = 4.0, 8.0  # size of a mark: more components, larger
 

@@ -85,7 +85,9 @@ def effects_agreement(result: NodeEffects, place: str | None = None) -> Plot:
                 )
             axes.set_xscale("symlog", linthresh=threshold)
             axes.set_yscale("symlog", linthresh=threshold)
-            ticks = [-(10.0 ** np.floor(np.log10(bound))), 0, 10.0 ** np.floor(np.log10(bound))]
+            # A tick between too, or the scale would look linear throughout.
+            powers = 10.0 ** np.unique(np.floor(np.log10([np.sqrt(threshold * bound), bound])))
+            ticks = [*-powers[::-1], 0, *powers]
             axes.set(xlim=(-bound, bound), ylim=(-bound, bound), xticks=ticks, yticks=ticks)
             axes.set_xticklabels([f"{tick:g}".replace("-", "−") for tick in ticks])  # noqa: RUF001
             axes.set_yticklabels([f"{tick:g}".replace("-", "−") for tick in ticks])  # noqa: RUF001
