@@ -44,8 +44,11 @@ class Encoder:
         self.dictionary = dictionary
         self._file = _file(dictionary, activations, batch_size)
         self._kept = None if self._file is None else _read(self._file, dictionary)
-        write = self._kept is None and (self._file in _asked or "training" in dictionary.info)
-        self._parts: list[SparseLatents] | None = [] if self._file and write else None
+        # A file that is there and was not read is damaged.
+        self._parts: list[SparseLatents] | None = None
+        if self._file is not None and self._kept is None:
+            again = self._file in _asked or self._file.exists()
+            self._parts = [] if again or "training" in dictionary.info else None
         self._size = 0
 
     def __call__(self, x: Tensor, first: int) -> SparseLatents:

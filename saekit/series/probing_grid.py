@@ -102,7 +102,7 @@ def _rows(name: str, dictionary: Dictionary | None, sets: list[LastTokens]) -> p
     identity = "" if dictionary is None else dictionary.content_hash
     model = hash_json([sets[0].manifest, KS, identity])
     file = home() / "probing" / "probed" / f"{model[:16]}.csv"
-    kept = pd.read_csv(file) if file.exists() else None
+    kept = pd.read_csv(file, float_precision="round_trip") if file.exists() else None
     known = set() if kept is None else set(kept["set"])
     missing = [one for one in sets if one.name not in known]
     if missing:
