@@ -27,20 +27,11 @@ from saekit.analysis.heads import (
     family_of_head,
     head_shares,
 )
-from saekit.analysis.irreducibility import (
-    CircularOrder,
-    ClusterPanels,
-    Irreducibility,
-    LatentClusters,
-    cluster_latents,
-    cluster_points,
-    latents_about,
-    measure_circular_order,
-    measure_irreducibility,
-    plane_scores,
-    show_clusters,
-    shuffled_clusters,
-)
+from saekit.analysis.irreducibility.clusters import LatentClusters, cluster_latents, shuffled_clusters
+from saekit.analysis.irreducibility.measure import Irreducibility, cluster_points, measure_irreducibility
+from saekit.analysis.irreducibility.panels import ClusterPanels, show_clusters
+from saekit.analysis.irreducibility.scores import plane_scores
+from saekit.analysis.irreducibility.words import CircularOrder, latents_about, measure_circular_order
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import (
     Context,

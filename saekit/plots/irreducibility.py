@@ -14,7 +14,8 @@ from saekit.plots.common import fit_text, made_from
 from saekit.wording import fixed, listed
 
 if TYPE_CHECKING:
-    from saekit.analysis.irreducibility import CircularOrder, ClusterPanels
+    from saekit.analysis.irreducibility.panels import ClusterPanels
+    from saekit.analysis.irreducibility.words import CircularOrder
 
 PER_ROW = 3
 COLOURED = 6  # tokens of each panel that have a colour of their own

@@ -16,12 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit.activations import ActivationStore, harvest, random_stream
-from saekit.analysis.irreducibility import (
-    CircularOrder,
-    measure_circular_order,
-    plane_scores,
-    word_tokens,
-)
+from saekit.analysis.irreducibility.scores import plane_scores
+from saekit.analysis.irreducibility.words import CircularOrder, measure_circular_order, word_tokens
 from saekit.analysis.maps import RANKS, Maps, measure_maps
 from saekit.dictionary import Dictionary
 from saekit.files import home, write_bytes

@@ -10,19 +10,13 @@ import torch
 from dictionaries import make
 from toy_stores import in_memory
 
-from saekit.analysis import irreducibility
-from saekit.analysis.irreducibility import (
-    cluster_latents,
-    cluster_points,
-    latents_about,
-    measure_circular_order,
-    measure_irreducibility,
-    plane_scores,
-    principal_components,
-    show_clusters,
-    shuffled_clusters,
-    word_tokens,
-)
+from saekit.activations import random_stream
+from saekit.analysis.irreducibility.clusters import cluster_latents, shuffled_clusters
+from saekit.analysis.irreducibility.measure import cluster_points, measure_irreducibility
+from saekit.analysis.irreducibility.panels import show_clusters
+from saekit.analysis.irreducibility.scores import plane_scores, score_planes
+from saekit.analysis.irreducibility.search import principal_components, separability
+from saekit.analysis.irreducibility.words import latents_about, measure_circular_order, word_tokens
 from saekit.analysis.labels import label_latents
 from saekit.analysis.latents import collect
 from saekit.dictionary import Dictionary
@@ -106,17 +100,23 @@ def test_the_null_tells_dependence_from_bias():
     assert plane_scores(Draw(0).circle()[:60], permutations=99)["p_value"].item() == 0.01
 
 
+QUARTER = np.arange(100) * (math.pi / 200)
+
+
+def numpy_information(plane, angle):
+    """Mutual information in bits of the two coordinates of a plane that is turned by an angle."""
+    x, y = plane.numpy().T
+    u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    joint = np.histogram2d(u, v, bins=10)[0] / len(u)
+    independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    some = joint > 0
+    return (joint[some] * np.log2(joint[some] / independent[some])).sum()
+
+
 def test_separability_is_the_least_mutual_information_of_numpy_histograms():
     plane = principal_components(Draw(3).circle().double() * torch.tensor([1.0, 0.6]))
-    expected = []
-    for angle in np.arange(100) * (math.pi / 200):
-        x, y = plane.numpy().T
-        u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-        joint = np.histogram2d(u, v, bins=10)[0] / len(u)
-        independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-        some = joint > 0
-        expected.append((joint[some] * np.log2(joint[some] / independent[some])).sum())
-    found, angle = irreducibility._separability(plane)
+    expected = [numpy_information(plane, angle) for angle in QUARTER]
+    found, angle = separability(plane)
     assert found == pytest.approx(min(expected), abs=1e-9)
     assert angle == pytest.approx(np.argmin(expected) * math.pi / 200)
     assert np.ptp(expected) > 0.02
@@ -268,6 +268,61 @@ def test_a_cluster_that_is_a_circle_comes_first():
     assert sample.frame["score"].iloc[0] > 0.6
 
 
+def test_a_sample_is_scored_in_the_components_of_all_points():
+    """In those of the sample, planes would be others than the ones that the panels show."""
+    generator = torch.Generator().manual_seed(1)
+    points = torch.randn(800, 6, generator=generator, dtype=torch.float64)  # no direction stands out
+    sample = torch.randperm(800, generator=generator)[:60]
+    table, null = score_planes(points, 4, 0.1, 3, 0, sample=sample)
+    centred = points - points.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :4]
+    coordinates = centred @ axes
+    assert table["plane"].tolist() == [0, 1, 2]
+    for i in range(3):
+        plane = coordinates[:, i : i + 2]
+        expected = float(plane.square().sum() / centred.square().sum())
+        assert table.at[i, "explained"] == pytest.approx(expected)
+        least = min(numpy_information(plane[sample], angle) for angle in QUARTER)
+        assert table.at[i, "separability"] == pytest.approx(least, abs=1e-6)
+    assert null.dtype == torch.float64  # compared with separability, which ties with it in a coarse histogram
+    own = plane_scores(points[sample], components=4, permutations=3)["separability"]
+    assert (own - table["separability"]).abs().max() > 0.05
+
+
+def test_planes_in_which_the_sample_lies_on_a_line_are_left_out():
+    """The second latent fires on three tokens, none of which is drawn."""
+    points = torch.zeros(300, 2, dtype=torch.float64)
+    points[:297, 0], points[297:, 1] = torch.linspace(1, 2, 297), 1.0
+    table, null = score_planes(points, 2, 0.1, 3, 0, sample=torch.arange(50))
+    assert len(table) == len(null) == 0
+    assert len(score_planes(points, 2, 0.1, 3, 0)[0]) == 1
+
+
+def test_all_scores_rest_on_as_many_points_if_the_bounds_are_equal():
+    """The best plane of the scores is the one that the panels show, whatever the sample."""
+    dictionary, activations, _ = world()
+    result = measure_irreducibility(
+        dictionary, activations, {"week": range(7), "pair": [7, 8]}, min_tokens=100, max_tokens=100
+    )
+    for name, latents in result.latents.items():
+        points = cluster_points(dictionary, activations, latents)[1]
+        place = list(result.latents).index(name)
+        drawn = torch.randperm(len(points), generator=random_stream(0, place))[:100]
+        table = result.planes[result.planes["cluster"] == name].set_index("plane")
+        plane = int(result.frame.set_index("cluster").at[name, "best_plane"])
+        shown = principal_components(points)[drawn, plane : plane + 2]
+        least = min(numpy_information(shown, angle) for angle in QUARTER)
+        assert table.at[plane, "separability"] == pytest.approx(least, abs=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("method", ["spectral", "graph"])
+def test_the_smallest_dictionaries_have_clusters(width, method):
+    clusters = cluster_latents(make(width=width, d_in=6), method=method, n_clusters=width)
+    assert len(clusters.labels) == width
+    assert clusters.summary["n_clusters"] == (width if method == "spectral" else len(clusters))
+
+
 def collect_days():
     """Positions of a day, brute force."""
     tokens = world()[2].tokens
@@ -361,8 +416,10 @@ def test_bad_input_gets_one_sentence():
     with pytest.raises(IndexError, match="latents must be between 0 and 8"):
         measure_irreducibility(dictionary, activations, {"a": [9]})
     result = measure_irreducibility(dictionary, activations, clusters, permutations=1)
-    with pytest.raises(ValueError, match="cluster 'week' was not scored"):
+    with pytest.raises(ValueError, match="cluster 'week' is not among"):
         show_clusters(result, dictionary, activations, store, VOCABULARY, clusters=["week"])
+    with pytest.raises(ValueError, match="no clusters to show"):
+        show_clusters(result, dictionary, activations, store, VOCABULARY, clusters=[])
     with pytest.raises(ValueError, match="vocabulary"):
         show_clusters(result, dictionary, activations, store, VOCABULARY[:4])
     with pytest.raises(ValueError, match="dictionary of the scores was"):

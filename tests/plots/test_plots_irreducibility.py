@@ -8,7 +8,9 @@ from plot_checks import check_bundle, check_texts
 from toy_stores import in_memory
 
 from saekit import plots
-from saekit.analysis.irreducibility import measure_circular_order, measure_irreducibility, show_clusters
+from saekit.analysis.irreducibility.measure import measure_irreducibility
+from saekit.analysis.irreducibility.panels import show_clusters
+from saekit.analysis.irreducibility.words import measure_circular_order
 from saekit.analysis.latents import collect
 from saekit.dictionary import Dictionary
 from saekit.figures import render
