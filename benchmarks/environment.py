@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 import venv
 from pathlib import Path
@@ -13,6 +14,7 @@ from saekit.files import hash_file, home
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / "requirements" / "peers.txt"
+OUTSIDE = "SAEKIT_OUTSIDE"  # names the packages of the environment that the script started in
 
 
 def enter(folder: Path | None = None) -> None:
@@ -26,6 +28,8 @@ def enter(folder: Path | None = None) -> None:
     """
     folder = (folder or home() / "peers" / hash_file(REQUIREMENTS)[:8]).absolute()
     if Path(sys.prefix) == folder:
+        # What saekit needs and the peers do not, such as ipywidgets, is found where the script started.
+        sys.path += filter(None, [os.environ.get(OUTSIDE)])
         return
     if not (folder / "complete").exists():
         _build(folder)
@@ -33,7 +37,8 @@ def enter(folder: Path | None = None) -> None:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     python = str(folder / "bin" / "python")
     sys.stdout.flush()
-    os.execve(python, [python, *sys.argv], os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+    outside = {"PYTHONPATH": os.pathsep.join(paths), OUTSIDE: sysconfig.get_path("purelib")}
+    os.execve(python, [python, *sys.argv], os.environ | outside)
 
 
 def _build(folder: Path) -> None:

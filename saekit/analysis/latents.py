@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -508,8 +508,9 @@ def top_contexts(
         before=before,
         after=after,
         sources=sources,
+        n=n,
     )
-    return Contexts(tuple(context for context, _ in zip(found, range(n), strict=False)), latent)
+    return Contexts(tuple(found), latent)
 
 
 def _contexts(
@@ -522,7 +523,9 @@ def _contexts(
     before: int,
     after: int,
     sources: Sequence[str] | None,
-) -> Iterator[Context]:
+    n: int | None = None,
+) -> list[Context]:
+    """The first `n` contexts from the sources; all the windows are cut at once."""
     before, after = (
         settings.whole(name, value, at_least=0) for name, value in (("before", before), ("after", after))
     )
@@ -535,35 +538,40 @@ def _contexts(
     if activations is not None:
         activations.require_store(store)
         latent = select_latent(latent, activations.width)
-    known = {document["source"] for document in store.documents}
-    unknown = sorted(set(sources or ()) - known)
-    if unknown:
-        raise ValueError(f"The store has sources {sorted(known)}, found {unknown}.")
-
-    tokens, documents = store.tokens.flatten(), store.document.flatten()
-    length = store.context_length
-    for position in positions.tolist():
+    documents, length = store.document.flatten(), store.context_length
+    if sources is not None:
+        known = {document["source"] for document in store.documents}
+        if unknown := sorted(set(sources) - known):
+            raise ValueError(f"The store has sources {sorted(known)}, found {unknown}.")
+        # No document is -1, and so the last of these.
+        wanted = torch.tensor([*(document["source"] in sources for document in store.documents), False])
+        positions = positions[wanted[documents[positions]]]
+    positions = positions[:n]
+    windows = positions[:, None] + torch.arange(-before, after + 1)
+    inside = torch.div(windows, length, rounding_mode="floor") == positions[:, None] // length
+    windows = windows.clamp(0, len(documents) - 1)
+    inside &= documents[windows] == documents[positions][:, None]
+    values = torch.zeros(windows.shape)
+    if activations is not None and latent is not None:
+        values = activations.values_at(latent, windows)
+    strings = display_strings(vocabulary, store.tokens.flatten()[windows[inside]].tolist())
+    shown, ends = values[inside].tolist(), inside.sum(1).cumsum(0).tolist()
+    found, start = [], 0
+    for place, (position, end) in enumerate(zip(positions.tolist(), ends, strict=True)):
         document = int(documents[position])
         origin = store.documents[document] if document >= 0 else {"source": "", "title": ""}
-        if sources is not None and origin["source"] not in sources:
-            continue
-        row = position // length * length
-        window = torch.arange(
-            max(row, position - before), min(row + length, position + after + 1), dtype=torch.long
+        found.append(
+            Context(
+                position=position,
+                tokens=tuple(strings[start:end]),
+                values=tuple(shown[start:end]),
+                focus=int(inside[place, :before].sum()),
+                source=origin["source"],
+                title=origin["title"],
+            )
         )
-        window = window[documents[window] == document]
-        if activations is None or latent is None:
-            values = torch.zeros(len(window))
-        else:
-            values = activations.values_at(latent, window)
-        yield Context(
-            position=position,
-            tokens=tuple(display_strings(vocabulary, tokens[window].tolist())),
-            values=tuple(values.tolist()),
-            focus=int((window == position).nonzero()),
-            source=origin["source"],
-            title=origin["title"],
-        )
+        start = end
+    return found
 
 
 def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
