@@ -599,7 +599,8 @@ def _cite_options(parser: Parser) -> None:
 
 
 def _cite(options: argparse.Namespace) -> None:
-    from saekit.figures import citation, figures_folder
+    from saekit.figures import figures_folder
+    from saekit.gallery import citation
 
     folder = getattr(options, "folder", figures_folder())
     print(citation(options.figure, folder=folder), (folder / f"{options.figure}.tex").read_text(), sep="\n")

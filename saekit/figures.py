@@ -13,10 +13,10 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from saekit.colours import PINK
-from saekit.files import hash_file, read_json, source_hash, write_bytes, write_json
+from saekit.files import write_bytes, write_json
 from saekit.identity import Identity, distinct_names
+from saekit.source import code_hash, modules_behind
 from saekit.training.variants import VARIANTS
 
 FORMAT = "saekit-figure-1"
@@ -191,6 +192,8 @@ class Plot:
         The dictionaries that the results are about, as JSON values (see `describe`).
     settings : mapping
         Parameters of the results that decide the numbers, such as theta.
+    modules : tuple of str
+        Modules that drew it; the one that makes this plot if left out.
     """
 
     figure: Figure
@@ -199,8 +202,12 @@ class Plot:
     alt: str
     made_from: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.modules:
+            maker = sys._getframe(2).f_globals.get("__name__", "")  # around this method and `__init__`
+            object.__setattr__(self, "modules", (maker,))
         # Place everything once: constrained layout would move things by rounding on each later draw.
         with house_style():
             self.figure.draw_without_rendering()
@@ -234,6 +241,7 @@ class Plot:
             alt=self.alt,
             inputs={**self.made_from, **(inputs or {})},
             settings={**self.settings, **(settings or {})},
+            modules=self.modules,
             folder=figures_folder() if folder is None else folder,
         )
 
@@ -288,6 +296,7 @@ def save_figure(
     inputs: Mapping[str, Any],
     settings: Mapping[str, Any],
     folder: str | Path,
+    modules: Sequence[str] = (),
 ) -> list[Path]:
     """Write a figure that can be cited: `name.{pdf,svg,png,csv,tex,json}`.
 
@@ -307,6 +316,9 @@ def save_figure(
         Parameters that decide the numbers (theta, tokens, seeds), as JSON values.
     folder : str or Path
         Where the files go.
+    modules : sequence of str
+        Modules that drew it. The JSON has those of saekit, with a hash of their code and of all that they
+        import (see `saekit.source.modules_behind`); for a figure drawn elsewhere, that of the house style.
 
     Returns
     -------
@@ -331,7 +343,7 @@ def save_figure(
     >>> [file.name for file in files]
     ['line.pdf', 'line.svg', 'line.png', 'line.csv', 'line.tex', 'line.json']
     """
-    _check_name(name)
+    check_name(name)
     for what, text in (("caption", caption), ("alt text", alt)):
         if not text.strip():
             raise ValueError(f"Figure {name} needs a {what}.")
@@ -343,6 +355,7 @@ def save_figure(
         raise ValueError(f"Figure {name} has no numbers to show: every value in its table is missing.")
 
     width, height = (float(side) for side in figure.get_size_inches())
+    drawn_by = [name for name in modules if name.startswith(f"{__package__}.")] or [__name__]
     files = {kind: render(figure, kind) for kind in ("pdf", "svg", "png")}
     files["csv"] = table.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
     files["tex"] = _tex(name, caption, alt, width).encode()
@@ -354,7 +367,8 @@ def save_figure(
         "size_in": [width, height],
         "settings": _json(settings, f"The settings of figure {name}"),
         "inputs": _json(inputs, f"The inputs of figure {name}"),
-        "source": source_hash(),
+        "modules": drawn_by,
+        "source": code_hash(modules_behind(drawn_by)),
         "versions": package_versions(),
         "files": {f"{name}.{suffix}": hashlib.sha256(files[suffix]).hexdigest() for suffix in SUFFIXES},
     }
@@ -377,97 +391,23 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in VERSIONED}}
 
 
-@cache
-def citation(name: str, *, folder: str | Path | None = None) -> str:
-    """Give a BibTeX entry for a saved figure, to paste.
-
-    Parameters
-    ----------
-    name : str
-        The name under which it was saved.
-    folder : str or Path, optional
-        Where it is; `figures_folder()` if left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no such figure.
-
-    Examples
-    --------
-    >>> files = saekit.plots.splitting_flow(saekit.splitting_tree(family)).save("flow", folder=".")
-    >>> citation("flow", folder=".").splitlines()[0]
-    '@misc{saekit-flow,'
-    """
-    _check_name(name)
-    manifest = _read_manifest(Path(figures_folder() if folder is None else folder) / f"{name}.json")
-    title = manifest["caption"].partition(". ")[0].rstrip(".")
-    source, data = manifest["source"][:12], manifest["files"][f"{name}.csv"][:12]
-    return (
-        f"@misc{{saekit-{name},\n"
-        f"  title        = {{{_latex(title)}}},\n"
-        f"  author       = {{{{The saekit authors}}}},\n"
-        f"  howpublished = {{Figure \\texttt{{{_latex(name)}}}, made with saekit}},\n"
-        f"  note         = {{saekit source {source}, data {data} (SHA-256)}}\n"
-        f"}}\n"
-    )
-
-
-def write_index(folder: str | Path) -> Path:
-    """Write `README.md`: every figure of the folder with its caption, files and citation.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no figures, or a figure lacks one of its files.
-    ValueError
-        If a file is not the one that its figure's JSON describes.
-
-    Examples
-    --------
-    >>> files = saekit.plots.splitting_flow(saekit.splitting_tree(family)).save("flow", folder=".")
-    >>> write_index(".").name
-    'README.md'
-    """
-    folder = Path(folder)
-    manifests = [_read_manifest(path) for path in sorted(folder.glob("*.json"))]
-    if not manifests:
-        raise FileNotFoundError(f"{folder} holds no figures to index (files that save_figure wrote).")
-    sections = [
-        "# Figures\n\nEach figure comes with the numbers that it shows (CSV), a record of what it was made "
-        "from (JSON) and a LaTeX environment that includes it. The same inputs give the same bytes.\n"
-    ]
-    for manifest in manifests:
-        name = manifest["name"]
-        for file, expected in manifest["files"].items():
-            if not (folder / file).exists():
-                raise FileNotFoundError(f"Figure {name} lacks {file}: save it again.")
-            if hash_file(folder / file) != expected:
-                raise ValueError(f"{file} is not the file that {name}.json describes: save the figure again.")
-        links = " · ".join(f"[{s.upper()}]({name}.{s})" for s in (*SUFFIXES, "json"))
-        sections.append(
-            f"## {name}\n\n![{_markdown(manifest['alt'])}]({name}.png)\n\n"
-            f"{_markdown(manifest['caption'])}\n\n{links}\n\n```bibtex\n{citation(name, folder=folder)}```\n"
-        )
-    write_bytes(folder / "README.md", "\n".join(sections).encode())
-    return folder / "README.md"
-
-
 # ---------------------------------------------------------------------- helpers
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse a name that is no file name or LaTeX label everywhere.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything but letters, digits, `-` and `_`.
+
+    Examples
+    --------
+    >>> check_name("02_max_cosine")
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(f"A figure's name may contain letters, digits, - and _; found {name!r}.")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} holds no figure {path.stem}: {path.name} is not there.")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a figure's JSON: its format is not {FORMAT!r}.")
-    return manifest
 
 
 def _as_table(data: pd.DataFrame) -> pd.DataFrame:
@@ -508,17 +448,21 @@ _LATEX = {
     "\u2013": "--",
     "“": "``",
     "”": "''",
+    '"': "''",
+    "…": r"\ldots{}",
+    "·": r"$\cdot$",
 }
 
 
-def _latex(text: str) -> str:
-    """Plain text as LaTeX: special characters escaped, on one line."""
+def latex(text: str) -> str:
+    r"""Plain text as LaTeX: special characters escaped, on one line.
+
+    Examples
+    --------
+    >>> print(latex("50% at θ = 0.7"))
+    50\% at $\theta$ = 0.7
+    """
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
-def _markdown(text: str) -> str:
-    """Plain text as Markdown: special characters escaped, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
 def _tex(name: str, caption: str, alt: str, width: float) -> str:
@@ -528,7 +472,7 @@ def _tex(name: str, caption: str, alt: str, width: float) -> str:
         "\\begin{figure}[t]\n"
         "  \\centering\n"
         f"  \\includegraphics[width={width:g}in]{{{name}.pdf}}\n"
-        f"  \\caption{{{_latex(caption)}}}\n"
+        f"  \\caption{{{latex(caption)}}}\n"
         f"  \\label{{fig:{name}}}\n"
         "\\end{figure}\n"
     )

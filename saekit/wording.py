@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MISSING = "–"
+SEPARATOR = " · "  # between the words of a label
 
 
 def percent(value: float) -> str:

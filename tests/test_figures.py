@@ -20,15 +20,14 @@ from saekit.colours import GREY, INK, LATENT, META, NOVEL, NULL, PALETTE, RECONS
 from saekit.figures import (
     FULL,
     Plot,
-    citation,
     house_style,
     kind_style,
     new_figure,
     package_versions,
     width_colours,
-    write_index,
 )
-from saekit.files import hash_file, source_hash
+from saekit.files import hash_file
+from saekit.source import code_hash, modules_behind
 from saekit.training.variants import VARIANTS
 
 NOT_USED = ("#949494", "#ece133")  # its grey and its yellow
@@ -124,8 +123,9 @@ def test_json_says_what_the_figure_is_made_from(tmp_path):
     manifest = json.loads((tmp_path / "fig.json").read_text())
     assert manifest["inputs"] == {"small": {"hash": "ab"}, "n": 3}
     assert manifest["settings"] == {"theta": 0.7}
-    assert manifest["source"] == source_hash()
-    assert re.fullmatch("[0-9a-f]{64}", source_hash())
+    assert manifest["modules"] == ["saekit.figures"]  # drawn outside of saekit, in its style
+    assert manifest["source"] == code_hash(modules_behind(["saekit.figures"]))
+    assert re.fullmatch("[0-9a-f]{64}", manifest["source"])
     assert manifest["versions"] == package_versions()
     assert package_versions()["matplotlib"] == mpl.__version__
     assert set(manifest["files"]) == {f"fig.{suffix}" for suffix in SUFFIXES - {"json"}}
@@ -166,39 +166,6 @@ def test_what_cannot_be_cited_is_refused_before_anything_is_written(tmp_path, ch
     with pytest.raises(error, match=message):
         save(tmp_path / "new", **change)
     assert not (tmp_path / "new").exists()
-
-
-def test_index_and_citation(tmp_path):
-    save(tmp_path, "fig02", caption="Second_one. Rest.")
-    save(tmp_path, "fig01", caption="First 10%. Rest.")
-    index = write_index(tmp_path)
-    text = index.read_text()
-    assert text.index("## fig01") < text.index("## fig02")
-    assert "![A line.](fig01.png)" in text
-    assert r"Second\_one. Rest." in text
-    assert all(f"](fig02.{suffix})" in text for suffix in SUFFIXES)
-    entry = citation("fig01", folder=tmp_path)
-    assert entry in text
-    assert entry.startswith("@misc{saekit-fig01,")
-    assert "{First 10\\%}" in entry
-    assert hash_file(tmp_path / "fig01.csv")[:12] in entry
-    before = index.read_bytes()
-    write_index(tmp_path)
-    assert index.read_bytes() == before
-
-
-def test_index_notices_lost_and_changed_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no figures"):
-        write_index(tmp_path)
-    save(tmp_path)
-    (tmp_path / "fig.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(ValueError, match=r"fig\.csv is not the file"):
-        write_index(tmp_path)
-    (tmp_path / "fig.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks fig\.csv"):
-        write_index(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no figure other"):
-        citation("other", folder=tmp_path)
 
 
 def test_a_user_style_does_not_reach_the_figure():

@@ -25,6 +25,7 @@ from saekit.dictionary import Dictionary
 from saekit.identity import Identity
 from saekit.results import Result
 from saekit.selection import select_latent
+from saekit.wording import SEPARATOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 WORDS_FROM = 50  # greatest activations that a latent's words are taken from
 MEMBERS_FROM = 10  # latents that a meta-latent's words are taken from
 N_WORDS = 3  # in a label
-SEPARATOR = " · "  # between them
 LEAST_WORD = 0.25  # weight, relative to the heaviest token, from which words replace punctuation
 ENTRIES = 1 << 22  # active entries whose tokens are counted at a time
 N_TOKENS = 5  # top tokens, and tokens promoted and suppressed

@@ -14,11 +14,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from saekit.analysis.labels import SEPARATOR
 from saekit.dictionary import Dictionary, identity_of
 from saekit.figures import STYLE, describe, kind_style
 from saekit.identity import Identity, distinct_names
-from saekit.wording import listed, on_tokens
+from saekit.wording import SEPARATOR, listed, on_tokens
 
 T = TypeVar("T")
 

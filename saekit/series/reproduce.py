@@ -13,8 +13,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from saekit.cache import forget_old
-from saekit.figures import figures_folder, project_root, write_index
+from saekit.figures import figures_folder, project_root
 from saekit.files import hash_json, read_json, source_hash, write_bytes, write_json
+from saekit.gallery import write_index
 from saekit.loading.names import open_sae
 from saekit.series.embedded import embedded_store
 from saekit.series.profiles import DEFAULT, Profile, Series
