@@ -21,8 +21,9 @@ Latents          collect, logit_table, measure_readability, label_latents, label
                  multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
-Explorers        collect_evidence, CircuitExplorer, SplittingExplorer, NoveltyExplorer,
-                 StitchingExplorer, MetaExplorer, ProbingExplorer, WorldExplorer, LatentExplorer
+Explorers        build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
+                 NoveltyExplorer, StitchingExplorer, MetaExplorer, ProbingExplorer,
+                 CircuitExplorer, WorldExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
                  neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
@@ -148,6 +149,7 @@ _EXPORTS = {
     "saekit.provenance": ("provenance_of", "provenance_table"),
     "saekit.prompts": ("Prompts",),
     "saekit.widgets": (
+        "build_atlas",
         "CircuitExplorer",
         "collect_evidence",
         "EditExplorer",

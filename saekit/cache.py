@@ -1,8 +1,9 @@
 """Cached results: the return value of an analysis is read again for the same inputs and code.
 
 It is off unless the environment variable `SAEKIT_CACHE` is set, as `saekit reproduce` does for the
-notebooks that it runs. The cache is under `saekit.files.home()`, in a folder for each version of
-saekit's source, torch, NumPy and pandas, which may be deleted at any time.
+notebooks that it runs, or the call is within `keeping()`, as in `saekit.build_atlas`. The cache is under
+`saekit.files.home()`, in a folder for each version of saekit's source, torch, NumPy and pandas, which may
+be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
@@ -37,6 +40,25 @@ from saekit.warn import warn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+@contextmanager
+def keeping(keep: bool = True) -> Iterator[None]:
+    """Cache results within this context as if `SAEKIT_CACHE` were set; with `keep=False` change nothing.
+
+    Examples
+    --------
+    >>> with keeping():
+    ...     folder = results_folder()
+    >>> folder is None
+    False
+    """
+    token = _keeping.set(keep or _keeping.get())
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
 
 
 def cached(function: Callable[P, R], *, unless: Collection[str] = ()) -> Callable[P, R]:
@@ -108,7 +130,7 @@ def results_folder() -> Path | None:
     >>> results_folder() is None  # unless SAEKIT_CACHE is set
     True
     """
-    if not os.environ.get("SAEKIT_CACHE") or source_hash() != _IMPORTED:
+    if not (_keeping.get() or os.environ.get("SAEKIT_CACHE")) or source_hash() != _IMPORTED:
         return None
     return home() / "results" / _code()
 

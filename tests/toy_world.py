@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import torch
+from toy_stores import in_memory
 
 from saekit.analysis import collect, insertion, logit_table, splitting_tree
 from saekit.dictionary import Dictionary
 from saekit.family import Family
-from saekit.widgets import Evidence
+from saekit.widgets import Evidence, build_atlas
 
 WORDS = [
     "<s>", " king", " queen", "\n", "<script>alert(1)</script>", " the", " of", "\u202eevil", "  ", " a&b",
@@ -42,13 +43,14 @@ def make_world():
     tokens = torch.randint(len(WORDS), (ROWS, CONTEXT), generator=generator)
     x = embedding[tokens.flatten()] * (1 + torch.rand(tokens.numel(), 1, generator=generator))
     x = x + 0.1 * torch.randn(x.shape, generator=generator)
-    store = SimpleNamespace(
+    nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    store = in_memory(
+        x.view(ROWS, CONTEXT, D_IN),
         tokens=tokens,
+        special=nowhere,
+        excluded=nowhere,
         document=torch.arange(ROWS)[:, None].expand(ROWS, CONTEXT).contiguous(),
         documents=[{"source": "toy <b>source</b>", "title": f"title & {i}"} for i in range(ROWS)],
-        context_length=CONTEXT,
-        positions=torch.arange(tokens.numel()),
-        content_hash="toy",
     )
     members = [dictionary(width, seed, embedding) for width in (8, 24, 48) for seed in (0, 1)]
     family = Family(members)
@@ -67,3 +69,9 @@ def make_world():
         insertion=insertion(family[24], family[48], x),
         null=insertion(family[24], family.get(24, 1), x),
     )
+
+
+def make_atlas(world, **given):
+    """The atlas of a world, without a model, with its tree and its insertion."""
+    results = {"tree": world.tree, "insertion": world.insertion, **given}
+    return build_atlas(world.family, world.store, vocabulary=WORDS, keep=False, progress=False, **results)

@@ -21,6 +21,7 @@ from saekit.analysis.latents import (
     require_vocabulary,
 )
 from saekit.analysis.meta.sae import MetaSAE
+from saekit.cache import cached
 from saekit.dictionary import Dictionary
 from saekit.identity import Identity
 from saekit.results import Result
@@ -122,6 +123,7 @@ class Labels(Result):
 # ---------------------------------------------------------------------- latents
 
 
+@cached
 def label_latents(
     dictionary: Dictionary,
     activations: LatentActivations,

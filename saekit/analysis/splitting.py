@@ -14,6 +14,7 @@ import torch
 
 from saekit import settings
 from saekit.analysis.similarity import check_order, nearest
+from saekit.cache import cached
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Family
 from saekit.identity import Identity
@@ -91,6 +92,7 @@ class Splitting(Result):
         }
 
 
+@cached
 def measure_splitting(
     small: Dictionary, large: Dictionary, *, theta: float = 0.7, allow_mismatch: bool = False
 ) -> Splitting:

@@ -1,5 +1,6 @@
 """Interactive explorers of results for notebooks, with a static form for pages that run nothing."""
 
+from saekit.widgets.atlas import Atlas, build_atlas
 from saekit.widgets.circuit_explorer import CircuitExplorer
 from saekit.widgets.edit_explorer import EditExplorer
 from saekit.widgets.evidence import Evidence, collect_evidence
@@ -12,6 +13,7 @@ from saekit.widgets.stitching_explorer import StitchingExplorer
 from saekit.widgets.world_explorer import WorldExplorer
 
 __all__ = [
+    "Atlas",
     "CircuitExplorer",
     "EditExplorer",
     "Evidence",
@@ -22,5 +24,6 @@ __all__ = [
     "SplittingExplorer",
     "StitchingExplorer",
     "WorldExplorer",
+    "build_atlas",
     "collect_evidence",
 ]

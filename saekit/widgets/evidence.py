@@ -29,6 +29,7 @@ from saekit.analysis.latents import (
     display_strings,
     logit_table,
     require_residual_stream,
+    require_vocabulary,
     top_contexts,
 )
 from saekit.dictionary import Dictionary
@@ -284,8 +285,9 @@ def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> 
 def collect_evidence(
     family: Family,
     store: ActivationStore,
-    model: TransformerBridge,
+    model: TransformerBridge | None,
     *,
+    vocabulary: Sequence[str] | PreTrainedTokenizerBase | None = None,
     sources: Sequence[str] | None = None,
     progress: bool = False,
     allow_mismatch: bool = False,
@@ -299,8 +301,11 @@ def collect_evidence(
         explorers show the reason in their place.
     store : ActivationStore
         Activations of the same model and hook point.
-    model : TransformerBridge
-        Its unembedding gives the logits and its tokenizer the display strings.
+    model : TransformerBridge or None
+        Its unembedding gives the logits and its tokenizer the display strings. Without a model there are
+        no logits.
+    vocabulary : sequence of str, or tokenizer, optional
+        Display string of each token id; needed without a model.
     sources : sequence of str, optional
         Show contexts from these sources only.
     progress : bool
@@ -317,6 +322,8 @@ def collect_evidence(
     ------
     MismatchError
         If model, store and family do not belong together (`saekit.agreement`).
+    TypeError
+        If there is neither a model nor a vocabulary.
 
     Examples
     --------
@@ -328,20 +335,30 @@ def collect_evidence(
 
     members = [family[width] for width in family.widths]
     check_agreement(model=model, activations=store, dictionaries=members, allow_mismatch=allow_mismatch)
-    head = unembedding(model)
+    if vocabulary is None:
+        if model is None:
+            raise TypeError(
+                "Without a model, the vocabulary must be given: a tokenizer, or the display string of each "
+                "token id."
+            )
+        vocabulary = model.tokenizer
+    require_vocabulary(vocabulary, int(store.tokens.max()) + 1)
+    head = None if model is None else unembedding(model)
 
     def logits(member: Dictionary) -> LogitTable | str:
+        if head is None:
+            return "Without a model there are no logits."
         try:
             require_residual_stream(member, allow_mismatch=allow_mismatch)
         except ValueError as error:
             return str(error)
-        return logit_table(member, head, model.tokenizer, progress=progress, allow_mismatch=allow_mismatch)
+        return logit_table(member, head, vocabulary, progress=progress, allow_mismatch=allow_mismatch)
 
     return {
         member.width: Evidence(
             collect(member, store, progress=progress, allow_mismatch=allow_mismatch),
             store,
-            model.tokenizer,
+            vocabulary,
             logits(member),
             sources=sources,
         )

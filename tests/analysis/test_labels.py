@@ -1,7 +1,7 @@
 """Labels of latents and meta-latents against brute force over dense latents."""
 
+from copy import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -135,8 +135,8 @@ def test_lift_is_the_rate_on_the_top_tokens_over_the_density(world, width):
 
 
 def test_tokens_that_are_rare_are_no_top_tokens(world):
-    store = SimpleNamespace(**vars(world.store))
-    store.tokens = world.store.tokens.clone()
+    store = copy(world.store)
+    store.__dict__["tokens"] = world.store.tokens.clone()
     once = (store.tokens == 1).nonzero()[:4]
     store.tokens[store.tokens == 1] = 2
     store.tokens[once[:, 0], once[:, 1]] = 1  # " king" occurs four times now
@@ -201,7 +201,8 @@ def test_what_does_not_fit_is_refused(world):
 def test_excluded_positions_are_not_counted(world):
     """Positions that the store leaves out are neither evidence nor occurrences."""
     kept = torch.arange(0, len(world.x), 2)
-    store = SimpleNamespace(**{**vars(world.store), "positions": kept})
+    store = copy(world.store)
+    store.__dict__["positions"] = kept
     activations = collect(world.family[24], world.x[kept])
     activations = type(activations)(**{**vars(activations), "positions": kept[activations.positions]})
     frame = label_latents(world.family[24], activations, store, WORDS).frame

@@ -1,6 +1,7 @@
 """What the explorers look up: the same as the analyses give, and as brute force gives."""
 
 import re
+from copy import copy
 
 import pytest
 import torch
@@ -88,7 +89,8 @@ def test_a_missing_second_seed_is_said(world):
 
 def test_contexts_can_be_limited_to_sources(world):
     documents = [{**d, "source": "a" if i % 2 else "b"} for i, d in enumerate(world.store.documents)]
-    store = type(world.store)(**{**vars(world.store), "documents": documents})
+    store = copy(world.store)
+    store.__dict__["documents"] = documents
     evidence = Evidence(world.activations[24], store, WORDS, sources=["a"])
     found = [context for latent in range(6) for context in evidence.top(latent)]
     assert found
