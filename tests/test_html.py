@@ -74,7 +74,6 @@ def test_charts_are_well_formed_and_say_what_they_show():
     node = {"width": 8, "latent": 1, "cosine": 0.9, "status": "split"}
     child = {"width": 16, "latent": 3, "cosine": 0.8, "status": "leaf", "children": []}
     charts = [
-        svg.histogram(np.array([3, 0, 1]), np.array([0, 1, 2, 3.0]), label="a <b>", xlabel="x"),
         svg.roc(curve, curve, (0.2, 0.7), label="a <b>"),
         svg.Scatter(cosine, change).draw(0.7, (0.5, 1.0), label="a <b>"),
         svg.tree((8, 16), [], {**node, "children": [child]}, lambda w, i: ["<x>", "\x00&"], label="a <b>"),

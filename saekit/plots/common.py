@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import RendererAgg
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from saekit.dictionary import Dictionary, identity_of
-from saekit.figures import STYLE, describe, kind_style
+from saekit.figures import describe, kind_style
 from saekit.identity import Identity, distinct_names
 from saekit.wording import SEPARATOR, listed, on_tokens
 
@@ -165,42 +161,12 @@ def groups_of(frame: pd.DataFrame, by: list[str]) -> Iterable[tuple[tuple[Any, .
     return frame.groupby(by, sort=False)
 
 
-def linear_range(values: pd.Series) -> float:
-    """Where a symmetric log axis starts to be logarithmic: the decade of the median magnitude."""
-    sizes = values.abs()[values != 0]
-    return float(10 ** np.floor(np.log10(sizes.median()))) if len(sizes) else 1.0
-
-
-def fit_text(text: str, inches: float, size: float = 6.5) -> str:
-    """Cut a text to the given length, safe from math mode; what is cut ends with an ellipsis.
-
-    A label loses its last words, which matter least, before any letters.
-    """
-    font, renderer = FontProperties(family=STYLE["font.family"], size=size), RendererAgg(1, 1, 720)
-
-    def too_long(text: str) -> bool:
-        return renderer.get_text_width_height_descent(text, font, ismath=False)[0] > inches * 720
-
-    words = text.split(SEPARATOR)
-    shorter = (f"{SEPARATOR.join(words[:n])} …" for n in range(len(words) - 1, 0, -1))
-    text = next((found for found in (text, *shorter) if not too_long(found)), words[0])
-    if too_long(text):
-        room = bisect_left(range(len(text)), True, key=lambda n: too_long(f"{text[:n]}…")) - 1
-        text = f"{text[: max(room, 0)].rstrip()}…"
-    return text.replace("$", r"\$")
-
-
 def root_scale(axes: Axes, highest: float) -> None:
     """Shares on a square-root scale up to the highest, so that a tail beside a peak can be seen."""
     axes.set_yscale("function", functions=(np.sqrt, np.square))
     axes.set_ylim(0, 1.1 * highest)
     axes.yaxis.set_major_locator(FixedLocator((0, 0.01, 0.05, 0.1, 0.2, 0.5)))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def shade(colour: str, white: float) -> str:
-    """A colour mixed with this share of white."""
-    return to_hex([part + white * (1 - part) for part in to_rgb(colour)])
 
 
 def doubling_axis(axes: Axes, ticks: Iterable[int]) -> None:

@@ -12,10 +12,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.heads import HeadShares
-from saekit.colours import GREEN, INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.charts.paper import fit_text
+from saekit.colours import GREEN, INK, NOVEL, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.html import visible
-from saekit.plots.common import as_list, fit_text, made_from, named, shade
+from saekit.plots.common import as_list, made_from, named
 from saekit.wording import fixed, percent
 
 if TYPE_CHECKING:

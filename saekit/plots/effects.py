@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from saekit import settings
+from saekit.charts.model import linear_range
 from saekit.colours import BLUE, GREEN, INK, ORANGE, PINK
 from saekit.figures import FULL, Plot, house_style, new_figure
-from saekit.plots.common import as_list, linear_range, made_from, shared
+from saekit.plots.common import as_list, made_from, shared
 from saekit.wording import fixed, listed, number, percent
 
 if TYPE_CHECKING:

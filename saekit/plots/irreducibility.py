@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from saekit.charts.paper import fit_text
 from saekit.colours import INK, NULL, PALETTE, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, kind_style, new_figure
-from saekit.plots.common import fit_text, made_from
+from saekit.plots.common import made_from
 from saekit.wording import fixed, listed
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from saekit.analysis.maps import FITTED, PSEUDOINVERSE
-from saekit.colours import INK, NULL, RECONSTRUCTION
+from saekit.colours import INK, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, describe, house_style, new_figure
-from saekit.plots.common import shade
 from saekit.wording import fixed, number
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.meta.latents import require_tree
-from saekit.colours import DARK_GREY, INK, LATENT, META, NULL, PALETTE
+from saekit.charts.paper import fit_text
+from saekit.colours import DARK_GREY, INK, LATENT, META, NULL, PALETTE, shade
 from saekit.figures import FULL, HALF, Plot, describe, house_style, kind_style, new_figure, width_colours
-from saekit.plots.common import doubling_axis, fit_text, groups_of, made_from, named, rows_of, shade
+from saekit.plots.common import doubling_axis, groups_of, made_from, named, rows_of
 from saekit.wording import fixed, listed, percent, share
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from saekit.analysis.nulls import require_null
+from saekit.charts.model import linear_range
 from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import FULL, HALF, Plot, house_style, kind_style, new_figure
-from saekit.plots.common import as_list, linear_range, made_from, on_all_tokens, pair_names, shared, title_of
+from saekit.plots.common import as_list, made_from, on_all_tokens, pair_names, shared, title_of
 from saekit.wording import on_tokens, percent
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.uniqueness.matching import STATUSES
 from saekit.analysis.uniqueness.subspaces import GROUPS
-from saekit.colours import GREEN, INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.colours import GREEN, INK, NOVEL, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, house_style, new_figure
-from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, shade, shared
+from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, shared
 from saekit.wording import fixed, listed, on_tokens, percent
 
 if TYPE_CHECKING:

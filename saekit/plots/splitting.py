@@ -14,9 +14,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from saekit.analysis.splitting import STATUSES
+from saekit.charts.paper import fit_text
 from saekit.colours import BLUE, DARK_GREY, INK, NOVEL, PINK, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, new_figure
-from saekit.plots.common import fit_text, groups_of, made_from, root_scale
+from saekit.plots.common import groups_of, made_from, root_scale
 from saekit.wording import listed, percent
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from saekit.analysis.nulls import require_null
+from saekit.charts.model import linear_range
 from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, describe, house_style, kind_style, new_figure
 from saekit.plots.common import (
@@ -21,7 +22,6 @@ from saekit.plots.common import (
     doubling_axis,
     family_names,
     groups_of,
-    linear_range,
     made_from,
     on_all_tokens,
     pair_name,

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from saekit import html
+from saekit import charts, html
 from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
 from saekit.analysis.labels import WORDS_FROM, words
@@ -36,12 +36,13 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.selection import select_latent
-from saekit.widgets import svg
 from saekit.wording import listed, number, share
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedTokenizerBase
+
+    from saekit.charts.chart import Chart
 
 MIN_COUNT = 5  # occurrences from which a token's mean is more than noise
 
@@ -212,16 +213,18 @@ class Evidence:
             caption="Activation intervals",
         )
 
-    def histogram(self, latent: int, *, as_image: bool = False) -> str:
-        """Histogram of the latent's activations; nothing if it is dead."""
+    def chart(self, latent: int) -> Chart | None:
+        """Histogram of the latent's activations; None if it is dead."""
         latent = self._select(latent)
         if not self.counts[latent]:
-            return ""
+            return None
         bins = self.activations.histogram(latent, bins=30)
-        edges = np.append(bins["low"], bins["high"].iat[-1])
-        label = f"Histogram of {self.counts[latent]:,} activations from 0 to {number(edges[-1])}"
-        chart = svg.histogram(bins["count"].to_numpy(), edges, label=label, xlabel="activation")
-        return "<h4>Activations</h4>" + (html.image(chart, label) if as_image else chart)
+        return charts.histogram(bins["count"].to_numpy(), np.append(bins["low"], bins["high"].iat[-1]))
+
+    def histogram(self, latent: int, *, as_image: bool = False) -> str:
+        """Histogram of the latent's activations; nothing if it is dead."""
+        chart = self.chart(latent)
+        return "" if chart is None else f"<h4>Activations</h4>{chart.html(as_image=as_image)}"
 
     def tokens_table(self, latent: int, n: int = 8) -> str:
         """Tokens on which the latent is most active, with counts; nothing if it is dead."""

@@ -15,7 +15,7 @@ import traitlets
 from ipywidgets import widgets
 from torch import Tensor
 
-from saekit import html
+from saekit import charts, html
 from saekit.analysis.latents import LogitTable, require_residual_stream
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.similarity import largest
@@ -380,9 +380,8 @@ class MetaExplorer(Explorer):
     def _histogram(self, as_image: bool) -> str:
         values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
         counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
-        label = f"Histogram of {len(values):,} activations from 0 to {number(edges[-1])}"
-        chart = svg.histogram(counts, edges, label=label, xlabel="activation on a latent")
-        return "<h4>Activations on latents</h4>" + (html.image(chart, label) if as_image else chart)
+        chart = charts.histogram(counts, edges, label="activation on a latent")
+        return f"<h4>Activations on latents</h4>{chart.html(as_image=as_image)}"
 
     def _members_table(self) -> str:
         rows = [

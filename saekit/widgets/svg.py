@@ -62,45 +62,6 @@ def _tick(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def histogram(counts: np.ndarray, edges: np.ndarray, *, label: str, xlabel: str) -> str:
-    """Bars over equal bins, in deeper orange to the right, as in the coloured text."""
-    width, height, left, bottom, top = 300, 130, 44, 32, 8
-    high = max(1, int(counts.max()))
-    step = (width - left - 8) / len(counts)
-    bars = []
-    for place, count in enumerate(counts):
-        tall = (height - bottom - top) * count / high
-        if count:
-            tall = max(1.0, tall)
-        opacity = 0.35 + 0.65 * (place + 1) / len(counts)
-        x, y = left + place * step + 0.5, height - bottom - tall
-        bars.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{tall:.1f}" '
-            f'fill="{ORANGE}" fill-opacity="{opacity:.2f}">'
-            f"<title>{number(edges[place])} to {number(edges[place + 1])}: {int(count):,}</title></rect>"
-        )
-    floor = height - bottom
-    marks = [
-        _text(left + share * (width - left - 8), floor + 14, number(value), anchor=anchor)
-        for share, value, anchor in (
-            (0, edges[0], "start"),
-            (0.5, (edges[0] + edges[-1]) / 2, "middle"),
-            (1, edges[-1], "end"),
-        )
-    ]
-    return _svg(
-        width,
-        height,
-        label,
-        *bars,
-        _line(left, floor, width - 8, floor, "sk-axis"),
-        *marks,
-        _text((left + width - 8) / 2, height - 4, xlabel, anchor="middle"),
-        _text(left - 6, top + 8, f"{high:,}", anchor="end"),
-        _text(left - 6, floor, "0", anchor="end"),
-    )
-
-
 def roc(curve: pd.DataFrame, null: pd.DataFrame | None, point: tuple[float, float], *, label: str) -> str:
     """Draw the ROC curve with the point of the chosen theta, and the null's curve in grey.
 

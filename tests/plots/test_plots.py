@@ -25,12 +25,13 @@ import saekit.analysis
 from saekit import plots
 from saekit.analysis import group_insertion, insertion, splitting_tree
 from saekit.analysis.similarity import family_similarity
+from saekit.charts.paper import fit_text
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.figures import house_style, kind_style, render
 from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
-from saekit.plots.common import fit_text, pair_name, pair_names
+from saekit.plots.common import pair_name, pair_names
 from saekit.results import Result
 from saekit.training.trainer import TrainingResult
 

@@ -147,7 +147,7 @@ def test_a_meta_latent_is_shown_with_its_members(world, meta, explorer):
     values = [float(all_of_them[offset[width] + latent]) for width, latent in options]
     assert values == sorted(values, reverse=True)
     np.testing.assert_allclose(values, all_of_them.sort(descending=True).values[: len(options)], rtol=1e-5)
-    drawn = re.findall(r"<title>[^<]*: (\d+)</title>", explorer._histogram(as_image=False))
+    drawn = re.findall(r"<title>[^<]*: (\d+) activations?</title>", explorer._histogram(as_image=False))
     assert sum(map(int, drawn)) == count
 
 
