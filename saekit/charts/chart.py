@@ -38,6 +38,7 @@ class Chart:
 
     Examples
     --------
+    >>> from saekit.charts.model import Line, scale
     >>> line = Line([0, 1, 2], [0, 1, 4], "ink")
     >>> data = pd.DataFrame({"x": [0, 1, 2], "y": [0, 1, 4]})
     >>> chart = Chart(((Panel(scale(0, 2), scale(0, 4), (line,), data=data),),), alt="y over x")
