@@ -18,7 +18,6 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from saekit.analysis.labels import SEPARATOR
 from saekit.charts.model import (
     ROLES,
     Area,
@@ -36,6 +35,7 @@ from saekit.charts.model import (
     Text,
 )
 from saekit.figures import STYLE, house_style, new_figure
+from saekit.wording import SEPARATOR
 
 if TYPE_CHECKING:
     from saekit.charts.chart import Chart

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from saekit.dictionary import Dictionary, identity_of
 from saekit.figures import describe, kind_style
 from saekit.identity import Identity, distinct_names
-from saekit.wording import SEPARATOR, listed, on_tokens
+from saekit.wording import listed, on_tokens
 
 T = TypeVar("T")
 
