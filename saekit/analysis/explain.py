@@ -1,7 +1,7 @@
 """Labels by a language model, and how well they predict where a latent fires. Nothing else needs them.
 
 Any endpoint that speaks OpenAI's chat completions will do, local or not. Every answer is kept by the
-content of its question, so a run that was stopped goes on where it was, and a repeated one costs nothing.
+content of its question, so a run that was stopped resumes where it was, and a repeated one costs nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from saekit.files import hash_json, home, read_json, write_json
 from saekit.identity import Identity
 from saekit.results import Result
 from saekit.selection import Latents, select_latent, select_latents
+from saekit.warn import warn
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +37,7 @@ AGAIN = (408, 409, 429, 500, 502, 503, 504)  # status codes of a server that may
 LONGEST_WAIT = 60.0  # seconds between two attempts
 MARKED = 0.3  # share of a latent's maximum from which a token is marked
 PER_PROMPT = 5  # passages judged at a time
+COUNTS = ("prompt_tokens", "completion_tokens")
 FEWEST = 4  # firing windows, and as many others, that a latent needs to be scored
 LABELS = ("own", "another", "empty")
 SCORES = ("detection", "fuzzing")
@@ -75,15 +78,15 @@ class Answer:
     ----------
     text : str
         The answer.
-    prompt_tokens, completion_tokens : int
-        As the endpoint counts them; 0 if it does not.
+    prompt_tokens, completion_tokens : int or None
+        As the endpoint counts them; None if it does not.
     cached : bool
         Whether it was kept from before.
     """
 
     text: str
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     cached: bool
 
 
@@ -98,17 +101,17 @@ class Endpoint:
     model : str
         Name of the model there.
     key : str, optional
-        Sent as a bearer token; never shown nor kept.
+        Sent as a bearer token, without surrounding space; never shown or kept.
     price : (float, float), optional
         Price of a million prompt tokens and of a million completion tokens, in any currency, to count costs.
     max_tokens : int
-        Longest answer.
+        Longest answer, in tokens.
     temperature : float
         0 for the likeliest answer.
     timeout : float
         Seconds to wait for an answer.
     attempts : int
-        How often to ask while the server is busy or fails.
+        Number of attempts while the server is busy or fails.
 
     Raises
     ------
@@ -148,9 +151,13 @@ class Endpoint:
         )
         if self.price is not None and len(self.price) != 2:
             raise ValueError(f"price must be that of prompt and of completion tokens, found {self.price}.")
+        if self.key is not None:
+            object.__setattr__(self, "key", str(self.key).strip())
+            if not (self.key.isascii() and self.key.isprintable()):
+                raise ValueError("key must consist of printable ASCII characters.")  # and is not shown
 
     def ask(self, system: str, question: str) -> Answer:
-        """One answer, from before if the same was asked of the same model with the same settings.
+        """One answer, read from disk if the same model was asked the same with the same settings before.
 
         Answers are kept under `saekit.files.home()`.
 
@@ -167,24 +174,24 @@ class Endpoint:
         }
         key = hash_json([self.url.rstrip("/"), body])
         file = home() / "answers" / key[:2] / f"{key}.json"
-        if file.exists():
-            kept = read_json(file)
-            return Answer(kept["text"], kept["prompt_tokens"], kept["completion_tokens"], cached=True)
+        if (kept := _kept(file)) is not None:
+            return kept
         found = self._post(body)
         try:
             text, usage = found["choices"][0]["message"]["content"], found.get("usage") or {}
-            counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            counts = {name: None if usage.get(name) is None else int(usage[name]) for name in COUNTS}
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             text = None
         if not isinstance(text, str):
             raise EndpointError(
                 f"{self.url} must answer with choices[0].message.content, found {str(found)[:200]}."
             )
-        write_json(file, {"text": text, "prompt_tokens": counts[0], "completion_tokens": counts[1]})
-        return Answer(text, counts[0], counts[1], cached=False)
+        text = text.encode("utf-8", "replace").decode()  # an answer may end in half an emoji
+        write_json(file, {"text": text, **counts})
+        return Answer(text, **counts, cached=False)
 
     def _post(self, body: dict[str, Any]) -> Any:
-        """What the server answers, as JSON, after as many attempts as it takes."""
+        """The server's answer, as JSON, after as many attempts as it takes."""
         import httpx
 
         address = f"{self.url.rstrip('/')}/chat/completions"
@@ -193,6 +200,8 @@ class Endpoint:
             wait = 2.0**attempt
             try:
                 answer = _client().post(address, json=body, headers=headers, timeout=self.timeout)
+            except httpx.InvalidURL as error:
+                raise EndpointError(f"{address} is no address: {error}.") from None
             except httpx.HTTPError as error:
                 problem = f"{address} cannot be reached: {error or type(error).__name__}"
             else:
@@ -217,6 +226,19 @@ class Endpoint:
         raise EndpointError(f"{problem}, after {self.attempts} attempts; answers so far are kept.")
 
 
+def _kept(file: Path) -> Answer | None:
+    """An answer from before; None if there is none, or its file is damaged."""
+    try:
+        kept = read_json(file)
+        prompt_tokens, completion_tokens = (kept[name] for name in COUNTS)
+        return Answer(kept["text"], prompt_tokens, completion_tokens, cached=True)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        warn(f"{file} is damaged ({error!r}): the endpoint is asked again.")
+        return None
+
+
 @cache
 def _client() -> httpx.Client:
     """One client for all questions: each would load the certificates of the machine anew."""
@@ -226,7 +248,7 @@ def _client() -> httpx.Client:
 
 
 def _asked_wait(header: str | None, otherwise: float) -> float:
-    """Seconds that a server asks to wait; it may give a date, which is not read."""
+    """Seconds that a server asks to wait; a date, which it may also give, is not read."""
     try:
         asked = float(header or "")
     except ValueError:
@@ -239,26 +261,27 @@ class _Counter:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.counts = dict.fromkeys(("asked", "cached", "prompt_tokens", "completion_tokens"), 0)
+        self.answers: list[Answer] = []
 
     def ask(self, system: str, question: str) -> str:
-        answer = self.endpoint.ask(system, question)
-        if answer.cached:
-            self.counts["cached"] += 1
-        else:
-            self.counts["asked"] += 1
-            self.counts["prompt_tokens"] += answer.prompt_tokens
-            self.counts["completion_tokens"] += answer.completion_tokens
-        return answer.text
+        self.answers.append(self.endpoint.ask(system, question))
+        return self.answers[-1].text
 
     @property
     def usage(self) -> dict[str, float | None]:
-        """Questions asked and found, tokens of those asked, and their cost, None without prices."""
+        """Questions asked and found, tokens of those asked, and their cost; None where not known."""
+        asked = [answer for answer in self.answers if not answer.cached]
+        tokens = {name: _total(getattr(answer, name) for answer in asked) for name in COUNTS}
         price, cost = self.endpoint.price, None
-        if price is not None:
-            tokens = self.counts["prompt_tokens"], self.counts["completion_tokens"]
-            cost = sum(n * each for n, each in zip(tokens, price, strict=True)) / 1e6
-        return {**self.counts, "cost": cost}
+        if price is not None and None not in tokens.values():
+            cost = sum(n * each for n, each in zip(tokens.values(), price, strict=True) if n) / 1e6
+        return {"asked": len(asked), "cached": len(self.answers) - len(asked), **tokens, "cost": cost}
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """Their sum; None if one is not known."""
+    known = [*counts]
+    return None if None in known else sum(n for n in known if n)
 
 
 # ---------------------------------------------------------------------- explanations
@@ -266,7 +289,7 @@ class _Counter:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanations(Result):
-    """What a language model says that latents stand for.
+    """Explanations of latents by a language model.
 
     Attributes
     ----------
@@ -277,8 +300,8 @@ class Explanations(Result):
     frame : DataFrame
         One row per latent: `latent`, `explanation`, `n_examples` (passages shown).
     usage : dict
-        `asked` and `cached` questions; `prompt_tokens` and `completion_tokens` of those asked; `cost`, None
-        where the endpoint has no prices.
+        `asked` and `cached` questions; `prompt_tokens` and `completion_tokens` of those asked, None if the
+        endpoint does not count them; their `cost`, None without prices or counts.
     """
 
     dictionary: Identity
@@ -310,10 +333,10 @@ def explain_latents(
     seed: int = 0,
     progress: bool = False,
 ) -> Explanations:
-    """Let a language model explain latents by passages that they fire in, from the first half of the rows.
+    """Let a language model explain latents from passages in which they fire, in the first half of the rows.
 
-    Half of the passages are those of greatest activation, the others a random sample of those that the latent
-    fires in. Tokens on which it reaches 0.3 times its maximum are marked.
+    Half of the passages are those of greatest activation, the others a random sample of the remaining ones in
+    which the latent fires. Tokens on which it reaches 0.3 times its maximum are marked.
 
     Parameters
     ----------
@@ -329,7 +352,7 @@ def explain_latents(
         Latents to explain, see `saekit.selection.select_latents`. Those that do not fire in the first
         half are left out.
     n_examples : int
-        Passages shown of each.
+        Passages per latent.
     window : int
         Tokens per passage.
     seed : int
@@ -344,7 +367,7 @@ def explain_latents(
     TypeError, IndexError
         If latents are not latents of the dictionary.
     EndpointError
-        If the endpoint fails; answers so far are kept.
+        If the endpoint fails, or answers with an empty explanation; answers so far are kept.
 
     Notes
     -----
@@ -367,6 +390,11 @@ def explain_latents(
         marks = values >= MARKED * values.max()
         texts = [passages.text(place, marks[place], first_half=True) for place in shown.tolist()]
         text = counter.ask(EXPLAIN, _numbered(texts)).strip()
+        if not text:  # as of a model whose reasoning takes all of its tokens
+            raise EndpointError(
+                f"{endpoint.model} explained latent {latent} with an empty answer: raise max_tokens "
+                f"(now {endpoint.max_tokens})."
+            )
         rows.append({"latent": latent, "explanation": text, "n_examples": len(shown)})
     frame = pd.DataFrame(rows, columns=["latent", "explanation", "n_examples"])
     return Explanations(activations.dictionary, endpoint.model, frame, counter.usage)
@@ -427,7 +455,7 @@ def _numbered(texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExplanationScores(Result):
-    """How well explanations predict where latents fire, beside what they must beat.
+    """How well explanations predict where latents fire, beside their floors.
 
     Attributes
     ----------
@@ -439,13 +467,13 @@ class ExplanationScores(Result):
         One row per latent: `latent`, `n_windows` (firing ones, and as many others), and the balanced accuracy
         of `detection` and `fuzzing` with the latent's `own` explanation, that of `another` latent, and an
         `empty` one: `detection_own`, `detection_another`, `detection_empty`, `fuzzing_own`, ...; NaN where no
-        answer could be read.
+        answer could be read, and for fuzzing where the latent fires too densely.
     n_judged, n_failed : int
         Passages judged, and those whose answer could not be read, which do not count in any score.
     n_left_out : int
         Latents that fire in too few or too many windows.
     usage : dict
-        As that of `Explanations`.
+        As in `Explanations`.
     """
 
     dictionary: Identity
@@ -484,13 +512,14 @@ def score_explanations(
 ) -> ExplanationScores:
     """Let a language model predict, from explanations, where latents fire in the second half of the rows.
 
-    - *Detection*: is the latent active in a passage? Half of the passages are.
+    - *Detection*: is the latent active in a passage? It is in half of them.
     - *Fuzzing*: are the marked tokens those on which it is active? It is active in all passages; in half of
-      them as many tokens, drawn among those on which it is silent, are marked instead.
+      them as many tokens on which it is silent, drawn at random, are marked instead. Passages with too few
+      silent tokens are left out.
 
-    Balanced accuracy is the mean of the shares of both kinds that are judged right; chance is 0.5. A judge
-    may do better without any explanation, so the same questions are asked with an empty one and with that of
-    another latent: what an explanation is worth is the difference.
+    Balanced accuracy is the mean over both kinds of passages of the share judged right; chance is 0.5. A
+    judge may do better than chance without any explanation, so the same questions are asked with an empty
+    one and with that of another latent: the worth of an explanation is the difference.
 
     Parameters
     ----------
@@ -505,7 +534,7 @@ def score_explanations(
     vocabulary : sequence of str, or tokenizer
         Display string of each token id.
     n_windows : int
-        Firing windows per latent, and as many others, drawn at random; 4 at least are needed.
+        Firing windows per latent, and as many others, drawn at random; at least 4.
     window : int
         Tokens per passage.
     seed : int
@@ -525,8 +554,8 @@ def score_explanations(
 
     Notes
     -----
-    The two scores are those of Paulo et al. (2024, arXiv:2410.13928). There, answers that cannot be read are
-    dropped without being counted; here `n_failed` counts them.
+    The two scores are those of Paulo et al. (2024, arXiv:2410.13928). Their code drops answers that cannot be
+    read without counting them; here `n_failed` counts them.
     """
     passages = _Passages(activations, store, vocabulary, window)
     if isinstance(explanations, Explanations):
@@ -592,19 +621,21 @@ def _asked(
         nothing = np.zeros(values.shape[1], dtype=bool)
         texts = [passages.text(place, nothing, first_half=False) for place in both.tolist()]
         return texts, np.repeat([1, 0], len(firing))
-    # Half of the firing windows keep their marks; the others have as many elsewhere.
+    # Half of the firing windows keep their marks; the others have as many elsewhere. All have room for that:
+    # fewer marks, or none, would give the others away.
     texts, truth = [], []
     threshold = MARKED * values.max()
-    for i, place in enumerate(random.permutation(firing).tolist()):
-        here = values[place]
-        marks = here >= min(threshold, here.max())
+    marked = {place: values[place] >= min(threshold, values[place].max()) for place in firing.tolist()}
+    able = [place for place, marks in marked.items() if marks.sum() <= (values[place] == 0).sum()]
+    for i, place in enumerate(random.permutation(np.array(able, dtype=int)).tolist()):
+        marks = marked[place]
         if i % 2:
-            free = np.flatnonzero(here == 0)
-            moved = random.choice(free, min(int(marks.sum()), len(free)), replace=False)
-            marks = np.isin(np.arange(len(here)), moved)
+            free = np.flatnonzero(values[place] == 0)
+            moved = random.choice(free, int(marks.sum()), replace=False)
+            marks = np.isin(np.arange(len(marks)), moved)
         texts.append(passages.text(place, marks, first_half=False))
         truth.append(1 - i % 2)
-    return texts, np.array(truth)
+    return texts, np.array(truth, dtype=int)
 
 
 def _judge(counter: _Counter, score: str, explanation: str, texts: Sequence[str]) -> np.ndarray:

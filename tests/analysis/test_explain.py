@@ -142,6 +142,104 @@ def test_answers_are_kept_and_a_stopped_run_goes_on(stub, world):
         assert explain_latents(other, activations, store, VOCABULARY, [0], window=4).usage["asked"] == 1
 
 
+def test_a_damaged_answer_is_asked_for_again(stub, tmp_path):
+    stub.answer = lambda system, question: "fine"
+    endpoint = Endpoint(stub.url, "reader")
+    endpoint.ask("a", "b")
+    (file,) = tmp_path.rglob("*.json")
+    for damaged in ('{"text": "fi', '{"text": "fine"}', "[]"):
+        file.write_text(damaged)
+        with pytest.warns(UserWarning, match="is damaged .*: the endpoint is asked again"):
+            assert not endpoint.ask("a", "b").cached
+        assert endpoint.ask("a", "b").cached
+    assert len(stub.requests) == 4
+
+
+def test_an_endpoint_that_does_not_count_tokens_has_no_cost(stub, world):
+    """A cost of 0 would be a wrong number; one uncounted answer among others makes the sum unknown."""
+    activations, store = world
+    counted = iter([True, False, True])
+
+    def respond(system, question):
+        usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 0}} if next(counted) else {}
+        sent = {"choices": [{"message": {"content": "a word"}}], **usage}
+        return 200, {}, json.dumps(sent).encode()
+
+    stub.respond = respond
+    endpoint = Endpoint(stub.url, "m", price=(1.0, 2.0))
+    found = explain_latents(endpoint, activations, store, VOCABULARY, [0, 1], window=4)
+    assert found.usage == {
+        "asked": 2,
+        "cached": 0,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "cost": None,
+    }
+    rest = explain_latents(endpoint, activations, store, VOCABULARY, range(3), window=4)
+    assert (rest.usage["cached"], rest.usage["prompt_tokens"], rest.usage["cost"]) == (2, 100, 1e-4)
+
+
+def test_an_empty_explanation_is_no_explanation(stub, world):
+    activations, store = world
+    stub.answer = lambda system, question: " \n"
+    with pytest.raises(EndpointError, match=r"explained latent 0 with an empty answer: raise max_tokens"):
+        explain_latents(Endpoint(stub.url, "m"), activations, store, VOCABULARY, [0], window=4)
+
+
+def test_half_an_emoji_is_kept(stub):
+    cut = b'{"choices": [{"message": {"content": "smile \\ud83d"}}]}'
+    stub.answer = lambda system, question: (200, {}, cut)
+    endpoint = Endpoint(stub.url, "m")
+    assert endpoint.ask("a", "b").text == endpoint.ask("a", "b").text == "smile ?"
+
+
+def test_a_key_from_a_file_ends_in_a_newline_that_is_not_sent(stub):
+    stub.answer = lambda system, question: "fine"
+    Endpoint(stub.url, "m", key="secret-key\n").ask("a", "b")
+    assert stub.requests[0][1]["Authorization"] == "Bearer secret-key"
+    for wrong in ("sch\u00fcssel", "two\nlines"):
+        with pytest.raises(ValueError, match="printable ASCII") as raised:
+            Endpoint(stub.url, "m", key=wrong)
+        assert wrong not in str(raised.value)
+
+
+def test_an_address_that_is_none(stub):
+    with pytest.raises(EndpointError, match="is no address"):
+        Endpoint("http://a:b/v1", "m").ask("a", "b")
+    assert stub.waits == []
+
+
+def test_both_halves_of_fuzzing_have_as_many_marks(stub):
+    """Where a latent fires on most tokens of a window, there are not enough others to mark instead."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width = 40, 8
+    dense = torch.rand(rows, 1, generator=generator) * 1.2
+    fires = (torch.rand(rows, width, generator=generator) < dense) & (torch.arange(rows)[:, None] % 2 == 0)
+    x = torch.zeros(rows, width, D_IN)
+    x[..., 0], x[:, :, 1] = fires.float(), 1.0
+    x[::2, :, 1] = 0  # the second latent is dense wherever it fires
+    nowhere = torch.zeros(rows, width, dtype=torch.bool)
+    tokens = torch.zeros(rows, width, dtype=torch.long)
+    documents = [{"source": "toy", "title": "toy"}]
+    store = in_memory(x, tokens=tokens, special=nowhere, excluded=nowhere, documents=documents)
+    eye = torch.eye(D_IN)
+    dictionary = Dictionary(
+        eye, torch.zeros(D_IN), eye, torch.zeros(D_IN), torch.full((D_IN,), 0.5), info={"hook_point": "toy"}
+    )
+    activations = collect(dictionary, store)
+    stub.answer = lambda system, question: "[1]"
+    result = score_explanations(
+        Endpoint(stub.url, "m"), {0: "a", 1: "b"}, activations, store, VOCABULARY, window=width
+    )
+    assert result.frame["fuzzing_own"].isna().tolist() == [True, True]  # no answer has the right length
+    asked = [body["messages"] for _, _, body in stub.requests]
+    fuzzed = [user["content"] for system, user in asked if "marked" in system["content"]]
+    passages = [part for question in fuzzed for part in re.split(r"\n\n\d+\. ", question)[1:]]
+    n_marked = [sum(len(run.split()) for run in re.findall(r"<<(.*?)>>", part)) for part in passages]
+    assert min(n_marked) > 0
+    assert max(n_marked) <= width // 2
+
+
 def test_what_is_sent_and_what_is_not_kept(stub, tmp_path):
     stub.answer = lambda system, question: "fine"
     endpoint = Endpoint(f"{stub.url}/", "reader", key="secret-key")
