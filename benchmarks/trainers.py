@@ -82,7 +82,7 @@ class Task:
         """The saekit variant of this kind and sparsity."""
         variant = VARIANTS[self.kind]
         wanted = {"k": self.k, "target_l0": float(self.k), "dead_after": self.dead_after}
-        return variant(**{f.name: wanted[f.name] for f in fields(variant) if f.name in wanted})  # type: ignore[arg-type]
+        return variant(**{f.name: wanted[f.name] for f in fields(variant) if f.name in wanted})  # type: ignore[arg-type]  # they are dataclasses
 
     def config(self, *, bf16_candidates: bool = False) -> TrainingConfig:
         """The training config for saekit."""

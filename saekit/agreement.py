@@ -35,16 +35,20 @@ class Recorded(Protocol):
     """Activations of another form that record where they come from."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """A name for messages."""
 
     @property
-    def d_in(self) -> int: ...  # noqa: D102
+    def d_in(self) -> int:
+        """Dimension of the activations."""
 
     @property
-    def hook_point(self) -> str | None: ...  # noqa: D102
+    def hook_point(self) -> str | None:
+        """Where they were read."""
 
     @property
-    def manifest(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def manifest(self) -> Mapping[str, Any]:
+        """The record of where they come from."""
 
 
 class MismatchError(ValueError):

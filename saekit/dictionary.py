@@ -703,7 +703,7 @@ class Transcoder(Dictionary):
         super().__post_init__()
 
     @classmethod
-    def from_weights(  # type: ignore[override]
+    def from_weights(  # type: ignore[override]  # other parameters than of an SAE
         cls,
         W_enc: Tensor | np.ndarray,
         W_dec: Tensor | np.ndarray,

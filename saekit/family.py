@@ -32,22 +32,28 @@ class Member(Protocol):
     """What a family knows about a dictionary before it is asked for, such as an `Unfolded`."""
 
     @property
-    def d_in(self) -> int: ...  # noqa: D102
+    def d_in(self) -> int:
+        """Dimension of the activations."""
 
     @property
-    def width(self) -> int: ...  # noqa: D102
+    def width(self) -> int:
+        """Number of latents."""
 
     @property
-    def kind(self) -> str: ...  # noqa: D102
+    def kind(self) -> str:
+        """Kind of the dictionary."""
 
     @property
-    def transcoder(self) -> bool: ...  # noqa: D102
+    def transcoder(self) -> bool:
+        """Whether it predicts another activation."""
 
     @property
-    def seed(self) -> int | None: ...  # noqa: D102
+    def seed(self) -> int | None:
+        """Seed, where it is recorded."""
 
     @property
-    def info(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def info(self) -> Mapping[str, Any]:
+        """The record."""
 
     def fold(self, latents: Latents | None = None) -> Dictionary:
         """Read it (and download it, where it is not here yet), or some of its latents."""

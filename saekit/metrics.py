@@ -383,9 +383,9 @@ def _ablations(
     """Losses of rows without a dictionary: of the model as it is, and of zero and mean ablation."""
     mean = one_pass(store, purpose="mean ablation").moments.mean.float().to(device_of(model))
     replacements: dict[str, Replace] = {
-        "original": lambda x, y: y,  # noqa: ARG005
-        "zero": lambda x, y: torch.zeros_like(y),  # noqa: ARG005
-        "mean": lambda x, y: mean.expand_as(y),  # noqa: ARG005
+        "original": lambda _, y: y,
+        "zero": lambda _, y: torch.zeros_like(y),
+        "mean": lambda _, y: mean.expand_as(y),
     }
     return _row_losses(model, store, rows, replacements, batch_rows, everywhere=False, progress=progress)
 

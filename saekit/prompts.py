@@ -114,11 +114,12 @@ class Prompts:
         if not rows or not all(rows):
             raise ValueError("Prompts need at least one text, and no empty one.")
         others = None if corrupted is None else ids(corrupted, "corrupted")
-        for place, (row, other) in enumerate(zip(rows, others or rows, strict=True)):
+        pairs = zip(clean, rows, clean if corrupted is None else corrupted, others or rows, strict=True)
+        for place, (text, row, other_text, other) in enumerate(pairs):
             if len(row) != len(other):
                 raise ValueError(
                     f"The prompts of pair {place} must have equally many tokens, found {len(row)} "
-                    f"({clean[place]!r}) and {len(other)} ({corrupted[place]!r})."  # type: ignore[index]
+                    f"({text!r}) and {len(other)} ({other_text!r})."
                 )
         return cls(
             name=str(name),

@@ -374,6 +374,7 @@ def _rounding_error(x: Tensor, W_enc: Tensor, W_half: Tensor) -> Tensor:
 #
 # Both functions take the active latents as given: which latents are active is piecewise constant
 # in the parameters. Their gradients touch active entries only, and are sums in a fixed order.
+# `_Encode` is given its parameters (unused: ARG004) so that their gradients have somewhere to go.
 
 
 class _Encode(torch.autograd.Function):
@@ -436,13 +437,13 @@ def encode_active(x: Tensor, W_enc: Tensor, b_enc: Tensor, active: SparseLatents
     Tensor
         The values of `active`, `[active]`.
     """
-    values: Tensor = _Encode.apply(W_enc, b_enc, x, active)  # type: ignore[no-untyped-call]
+    values: Tensor = _Encode.apply(W_enc, b_enc, x, active)  # type: ignore[no-untyped-call]  # of torch
     return values
 
 
 def gather_active(values: Tensor, active: SparseLatents) -> Tensor:
     """One of the values `[width]` for each active entry, `[active]`, differentiable."""
-    gathered: Tensor = _Gather.apply(values, active)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(values, active)  # type: ignore[no-untyped-call]  # of torch
     return gathered
 
 
@@ -463,5 +464,5 @@ def decode_active(values: Tensor, W_dec: Tensor, active: SparseLatents) -> Tenso
     Tensor
         `[batch, d_in]`.
     """
-    decoded: Tensor = _Decode.apply(values, W_dec, active)  # type: ignore[no-untyped-call]
+    decoded: Tensor = _Decode.apply(values, W_dec, active)  # type: ignore[no-untyped-call]  # of torch
     return decoded

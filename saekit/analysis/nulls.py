@@ -27,13 +27,16 @@ class Compared(Protocol):
     """A result about two dictionaries on some tokens."""
 
     @property
-    def small(self) -> Identity | Dictionary: ...  # noqa: D102
+    def small(self) -> Identity | Dictionary:
+        """The narrower dictionary."""
 
     @property
-    def large(self) -> Identity | Dictionary: ...  # noqa: D102
+    def large(self) -> Identity | Dictionary:
+        """The wider dictionary."""
 
     @property
-    def tokens(self) -> Tokens: ...  # noqa: D102
+    def tokens(self) -> Tokens:
+        """The tokens that both were measured on."""
 
 
 def require_null(result: Compared, null: Compared, *settings: str) -> None:

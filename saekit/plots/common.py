@@ -22,10 +22,12 @@ class Pair(Protocol):
     """A comparison to name: results of two dictionaries, by identity or whole."""
 
     @property
-    def small(self) -> Identity | Dictionary: ...  # noqa: D102
+    def small(self) -> Identity | Dictionary:
+        """The narrower dictionary."""
 
     @property
-    def large(self) -> Identity | Dictionary: ...  # noqa: D102
+    def large(self) -> Identity | Dictionary:
+        """The wider dictionary."""
 
 
 def named(kind: str, width: int) -> str:

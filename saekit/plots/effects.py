@@ -90,8 +90,8 @@ def effects_agreement(result: NodeEffects, place: str | None = None) -> Plot:
             powers = 10.0 ** np.unique(np.floor(np.log10([np.sqrt(threshold * bound), bound])))
             ticks = [*-powers[::-1], 0, *powers]
             axes.set(xlim=(-bound, bound), ylim=(-bound, bound), xticks=ticks, yticks=ticks)
-            axes.set_xticklabels([f"{tick:g}".replace("-", "−") for tick in ticks])  # noqa: RUF001
-            axes.set_yticklabels([f"{tick:g}".replace("-", "−") for tick in ticks])  # noqa: RUF001
+            names = [f"{tick:g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+            axes.set(xticklabels=names, yticklabels=names)
             axes.minorticks_off()
             found = [
                 f"{kind}s: r = {fixed(table.loc[(kind, method), 'correlation'])}"

@@ -325,7 +325,7 @@ class Series:
         AssertionError
             If a claim does not hold on the embedded default.
         """
-        print("\n".join(f"{claim}: {bool(holds)}" for claim, holds in claims.items()))  # noqa: T201
+        print("\n".join(f"{claim}: {bool(holds)}" for claim, holds in claims.items()))  # noqa: T201 (the output of a notebook's cell)
         failed = [claim for claim, holds in claims.items() if not holds]
         if self.is_embedded and failed:
             raise AssertionError(f"These claims do not hold: {'; '.join(failed)}.")

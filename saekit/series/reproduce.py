@@ -275,5 +275,6 @@ def _note(profile: Profile) -> str:
 
 def _assigned(source: str) -> list[str]:
     """Names that a cell of assignments sets."""
-    targets = (target for statement in ast.parse(source).body for target in statement.targets)  # type: ignore[attr-defined]
+    assignments = (each for each in ast.parse(source).body if isinstance(each, ast.Assign))
+    targets = (target for each in assignments for target in each.targets)
     return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]

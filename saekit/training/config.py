@@ -196,10 +196,10 @@ def configure(kind: str, settings: Mapping[str, Any]) -> TrainingConfig:
     """
     variant = VARIANTS[choice("kind", kind, VARIANTS)]
     general = {f.name for f in fields(TrainingConfig)} - {"variant"}
-    own = {f.name for f in fields(variant)}  # type: ignore[arg-type]
+    own = _settings_of(variant)
     for name in settings:
         if name not in general | own:
-            others = [k for k, other in VARIANTS.items() if name in {f.name for f in fields(other)}]  # type: ignore[arg-type]
+            others = [each for each, other in VARIANTS.items() if name in _settings_of(other)]
             raise ValueError(
                 f"{name} does not apply to {kind}, only to {', '.join(others)}; {kind} takes "
                 f"{', '.join(sorted(own))}."
@@ -213,3 +213,8 @@ def configure(kind: str, settings: Mapping[str, Any]) -> TrainingConfig:
         variant(**{name: value for name, value in settings.items() if name in own}),
         **{name: value for name, value in settings.items() if name in general},
     )
+
+
+def _settings_of(variant: Any) -> set[str]:
+    """Names of the settings of a variant, which is a dataclass."""
+    return {field.name for field in fields(variant)}

@@ -52,7 +52,7 @@ class CSVLogger:
         self.path = Path(path)
         self._written = False
 
-    def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:  # noqa: ARG002
+    def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:  # noqa: ARG002 (as in the base)
         """Write the rows so far."""
         lines = [_line(rows[0]), *(_line(row.values()) for row in rows)] if rows else []
         write_bytes(self.path, "".join(lines).encode())
@@ -140,7 +140,7 @@ class WandbLogger:
         self._options = {"project": project, **options}
         self._run: Any = None
 
-    def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:  # noqa: ARG002
+    def begin(self, name: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:  # noqa: ARG002 (as in the base)
         """Start the run."""
         self._run = self._wandb.init(**{"name": name, "config": dict(settings), **self._options})
 

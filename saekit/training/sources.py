@@ -20,20 +20,26 @@ class Source(Protocol):
     """The activations that training needs: `ActivationStore` and `StreamedActivations` have this."""
 
     @property
-    def d_in(self) -> int: ...  # noqa: D102
+    def d_in(self) -> int:
+        """Dimension of the activations."""
 
     @property
-    def manifest(self) -> dict[str, Any]: ...  # noqa: D102
+    def manifest(self) -> dict[str, Any]:
+        """The record of where they come from."""
 
     @property
-    def content_hash(self) -> str: ...  # noqa: D102
+    def content_hash(self) -> str:
+        """Hash of the content."""
 
     @property
-    def positions(self) -> Tensor: ...  # noqa: D102
+    def positions(self) -> Tensor:
+        """Positions to train on."""
 
-    def read(self, positions: Tensor) -> Tensor: ...  # noqa: D102
+    def read(self, positions: Tensor) -> Tensor:
+        """Activations at some positions."""
 
-    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]: ...  # noqa: D102
+    def shuffled(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Tensor]:
+        """Batches in a random order, from a step on."""
 
 
 class TensorSource:

@@ -526,7 +526,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {}).get("saekit", "null"))
-            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint: {error}.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -33,7 +33,7 @@ def test_estimates_stand_against_the_exact_effects_of_the_sample(effects, tmp_pa
             expected = sample.loc[sample["kind"] == kind, ["exact", method]]
             np.testing.assert_allclose(points.get_offsets(), expected)
         correlation = effects.agreement.set_index(["kind", "method"]).loc[("latent", method), "correlation"]
-        assert f"r = {correlation:.2f}".replace("-", "−") in axes.get_title(loc="left")  # noqa: RUF001
+        assert f"r = {correlation:.2f}".replace("-", "\N{MINUS SIGN}") in axes.get_title(loc="left")
     check_texts(plot.figure)
     check_bundle(plot, "effects_agreement", tmp_path)
     with pytest.raises(ValueError, match="place must be one of"):

@@ -109,14 +109,14 @@ def test_slips_in_checks_are_one_sentence(tmp_path, checks, message):
 def test_what_is_not_there_is_one_sentence(tmp_path):
     own = Series(Profile.load(written(tmp_path, model={"name": "no/such/model"})))
     with pytest.raises(FileNotFoundError, match=r"no model 'no/such/model'"):
-        own.model  # noqa: B018
+        own.model  # noqa: B018 (reading it fails)
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*saes"):
         own.family("relu")
     with pytest.raises(ValueError, match=r"own has no batchtopk family; it has relu"):
         own.family("batchtopk")
     files = Series(Profile.load(written(tmp_path, text={"files": ["*.txt"]})))
     with pytest.raises(FileNotFoundError, match=r"no text files match \*\.txt"):
-        files.held_out  # noqa: B018
+        files.held_out  # noqa: B018 (reading it fails)
 
 
 def test_names_of_what_lies_beside_the_profile_are_paths(tmp_path):

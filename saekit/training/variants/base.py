@@ -213,7 +213,7 @@ class Variant(ABC):
 
     def describe(self) -> dict[str, Any]:
         """The settings as JSON values."""
-        settings = asdict(self)  # type: ignore[call-overload]
+        settings = asdict(self)  # type: ignore[call-overload]  # variants are dataclasses
         return {"kind": self.kind} | {n: list(v) if isinstance(v, tuple) else v for n, v in settings.items()}
 
 
@@ -330,7 +330,7 @@ class TopKVariant(Variant):
         if self.k > width:
             raise ValueError(f"k must be at most the width {width}, found {self.k}.")
 
-    def phase(self, done: float) -> Any:  # noqa: ARG002
+    def phase(self, done: float) -> Any:  # noqa: ARG002 (as in the base)
         """None: the loss does not depend on the progress of training."""
         return None
 
@@ -338,7 +338,7 @@ class TopKVariant(Variant):
     def select(self, sae: SAE, x: Tensor) -> SparseLatents:
         """The latents that stay active on a batch `[batch, d_in]`."""
 
-    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002 (as in the base)
         """Mean squared error plus `aux_coefficient` times the auxiliary loss."""
         latents = self.select(sae, x)
         values = encode_active(x, sae.W_enc, sae.b_enc, latents)

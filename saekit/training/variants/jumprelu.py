@@ -73,7 +73,7 @@ class JumpReLU(Variant):
         """Refuse a width that is not above `target_l0`."""
         check_target_l0(self.target_l0, width)
 
-    def phase(self, done: float) -> Any:  # noqa: ARG002
+    def phase(self, done: float) -> Any:  # noqa: ARG002 (as in the base)
         """None: the loss does not depend on how far training is."""
         return None
 
@@ -86,7 +86,7 @@ class JumpReLU(Variant):
         sae.extra = {"log_threshold": torch.full((width,), math.log(start))}
         return sae
 
-    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002
+    def loss(self, sae: SAE, x: Tensor, y: Tensor, *, done: float) -> Tensor:  # noqa: ARG002 (as in the base)
         """Mean squared error plus the L0 penalty."""
         log_threshold = sae.extra["log_threshold"]
         # The active latents, and those that the kernel reaches.
