@@ -30,6 +30,7 @@ BATCH = 4096  # tokens at a time
 RANKS = (1, 4, 16, 64)
 AFFINE, MEAN, IDENTITY, RANDOM = "affine", "mean", "identity", "random orthogonal"
 PSEUDOINVERSE, FITTED = "pseudoinverse", "fitted"  # ways back to the source
+MEASURES = ("fvu", "fvu_error", "ce_degradation", "ce_degradation_error")
 
 
 # ---------------------------------------------------------------------- one map
@@ -106,7 +107,7 @@ def fit_map(
     rank: int | None = None,
     positions: Latents | None = None,
 ) -> ActivationMap:
-    """The affine map of least squared error from one set of activations to another of the same tokens.
+    """The least-squares affine map from one set of activations to another of the same tokens.
 
     Parameters
     ----------
@@ -114,7 +115,8 @@ def fit_map(
         Activations of the same tokens, such as those of two layers, or of two models with one tokenizer;
         dimensions may differ. Positions that either store excludes are left out.
     rank : int, optional
-        Greatest rank of the map (reduced-rank regression); any if left out, only the mean if 0.
+        Greatest rank of the map (reduced-rank regression); 0 maps everything to the mean, and the default
+        sets no limit.
     positions : tensor, array, Series, slice or list, optional
         Fit on these positions (rows of a tensor) only.
 
@@ -150,7 +152,7 @@ def fit_map(
 def random_map(
     source: Activations, target: Activations, *, positions: Latents | None = None, seed: int = 0
 ) -> ActivationMap:
-    """A null of a map: a random rotation of the centred activations, times the factor that fits best.
+    """A null for maps: a random rotation of the centred activations, times the factor that fits best.
 
     Between spaces of different dimension the matrix has orthonormal rows or columns. Only the factor and the
     means are fitted.
@@ -181,7 +183,7 @@ def random_map(
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Sums over pairs of activations that every map is made of."""
+    """Sums over pairs of activations, from which every map is computed."""
 
     n: int
     mean_x: Tensor
@@ -257,7 +259,7 @@ class _Pair:
         return x, y
 
     def sums(self, positions: Tensor) -> _Sums:
-        d_source, d_target = (side.shape[1] if isinstance(side, Tensor) else side.d_in for side in self.sides)
+        d_source, d_target = self.d_source, self.d_target
         n = len(positions)
         if n <= d_source + 1:
             raise ValueError(
@@ -296,8 +298,24 @@ class _Pair:
 
     def within(self, rows: Tensor) -> Tensor:
         """The used positions of some rows."""
-        length = 1 if isinstance(self.source, Tensor) else self.source.context_length
-        return self.positions[torch.isin(self.positions // length, rows)]
+        return self.positions[torch.isin(self.positions // self.length, rows)]
+
+    @property
+    def length(self) -> int:
+        """Positions per row; each token of a tensor is a row of its own."""
+        return 1 if isinstance(self.source, Tensor) else self.source.context_length
+
+    @property
+    def d_source(self) -> int:
+        return _dimensions(self.source)
+
+    @property
+    def d_target(self) -> int:
+        return _dimensions(self.target)
+
+
+def _dimensions(activations: ActivationStore | Tensor) -> int:
+    return activations.shape[1] if isinstance(activations, Tensor) else activations.d_in
 
 
 def _real(x: Tensor) -> Tensor:
@@ -390,11 +408,11 @@ class Maps(Result):
         dimensions are equal.
     frame : DataFrame
         One row per map: `map`, `rank`, `fvu` of the target's activations, `ce_degradation` (nats per token,
-        with mapped activations in the place of the target's; NaN without a model) and
-        `ce_degradation_error` (its standard error over rows).
+        with mapped activations in place of the target's; NaN without a model), and `fvu_error` and
+        `ce_degradation_error`, their standard errors over held-out rows (tokens of a tensor).
     carried : DataFrame
-        One row per map and way `back`: `map`, `back`, `l0`, `fvu`, `ce_degradation`,
-        `ce_degradation_error`; the row `"native"` is the target's own dictionary. Empty without a dictionary.
+        One row per map and way `back`: `map`, `back`, `l0`, and these four. The row `"native"` is the
+        target's own dictionary. Empty without a dictionary.
     dictionary : Identity or None
         The dictionary that was carried.
     n_fitted, n_held_out : int
@@ -440,10 +458,10 @@ def measure_maps(
     progress: bool = False,
     allow_mismatch: bool = False,
 ) -> Maps:
-    """Fit maps on some of the tokens and measure them, and a dictionary carried through them, on the others.
+    """Fit maps on some tokens; measure them, and a dictionary carried through them, on the others.
 
-    Beside the affine map stand those of lower rank, the mean alone, a random rotation and, where it is
-    defined, no map at all.
+    The affine map is compared with maps of lower rank, the mean alone, a random rotation and, between spaces
+    of one dimension, no map at all.
 
     Parameters
     ----------
@@ -458,8 +476,7 @@ def measure_maps(
     ranks : sequence of int
         Ranks of further maps.
     held_out : float
-        Share of the rows, the last ones, that are measured on; rows with a document that was fitted on are
-        left out.
+        Share of the rows, the last ones, to measure on. Rows with a document that was fitted on are left out.
     max_rows, batch_rows : int
         Held-out rows to run the model on, spread evenly, and rows per forward pass.
     seed : int
@@ -479,8 +496,8 @@ def measure_maps(
     Notes
     -----
     After Lenc and Vedaldi (2015) and Chen et al. (2025, arXiv:2506.06609). An affine map has `d ** 2`
-    parameters, which few tokens fit without learning anything about others: hence tokens of other documents.
-    Excluded positions do not enter FVU, and the original activation passes through them in the model.
+    parameters and can fit few tokens without generalising, so it is measured on tokens of other documents.
+    Excluded positions are left out of FVU and keep their original activation in the model.
 
     Examples
     --------
@@ -489,7 +506,7 @@ def measure_maps(
     >>> result.frame["map"].tolist()
     ['affine', 'rank 1', 'mean', 'random orthogonal']
     >>> result.carried.columns.tolist()
-    ['map', 'back', 'l0', 'fvu', 'ce_degradation', 'ce_degradation_error']
+    ['map', 'back', 'l0', 'fvu', 'fvu_error', 'ce_degradation', 'ce_degradation_error']
     """
     pair = _Pair(source, target)
     ranks = [settings.whole("ranks", rank) for rank in ranks]
@@ -533,14 +550,14 @@ def measure_maps(
         carried["native", ""] = native
 
     def mapped(each: ActivationMap) -> Replacement:
-        return lambda x, y: each(x)  # noqa: ARG005
+        return lambda x, _: each(x)
 
     def rebuilt(each: Dictionary) -> Replacement:
-        return lambda x, y: each.reconstruct(y.flatten(0, -2)).view_as(y)  # noqa: ARG005
+        return lambda _, y: each.reconstruct(y.flatten(0, -2)).view_as(y)
 
     replacements: dict[Any, Replacement] = {name: mapped(each) for name, each in maps.items()}
     replacements |= {key: rebuilt(each) for key, each in carried.items()}
-    errors, l0 = _errors(pair, test_on, replacements, carried)
+    fvus, l0 = _errors(pair, test_on, replacements, carried)
     changes: dict[Any, tuple[float, float]] = dict.fromkeys(replacements, (float("nan"), float("nan")))
     if model is not None:
         chosen = test_rows[
@@ -548,16 +565,13 @@ def measure_maps(
         ]
         changes = _ce_changes(model, pair, chosen.unique(), replacements, batch_rows, progress=progress)
     rank_of = {f"rank {rank}": rank for rank in ranks} | {MEAN: 0}
-    measured = {
-        key: {"fvu": errors[key], "ce_degradation": changes[key][0], "ce_degradation_error": changes[key][1]}
-        for key in replacements
-    }
+    measured = {key: dict(zip(MEASURES, (*fvus[key], *changes[key]), strict=True)) for key in replacements}
     frame = pd.DataFrame(
         {"map": name, "rank": rank_of.get(name, min(d_source, d_target)), **measured[name]} for name in maps
     )
-    columns = ["map", "back", "l0", "fvu", "ce_degradation", "ce_degradation_error"]
     table = pd.DataFrame(
-        [{"map": key[0], "back": key[1], "l0": l0[key], **measured[key]} for key in carried], columns=columns
+        [{"map": key[0], "back": key[1], "l0": l0[key], **measured[key]} for key in carried],
+        columns=["map", "back", "l0", *MEASURES],
     )
     identity = None if dictionary is None else dictionary.identity
     return Maps(maps, frame, table, identity, sums.n, len(test_on))
@@ -571,21 +585,27 @@ def _errors(
     positions: Tensor,
     replacements: Mapping[Any, Replacement],
     dictionaries: Mapping[Any, Dictionary],
-) -> tuple[dict[Any, float], dict[Any, float]]:
-    """FVU of each replacement, and L0 of each dictionary, over some positions."""
-    errors, active = dict.fromkeys(replacements, 0.0), dict.fromkeys(dictionaries, 0)
-    moments: Moments | None = None
+) -> tuple[dict[Any, tuple[float, float]], dict[Any, float]]:
+    """FVU of each replacement with its standard error over rows, and L0 of each dictionary."""
+    moments = Moments(pair.d_target)
     for batch in positions.split(BATCH):
+        moments.update(pair.read(batch)[1])
+    rows, row_of = (positions // pair.length).unique(return_inverse=True)
+    deviations = torch.zeros(len(rows), dtype=torch.float64)
+    errors = {key: torch.zeros_like(deviations) for key in replacements}
+    active = dict.fromkeys(dictionaries, 0)
+    for batch, row in zip(positions.split(BATCH), row_of.split(BATCH), strict=True):
         x, y = pair.read(batch)
-        moments = Moments(y.shape[1]) if moments is None else moments
-        moments.update(y)
+        deviations.index_add_(0, row, squared_norms(y.double() - moments.mean))
         for key, replace in replacements.items():
-            errors[key] += float(squared_norms(y.double() - replace(x, y).double()).sum())
+            errors[key].index_add_(0, row, squared_norms(y.double() - replace(x, y).double()))
         for key, dictionary in dictionaries.items():
             active[key] += len(dictionary.encode_sparse(y).values)
-    variance = 0.0 if moments is None else moments.total_variance
-    n = len(positions)
-    return {k: fvu(e, variance) for k, e in errors.items()}, {k: a / n for k, a in active.items()}
+    found = {
+        key: (fvu(float(e.sum()), moments.total_variance), ratio_of_totals(e, deviations)[1])
+        for key, e in errors.items()
+    }
+    return found, {key: n / len(positions) for key, n in active.items()}
 
 
 def _ce_changes(

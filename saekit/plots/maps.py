@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from saekit.analysis.maps import FITTED, PSEUDOINVERSE
+from saekit.analysis.maps import FITTED, MEASURES, PSEUDOINVERSE
 from saekit.colours import INK, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, describe, house_style, new_figure
 from saekit.wording import fixed, number
@@ -44,12 +44,11 @@ def map_bars(result: Maps) -> Plot:
     --------
     >>> result = saekit.measure_maps(x, x @ torch.rand(6, 6), small, ranks=[2])
     >>> map_bars(result).data.columns.tolist()
-    ['map', 'what', 'fvu', 'ce_degradation', 'ce_degradation_error']
+    ['map', 'what', 'fvu', 'fvu_error', 'ce_degradation', 'ce_degradation_error']
     """
-    measures = ["fvu", "ce_degradation", "ce_degradation_error"]
     of_maps = result.frame.assign(what=ACTIVATIONS)
     carried = result.carried.assign(what=result.carried["back"].replace("", NATIVE))
-    data = pd.concat([of_maps, carried], ignore_index=True)[["map", "what", *measures]]
+    data = pd.concat([of_maps, carried], ignore_index=True)[["map", "what", *MEASURES]]
     maps = list(dict.fromkeys(data["map"]))
     shown = ["fvu", "ce_degradation"] if data["ce_degradation"].notna().any() else ["fvu"]
     with house_style():
@@ -107,8 +106,9 @@ def _bars(axes: Axes, data: pd.DataFrame, maps: list[str], measure: str) -> None
                     fontsize=6,
                     color="white",
                 )
-            elif measure == "ce_degradation":
-                axes.errorbar(value, place, xerr=row["ce_degradation_error"], color=INK, linewidth=0.6)
+            else:
+                colour = NULL if row["what"] == ACTIVATIONS else INK
+                axes.errorbar(value, place, xerr=row[f"{measure}_error"], color=colour, linewidth=0.6)
             place += 1
         place += 0.7
     axes.set_yticks(ticks, maps)

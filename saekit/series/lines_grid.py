@@ -1,8 +1,9 @@
 """Features that are not lines, and maps between layers, where they need more text or time than a notebook.
 
-`saekit lines` writes two tables into the package: whether days, months and years lie around circles, in the
-activations and in what bundled dictionaries make of them, at every occurrence in the training text. The
-stores that activations are mapped between are kept under `saekit.files.home()`.
+`saekit lines` writes three tables into the package: whether days, months and years lie around circles, in the
+activations and in their reconstructions by bundled dictionaries, at every occurrence in the training text;
+the mean point of each word; and maps between layers. The stores that activations are mapped between are kept
+under `saekit.files.home()`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ ACTIVATIONS, RECONSTRUCTION, LATENTS = "activations", "reconstruction", "its lat
 MAP_TOKENS = 12_000
 CARRIED = ("batchtopk", 2304)
 MAP_ROWS = 8  # held-out rows that the model is run on
-TABLES = ("words", "circles")
+OF_SAES = 12  # the layer of the bundled dictionaries
+PAIRS = (  # of layers, source and target
+    *((OF_SAES, target) for target in (6, 11, 13, 18, 24)),
+    *((source, OF_SAES) for source in (6, 18, 24)),
+)
+TABLES = ("words", "circles", "maps")
 
 
 # ------------------------------------------------------------------------------ words in circles
@@ -139,34 +145,58 @@ def layer_store(layer: int, *, model: Any = None, progress: bool = False) -> Act
     path = home() / "stores" / f"maps-{layer}-{MAP_TOKENS}-float32"
     model = load_model() if model is None else model
     rows = embedded_rows(model, part="held-out", n_tokens=MAP_TOKENS)
-    place = HOOK_POINT.replace(".12.", f".{layer}.")
+    place = HOOK_POINT.replace(f".{OF_SAES}.", f".{layer}.")
     return harvest(model, rows, place, path=path, dtype=torch.float32, progress=progress)
 
 
-def mapped(layer: int, *, model: Any = None, progress: bool = False) -> Maps:
-    """Maps from the layer of the bundled dictionaries to another one, with one of them.
+def mapped(source: int, target: int, *, model: Any = None, progress: bool = False) -> Maps:
+    """Maps from one layer to another, with a bundled dictionary: carried from its layer, or native at it.
 
     Parameters
     ----------
-    layer : int
-        Number of the block to map to.
+    source, target : int
+        Numbers of the blocks to map from and to.
     model : TransformerBridge, optional
         The embedded model in float32, if it is loaded.
     progress : bool
         Show progress.
     """
     model = load_model() if model is None else model
-    source, target = (layer_store(at, model=model, progress=progress) for at in (12, layer))
     kind, width = CARRIED
+    dictionary = load_family(kind)[width]
+    stores = [layer_store(layer, model=model, progress=progress) for layer in (source, target)]
     return measure_maps(
-        source,
-        target,
-        load_family(kind)[width],
+        stores[0],
+        stores[1],
+        dictionary if source == OF_SAES else None,
+        native=dictionary if target == OF_SAES else None,
         model=model,
         ranks=RANKS,
         max_rows=MAP_ROWS,
         progress=progress,
     )
+
+
+def maps_rows(*, progress: bool = False) -> pd.DataFrame:
+    """Maps between pairs of layers, one row per map, and per dictionary carried through it.
+
+    Parameters
+    ----------
+    progress : bool
+        Show progress.
+    """
+    model = load_model()
+    parts = []
+    for source, target in tqdm(PAIRS, disable=not progress, unit="pair", desc="maps"):
+        found = mapped(source, target, model=model)
+        maps = found.frame.assign(points=ACTIVATIONS)
+        carried = found.carried.assign(points=RECONSTRUCTION)
+        label = {"source": source, "target": target}
+        sizes = {"n_fitted": found.n_fitted, "n_held_out": found.n_held_out}
+        parts += [part.assign(**label, **sizes) for part in (maps, carried) if len(part)]
+    table = pd.concat(parts, ignore_index=True)
+    first = ["source", "target", "points", "map", "back", "rank", "l0"]
+    return table[[*first, *table.columns.difference(first, sort=False)]]
 
 
 # ------------------------------------------------------------------------------ tables
@@ -183,6 +213,7 @@ def write_lines(*, progress: bool = True) -> None:
     words, circles = words_rows(progress=progress)
     _write("words", words)
     _write("circles", circles)
+    _write("maps", maps_rows(progress=progress))
 
 
 def _write(name: str, table: pd.DataFrame) -> None:
@@ -194,8 +225,8 @@ def lines_table(name: str) -> pd.DataFrame:
 
     Parameters
     ----------
-    name : {"words", "circles"}
-        Tests of words in circles, or the mean point of each word.
+    name : {"words", "circles", "maps"}
+        Tests of words in circles, the mean point of each word, or maps between layers.
 
     Raises
     ------

@@ -217,8 +217,14 @@ def test_fvu_and_l0_are_those_of_held_out_documents(layers, earlier, store):
     x, y = earlier.read(positions).double(), store.read(positions).double()
     variance = (y - y.mean(0)).square().sum()
     for row in layers.frame.itertuples():
-        expected = (layers.maps[row.map](x) - y).square().sum() / variance
-        assert row.fvu == pytest.approx(float(expected), rel=1e-4)
+        errors = (layers.maps[row.map](x) - y).square().sum(1)
+        assert row.fvu == pytest.approx(float(errors.sum() / variance), rel=1e-4)
+        # The error of a ratio over rows, from what is left of each row once the ratio is taken out.
+        left = errors - row.fvu * (y - y.mean(0)).square().sum(1)
+        by_row = [float(left[positions // 16 == r].sum()) for r in rows]
+        n = len(rows)
+        expected = n * np.std(by_row, ddof=1) / np.sqrt(n) / float(variance)
+        assert row.fvu_error == pytest.approx(expected, rel=1e-3)
     native = layers.carried.set_index("map").loc["native"]
     dictionary = in_place(make(d_in=16, seed=1), store)
     assert native["l0"] == pytest.approx(float((dictionary.encode(y.float()) > 0).sum(1).double().mean()))

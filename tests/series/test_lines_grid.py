@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from dictionaries import make
@@ -44,6 +45,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "load_family", lambda kind: {n: dictionary})
     monkeypatch.setattr(grid, "embedded_store", lambda part, progress: store)
     monkeypatch.setattr(grid, "load_model", lambda **options: SimpleNamespace(tokenizer=tokenizer))
+    monkeypatch.setattr(grid, "maps_rows", lambda *, progress: pd.DataFrame({"source": [12]}))
     monkeypatch.setattr(grid, "token_strings", lambda tokenizer, ids: [VOCABULARY[i] for i in ids])
     return store
 
@@ -71,7 +73,7 @@ def test_days_in_a_circle_are_found_in_activations_and_in_the_latents_about_them
         grid.lines_table("circle")
 
 
-def test_maps_are_measured_in_the_model_with_a_dictionary(model, store, monkeypatch):
+def test_maps_are_measured_in_the_model_with_a_dictionary(model, store, monkeypatch, tmp_path):
     manifest = store.manifest["model"]
     info = {"kind": "relu", "hook_point": store.hook_point, "model": manifest["name"]}
     info |= {f"model_{name}": manifest[name] for name in ("weights", "revision", "processing")}
@@ -82,8 +84,20 @@ def test_maps_are_measured_in_the_model_with_a_dictionary(model, store, monkeypa
     monkeypatch.setattr(grid, "load_family", lambda kind: {40: dictionary})
     monkeypatch.setattr(grid, "load_model", lambda: model)
     monkeypatch.setattr(grid, "layer_store", lambda layer, model, progress: store)
-    result = grid.mapped(13)
+    result = grid.mapped(grid.OF_SAES, 13)
     assert list(result.maps) == ["affine", "rank 2", "mean", "random orthogonal", "identity"]
     assert result.frame.set_index("map")["fvu"]["identity"] == 0  # the two stores are one
     assert result.carried["back"].value_counts().to_dict() == {"pseudoinverse": 4, "fitted": 1}
     assert result.frame["ce_degradation"].notna().all()
+    # In the table: carried from its layer, native at it, and the numbers of each pair.
+    monkeypatch.setattr(grid, "PAIRS", ((grid.OF_SAES, 13), (13, grid.OF_SAES)))
+    monkeypatch.setattr(grid, "BUNDLED", tmp_path)
+    grid._write("maps", grid.maps_rows())
+    table = grid.lines_table("maps")
+    there, back = (part for _, part in table.groupby("source", sort=True))
+    assert there["points"].tolist() == 5 * ["activations"] + 5 * ["reconstruction"]
+    assert there["fvu"].tolist() == pytest.approx(
+        [*result.frame["fvu"], *result.carried["fvu"]], rel=1e-5, abs=1e-12
+    )
+    assert back["map"].tolist() == [*result.frame["map"], "native"]
+    assert (table["n_held_out"] == result.n_held_out).all()
