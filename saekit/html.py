@@ -1,98 +1,219 @@
-"""Pure functions from results to HTML strings.
+"""Building blocks of pages: from results to HTML whose escaping is a type.
 
-The result reads well with all styles stripped, as on GitHub: tables, `<b>` and `<mark>` carry the
-meaning, and styles only add to it. All text is escaped. Colours come from JupyterLab's theme
-variables, with fallbacks elsewhere.
+A builder takes `str`, which it escapes, or `Markup`, which is HTML already, and returns `Markup`. What
+a string could do to the text around it (`<script>`, directional marks, control characters) is shown and
+not done, see `harmless`. Templates and style sheets are files of `saekit/templates`.
+
+Pages read well with all styles stripped, as on GitHub: tables, `<b>` and `<mark>` carry the meaning, and
+styles only add to it. Colours come from JupyterLab's theme variables, with fallbacks elsewhere.
 """
 
 # ruff: noqa: RUF001 - typographic characters are meant: people read this text
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import EscapeFormatter, Markup
+from markupsafe import escape as _escaped
 
 ORANGE = (255, 140, 0)  # of activations; with alpha over the page, so it works in both themes
 MAX_ALPHA = 0.55  # keeps the text's contrast above 4.5:1 on light and on dark
-STYLE = """<style>
-.saekit { font-family: var(--jp-ui-font-family, system-ui, sans-serif); font-size: 13px; line-height: 1.5;
-  color: var(--jp-content-font-color1, #212121); }
-.saekit h3 { font-size: 16px; margin: 2px 0 4px; font-weight: 600; }
-.saekit h4 { font-size: 13px; margin: 14px 0 4px; font-weight: 600; }
-.saekit p { margin: 2px 0 6px; }
-.saekit table { color: inherit; border-collapse: collapse; margin: 4px 0 10px; font-size: 13px; width: auto; border: none; }
-.saekit caption { text-align: left; font-weight: 600; padding: 2px 0 4px; white-space: nowrap;
-  color: var(--jp-content-font-color1, #212121); }
-.saekit table td, .saekit table th { text-align: left; padding: 2px 10px 2px 4px; vertical-align: top;
-  border: none; border-bottom: 1px solid var(--jp-border-color2, #e0e0e0); background: transparent; max-width: none;
-  white-space: normal; line-height: 1.5; }
-.saekit table th { font-weight: 500; color: var(--jp-content-font-color2, #616161); white-space: nowrap; }
-.saekit table [align=right] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.saekit mark { color: inherit; background-color: transparent; border-radius: 2px; }
-.saekit .tokens { font-family: var(--jp-content-font-family, system-ui, sans-serif); font-size: 14px; }
-.saekit .token { border: 1px solid var(--jp-border-color2, #d0d0d0); border-radius: 3px; padding: 0 3px;
-  white-space: pre; font-family: var(--jp-code-font-family, monospace); font-size: 12px; }
-.saekit .quiet, .saekit small { color: var(--jp-content-font-color2, #616161); font-size: 12px; }
-.saekit summary { cursor: pointer; padding: 2px 0; }
-.saekit code { font-family: var(--jp-code-font-family, monospace); font-size: 12px; background: transparent;
-  color: inherit; user-select: all; }
-.saekit .alert { border-left: 4px solid #d55e00; padding: 4px 10px; margin: 4px 0; }
-.saekit svg, .saekit img { max-width: 100%; height: auto; }
-.saekit .columns { display: flex; flex-wrap: wrap; gap: 4px 24px; align-items: flex-start; }
-.saekit .columns h4 { margin-top: 6px; }
-.saekit td .chips { white-space: nowrap; }
-.saekit ul { margin: 2px 0 6px; padding-left: 22px; }
-</style>"""
+MAX_SHOWN = 48  # characters of a token that are shown; the rest is told where one points at it
 
 
-def page(*parts: str) -> str:
+# ---------------------------------------------------------------------- text
+
+_JOINERS = "\u200c\u200d"  # part of the spelling between letters of some scripts, and within an emoji
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # printable by their category, and yet nothing to see
+
+
+def harmless(text: str) -> str:
+    r"""The text with every character shown that would act on its surroundings or could not be seen.
+
+    Line ends become ↵, tabs ⇥, other control characters their pictures (␀), and directional,
+    zero-width and further characters that print nothing their number (⟨U+202E⟩). The joiners of a
+    word or an emoji stay.
+
+    Examples
+    --------
+    >>> harmless("a\nb \u202eevil")
+    'a↵b ⟨U+202E⟩evil'
+    """
+    if text.isprintable() and not any(char in text for char in _BLANK):
+        return text
+    text = text.replace("\r\n", "\n")
+    around = f" {text} "
+    return "".join(_shown(char, around[i], around[i + 2]) for i, char in enumerate(text))
+
+
+def _shown(char: str, before: str, after: str) -> str:
+    if char in "\n\r\u2028\u2029":
+        return "↵"
+    if char == "\t":
+        return "⇥"
+    if char < " " or char == "\x7f":
+        return chr(0x2400 + ord(char)) if char < " " else "␡"
+    if unicodedata.category(char) == "Zs":  # such as a no-break space
+        return " "
+    if char in _JOINERS and min(before, after) > "\u02ff":
+        return char
+    if char.isprintable() and char not in _BLANK:
+        return char
+    return f"⟨U+{ord(char):04X}⟩"
+
+
+def escape(value: Any) -> Markup:
+    """A value as HTML: `Markup` is kept, and all else is made harmless and escaped.
+
+    Examples
+    --------
+    >>> escape("a < b")
+    Markup('a &lt; b')
+    """
+    return _escaped(_final(value))
+
+
+def _final(value: Any) -> Any:
+    """What templates show in place of a value."""
+    if isinstance(value, int | float) or hasattr(value, "__html__"):
+        return value
+    return harmless(str(value))
+
+
+def markup(template: str, *values: Any, **named: Any) -> Markup:
+    """HTML from a template of `str.format`, written out where it is used, and values that are escaped.
+
+    Examples
+    --------
+    >>> markup("<b>{}</b> of {:,}", "<i>", 1200)
+    Markup('<b>&lt;i&gt;</b> of 1,200')
+    """
+    return Markup(EscapeFormatter(escape).vformat(template, values, named))  # noqa: S704 - escapes values
+
+
+def join(parts: Iterable[Any], between: str | Markup = "") -> Markup:
+    """The parts one after the other.
+
+    Examples
+    --------
+    >>> join(["<", Markup("<br>"), ">"], " ")
+    Markup('&lt; <br> &gt;')
+    """
+    return escape(between).join(map(escape, parts))
+
+
+def bold(value: Any) -> Markup:
+    """A value in bold.
+
+    Examples
+    --------
+    >>> bold(3)
+    Markup('<b>3</b>')
+    """
+    return markup("<b>{}</b>", value)
+
+
+def small(*parts: Any) -> Markup:
+    """The parts in small print.
+
+    Examples
+    --------
+    >>> small("of ", bold(3))
+    Markup('<small>of <b>3</b></small>')
+    """
+    return markup("<small>{}</small>", join(parts))
+
+
+def cut(text: str, length: int = MAX_SHOWN) -> str:
+    """The first characters of a text, with … for the rest.
+
+    Examples
+    --------
+    >>> cut("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+# ---------------------------------------------------------------------- pages
+
+_environment = Environment(
+    loader=PackageLoader("saekit"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_final,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Fill in a template of `saekit/templates`; a value that it does not get is an error.
+
+    Examples
+    --------
+    >>> render("parts.html")
+    Markup('')
+    """
+    return Markup(_environment.get_template(template).render(**values).strip())  # noqa: S704 - autoescape
+
+
+@functools.cache
+def _macros() -> Any:
+    return _environment.get_template("parts.html").module
+
+
+def _part(name: str, *values: Any) -> Markup:
+    """Call a macro of `parts.html`."""
+    return Markup(getattr(_macros(), name)(*values))  # noqa: S704 - autoescape
+
+
+STYLE = render("style.html")
+
+
+def page(*parts: str | Markup) -> Markup:
     """Make a self-contained block: the style, and the parts inside one element."""
-    return f'{STYLE}<div class="saekit">{"".join(parts)}</div>'
+    return STYLE + panel(*parts)
 
 
-# In a reopened notebook, JupyterLab leaves a bare sentence in place of the live widget.
-_NO_MODEL = """<style>
-.jp-OutputArea-child:has(.saekit-static)
-  + .jp-OutputArea-child:has(> .jupyter-widgets):not(:has(> .jupyter-widgets > *)) { display: none; }
-</style>"""
-
-
-def static(page: str, model_id: str) -> str:
+def static(page: Markup, model_id: str) -> Markup:
     """The static form beside a live widget, which hides it as long as it is there (`hide_static`)."""
-    return f'<div class="saekit-static saekit-static-{model_id}">{_NO_MODEL}{page}</div>'
+    return _part("static", page, model_id)
 
 
-def hide_static(model_id: str) -> str:
+def hide_static(model_id: str) -> Markup:
     """The style by which a live widget hides its static form."""
-    form = f".saekit-static-{model_id}"
-    return f"<style>{form}, .jp-OutputArea-child:has({form}) {{ display: none !important; }}</style>"
+    return _part("hide_static", model_id)
 
 
-def panel(*parts: str) -> str:
+def panel(*parts: str | Markup) -> Markup:
     """Put the parts inside one element; the style must be on the page already."""
-    return f'<div class="saekit">{"".join(parts)}</div>'
+    return markup('<div class="saekit">{}</div>', join(parts))
 
 
-def columns(*parts: str) -> str:
+def columns(*parts: str | Markup) -> Markup:
     """Parts side by side where there is room (below each other where styles are stripped)."""
-    return f'<div class="columns">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+    return markup('<div class="columns">{}</div>', join(markup("<div>{}</div>", part) for part in parts))
 
 
-def alert(message: str) -> str:
+def alert(message: str) -> Markup:
     """Render an error that assistive technology announces."""
-    return panel(f'<div role="alert" class="alert"><b>Error:</b> {escape(message)}</div>')
+    lines = join(message.splitlines(), Markup("<br>"))
+    return panel(markup('<div role="alert" class="alert"><b>Error:</b> {}</div>', lines))
 
 
 # ---------------------------------------------------------------------- tokens
 
-_WHITE = {"\n": "↵", "\r": "↵", "\t": "⇥"}
-
 
 def visible(text: str, *, leading_space: bool = False) -> str:
-    """Token text with visible whitespace; not escaped yet.
+    """Token text with visible whitespace; plain text.
 
     Newlines become ↵, tabs ⇥ and spaces ␣, except a single leading space, which is ordinary
     in running text (shown too with `leading_space`). An empty token is ∅.
@@ -102,35 +223,37 @@ def visible(text: str, *, leading_space: bool = False) -> str:
     start, rest = (" ", text[1:]) if ordinary else ("", text)
     # Inside a token a single space between words stays as well.
     spaces = re.sub(r"^ +| +$| {2,}", lambda found: "␣" * len(found[0]), rest)
-    return start + "".join(map(_shown, spaces)) or "∅"
+    return start + harmless(spaces) or "∅"
 
 
-def _shown(char: str) -> str:
-    if char in _WHITE:
-        return _WHITE[char]
-    if unicodedata.category(char) == "Zs":  # such as a no-break space
-        return " "
-    return char if char.isprintable() else "\ufffd"
-
-
-def chip(text: str) -> str:
+def chip(text: str) -> Markup:
     """One token on its own, with its leading space shown."""
-    return f'<span class="token">{escape(visible(text, leading_space=True))}</span>'
+    whole = visible(text, leading_space=True)
+    return _part("chip", cut(whole), whole)
 
 
-def chips(tokens: Iterable[str]) -> str:
+def chips(tokens: Iterable[str]) -> Markup:
     """Render a few tokens, each on its own."""
-    inside = " ".join(chip(token) for token in tokens)
-    return inside and f'<span class="chips">{inside}</span>'
+    inside = join(map(chip, tokens), " ")
+    return inside and markup('<span class="chips">{}</span>', inside)
 
 
 def plain(tokens: Iterable[str]) -> str:
     """Join a few tokens as plain text, for the options of a list. Not HTML."""
-    return "  ".join(f"‘{visible(token, leading_space=True)}’" for token in tokens)
+    return "  ".join(f"‘{cut(visible(token, leading_space=True))}’" for token in tokens)
 
 
-def context(tokens: Sequence[str], values: Sequence[float], peak: int, maximum: float) -> str:
+def context(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    peak: int | None,
+    maximum: float,
+    *,
+    notes: Mapping[int, str] | None = None,
+) -> Markup:
     """Render running text with every token coloured by its activation.
+
+    A token under the pointer shows its activation; one that is active can be reached by the keyboard.
 
     Parameters
     ----------
@@ -138,63 +261,76 @@ def context(tokens: Sequence[str], values: Sequence[float], peak: int, maximum: 
         The token strings.
     values : sequence of float
         Activation on each, 0 where the latent is not active.
-    peak : int
+    peak : int or None
         Index of the token that the context was chosen for: bold and underlined.
     maximum : float
         Activation of the deepest colour.
+    notes : mapping of int to str, optional
+        What is told beside the activation of the token at an index.
     """
-    parts = []
+    notes = notes or {}
+    cells = []
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
-        text = escape(visible(token))
-        if value > 0:
-            alpha = 0.08 + (MAX_ALPHA - 0.08) * min(1.0, value / maximum)
-            if place == peak:
-                word = text.lstrip(" ")
-                text = f"{text[: len(text) - len(word)]}<b><u>{word}</u></b>"
-            colour = f"rgba({ORANGE[0]},{ORANGE[1]},{ORANGE[2]},{alpha:.2f})"
-            parts.append(
-                f'<mark title="{value:.3g}" style="background-color:{colour};color:inherit">{text}</mark>'
-            )
-        else:
-            # A silent space is a space; an active one is shown.
-            parts.append(f'<span title="0">{" " if token == " " else text}</span>')
-    return f'<span class="tokens">{"".join(parts)}</span>'
+        whole = visible(token)
+        text = cut(whole)
+        told = f"{value:.3g}" if value > 0 else "0"
+        if place in notes:
+            told += f" · {notes[place]}"
+        if text != whole:
+            told = f"{whole} · {told}"
+        if value <= 0 and token == " ":
+            text = " "  # a silent space is a space; an active one is shown
+        word = text.lstrip(" ") if place == peak else ""
+        cells.append(
+            {
+                "text": text if not word else text[: len(text) - len(word)],
+                "peak": word,
+                "told": told,
+                "colour": token_colour(value / maximum) if value > 0 else "",
+            }
+        )
+    return _part("tokens", cells)
+
+
+def token_colour(share: float) -> str:
+    """Background of a token whose activation is this share of the greatest, as CSS."""
+    alpha = 0.08 + (MAX_ALPHA - 0.08) * min(1.0, share)
+    return f"rgba({ORANGE[0]},{ORANGE[1]},{ORANGE[2]},{alpha:.2f})"
 
 
 # ---------------------------------------------------------------------- tables and figures
 
 
 def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    header: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
     *,
-    caption: str = "",
+    caption: str | Markup = "",
     numeric: Iterable[int] = (),
-) -> str:
-    """Make a table of cells that are already HTML; `numeric` columns are aligned right."""
+) -> Markup:
+    """Make a table; `numeric` columns are aligned right."""
     right = set(numeric)
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        aligned = (
-            f"<{tag} align={'right' if place in right else 'left'}>{cell}</{tag.split()[0]}>"
-            for place, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(aligned)}</tr>"
+    def aligned(cells: Sequence[Any]) -> list[tuple[str, Any]]:
+        return [("right" if place in right else "left", cell) for place, cell in enumerate(cells)]
 
-    head = f"<thead>{row(header, 'th scope=col')}</thead>" if header else ""
-    title = f"<caption>{caption}</caption>" if caption else ""
-    return f"<table>{title}{head}<tbody>{''.join(row(cells, 'td') for cells in rows)}</tbody></table>"
+    return _part("table", aligned(header), [aligned(cells) for cells in rows], caption)
 
 
-def details(summary: str, body: str, *, is_open: bool = False) -> str:
+def details(summary: str | Markup, body: str | Markup, *, is_open: bool = False) -> Markup:
     """Make a section that opens on a click."""
-    return f"<details{' open' if is_open else ''}><summary>{summary}</summary>{body}</details>"
+    return _part("details", summary, body, is_open)
 
 
-def image(svg: str, alt: str) -> str:
+def image(svg: str, alt: str) -> Markup:
     """Embed an SVG as an image, for static pages: where it is dropped, `alt` stays."""
     data = b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+    return markup('<img alt="{}" src="data:image/svg+xml;base64,{}">', alt, data)
+
+
+def drawing(svg: str, alt: str, *, as_image: bool) -> Markup:
+    """Show an SVG that saekit drew: inline, in the page's theme, or as an image."""
+    return image(svg, alt) if as_image else Markup(svg)  # noqa: S704 - drawn with `escape`
 
 
 def bar(value: float, *, width: int = 12) -> str:

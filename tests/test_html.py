@@ -22,8 +22,14 @@ from saekit.widgets import svg
         (" ", "␣", "␣"),
         ("New York ", "New York␣", "New York␣"),
         ("7\u00a0km", "7 km", "7 km"),
-        ("\u202eevil", "\ufffdevil", "\ufffdevil"),
-        ("\x00", "\ufffd", "\ufffd"),
+        ("\u202eevil", "⟨U+202E⟩evil", "⟨U+202E⟩evil"),
+        ("\x00\x7f", "␀␡", "␀␡"),
+        ("a\u200bb", "a⟨U+200B⟩b", "a⟨U+200B⟩b"),
+        ("\u2800", "⟨U+2800⟩", "⟨U+2800⟩"),
+        ("\ud83d", "⟨U+D83D⟩", "⟨U+D83D⟩"),
+        ("\U0001f469\u200d\U0001f469", "\U0001f469\u200d\U0001f469", "\U0001f469\u200d\U0001f469"),
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),
+        ("a\u200db", "a⟨U+200D⟩b", "a⟨U+200D⟩b"),
         ("", "∅", "∅"),
     ],
 )
@@ -34,15 +40,17 @@ def test_whitespace_can_be_seen(token, running, alone):
 
 def test_context_marks_active_tokens_and_the_peak_by_more_than_colour():
     text = html.context(["<a>", " &b", " ", " c"], [0.0, 2.0, 0.0, 4.0], peak=3, maximum=4.0)
-    marks = re.findall(r'<mark title="([^"]+)" style="background-color:rgba\(255,140,0,([\d.]+)\)', text)
+    marks = re.findall(
+        r'<mark tabindex="0" data-told="([^"]+)" style="background-color:rgba\(255,140,0,([\d.]+)\)', text
+    )
     assert [(float(value), float(alpha)) for value, alpha in marks] == [
         (2.0, pytest.approx(0.315, abs=0.006)),
         (4.0, html.MAX_ALPHA),
     ]
     assert re.findall(r"<b><u>(.*?)</u></b>", text) == ["c"]
-    # With every tag taken away the text reads as it is, with one title a token.
+    # With every tag taken away the text reads as it is; every token tells its activation.
     assert re.sub(r"<[^>]+>", "", text) == "&lt;a&gt; &amp;b  c"
-    assert text.count("title=") == 4
+    assert re.findall(r'data-told="([^"]+)"', text) == ["0", "2", "0", "4"]
 
 
 def luminance(colour):

@@ -39,7 +39,11 @@ def test_help_opens_with_the_calls_and_fits_a_screen():
 
 
 def test_every_module_is_there_after_importing_saekit():
-    paths = [path for path in (ROOT / "saekit").iterdir() if path.suffix in ("", ".py")]
+    paths = [
+        path
+        for path in (ROOT / "saekit").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    ]
     names = [path.stem for path in paths if not path.name.startswith(("_", "."))]
     assert {"corpora", "models", "loading", "plots"} <= set(names) <= set(dir(saekit))
     code = f"import saekit\nfor name in {names}: print(getattr(saekit, name).__name__)"

@@ -18,7 +18,7 @@ DEAD = 7  # of width 8: has a threshold that nothing reaches
 CONTEXT, ROWS, D_IN = 16, 40, 12
 
 
-def dictionary(width, seed, embedding):
+def dictionary(width, seed, embedding, kind="relu"):
     """Latent i reads the embedding of word i modulo the vocabulary, with noise that grows with i."""
     generator = torch.Generator().manual_seed(1000 * width + seed)
     word = torch.arange(width) % len(WORDS)
@@ -32,15 +32,15 @@ def dictionary(width, seed, embedding):
         W_dec=rows,
         b_dec=torch.zeros(D_IN),
         threshold=threshold,
-        info={"kind": "relu", "seed": seed, "hook_point": "toy"},
+        info={"kind": kind, "seed": seed, "hook_point": "toy"},
     )
 
 
-def make_world():
+def make_world(words=WORDS, kind="relu", source="toy <b>source</b>", title="title & "):
     """A family, its store and results, all from fixed seeds."""
     generator = torch.Generator().manual_seed(0)
-    embedding = torch.linalg.qr(torch.randn(len(WORDS), D_IN, generator=generator)).Q
-    tokens = torch.randint(len(WORDS), (ROWS, CONTEXT), generator=generator)
+    embedding = torch.linalg.qr(torch.randn(len(words), D_IN, generator=generator)).Q
+    tokens = torch.randint(len(words), (ROWS, CONTEXT), generator=generator)
     x = embedding[tokens.flatten()] * (1 + torch.rand(tokens.numel(), 1, generator=generator))
     x = x + 0.1 * torch.randn(x.shape, generator=generator)
     nowhere = torch.zeros_like(tokens, dtype=torch.bool)
@@ -50,13 +50,13 @@ def make_world():
         special=nowhere,
         excluded=nowhere,
         document=torch.arange(ROWS)[:, None].expand(ROWS, CONTEXT).contiguous(),
-        documents=[{"source": "toy <b>source</b>", "title": f"title & {i}"} for i in range(ROWS)],
+        documents=[{"source": source, "title": f"{title}{i}"} for i in range(ROWS)],
     )
-    members = [dictionary(width, seed, embedding) for width in (8, 24, 48) for seed in (0, 1)]
+    members = [dictionary(width, seed, embedding, kind) for width in (8, 24, 48) for seed in (0, 1)]
     family = Family(members)
     activations = {width: collect(family[width], x) for width in family.widths}
     evidence = {
-        width: Evidence(activations[width], store, WORDS, logit_table(family[width], embedding.T, WORDS, n=4))
+        width: Evidence(activations[width], store, words, logit_table(family[width], embedding.T, words, n=4))
         for width in family.widths
     }
     return SimpleNamespace(

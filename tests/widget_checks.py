@@ -1,6 +1,6 @@
 """What the tests of explorers look at."""
 
-from ipywidgets.widgets import widget
+from ipywidgets.widgets import HTML, widget
 
 
 def shown(explorer):
@@ -9,7 +9,7 @@ def shown(explorer):
     def texts(part):
         for child in getattr(part, "children", ()):
             yield from texts(child)
-        if isinstance(getattr(part, "value", None), str):
+        if isinstance(part, HTML):
             yield part.value
 
     return "\n".join(texts(explorer.view))

@@ -7,65 +7,22 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
+from saekit import html
 from saekit.figures import FULL, Plot, package_versions, render
 from saekit.files import source_hash, write_bytes, write_json
-from saekit.html import image, table
 from saekit.wording import number, share
 
 FORMAT = "saekit-report-1"
 PAGE = "index.html"
 # Columns written as percentages.
 SHARES = ("share_", "split", "identical", "refined", "lost", "novel", "dead_fraction", "explained_variance")
-
-STYLE = """
-:root { color-scheme: light; --ink: #262626; --quiet: #6b6b6b; --line: #e3e1dc; --accent: #0173b2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fbfaf7; color: var(--ink); line-height: 1.55;
-  font: 17px/1.55 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 3.5rem 1.5rem 4rem; }
-h1 { font-size: 2.1rem; line-height: 1.2; font-weight: 600; margin: 0 0 .6rem; letter-spacing: -.01em; }
-h2 { font-size: 1.5rem; font-weight: 600; margin: 0; }
-header p, .question { color: var(--quiet); margin: 0; }
-.question { font-style: italic; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem;
-  margin: 2rem 0 3rem; }
-.card { background: #fff; border: 1px solid var(--line); border-top: 3px solid var(--accent);
-  border-radius: 4px; padding: 1rem 1.2rem; color: inherit; text-decoration: none; display: block; }
-.card b { display: block; font-size: 1.05rem; }
-.card .value { display: block; font-size: 2.3rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.card .unit { display: block; color: var(--quiet); font-size: .85rem; line-height: 1.4; }
-section { border-top: 1px solid var(--line); padding-top: 2rem; margin-top: 2.5rem; }
-.says { font-size: 1.12rem; border-left: 3px solid var(--accent); padding-left: 1rem;
-  margin: 1.1rem 0 1.6rem; }
-figure { margin: 1.8rem 0; background: #fff; border: 1px solid var(--line); border-radius: 4px;
-  padding: 1.2rem 1.2rem .9rem; }
-figure div { margin: 0 auto; }
-figure img { display: block; width: 100%; height: auto; }
-figcaption { font-size: .85rem; line-height: 1.5; color: #4a4a4a; margin-top: .9rem; }
-.table { overflow-x: auto; margin: 1.6rem 0; }
-table { border-collapse: collapse; font: 13px/1.45 system-ui, sans-serif; min-width: 60%; }
-caption { caption-side: bottom; text-align: left; color: #4a4a4a; padding-top: .7rem;
-  font: .85rem/1.5 Charter, "Bitstream Charter", "Sitka Text", Cambria, Georgia, serif; }
-th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
-th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:last-child, td:last-child { padding-right: 0; }
-td[align=left]:last-child { white-space: normal; min-width: 11rem; }
-thead th { border-bottom: 1px solid #a9a6a0; }
-td { vertical-align: top; }
-[align=right] { font-variant-numeric: tabular-nums; }
-code { font: .82em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-footer { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: 1.2rem; font-size: .85rem;
-  color: var(--quiet); }
-summary { cursor: pointer; }
-@media print { body { background: #fff; } figure, .table { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,64 +141,49 @@ def _page(
     settings: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    cards = "".join(
-        f'<a class="card" href="#{_anchor(section)}"><b>{escape(section.title)}</b>'
-        f'<span class="value">{escape(section.value)}</span>'
-        f'<span class="unit">{escape(section.unit)}</span></a>'
-        for section in sections
-        if section.value
-    )
     rows = [
         [
-            *(escape(str(made.get(key) or "")) for key in ("what", "model", "hook_point")),
-            f"<code>{escape(made['hash'][:16])}</code>",
+            *(made.get(key) or "" for key in ("what", "model", "hook_point")),
+            html.markup("<code>{}</code>", made["hash"][:16]),
         ]
         for made in inputs.values()
     ]
-    made_from = table(("input", "model", "hook point", "SHA-256"), rows)
-    chosen = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
-    versions = ", ".join(f"{name} {version}" for name, version in package_versions().items())
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p>{escape(subtitle)}</p></header>"
-        f'<div class="cards">{cards}</div>'
-        f"{''.join(map(_section, sections))}"
-        "<footer><p>The numbers behind each figure and table are in a file beside this page, under the name "
-        "in its caption; <code>report.json</code> holds the headline numbers, settings and hashes.</p>"
-        f"<p>Settings: {escape(chosen)}. Made with saekit, source <code>{source_hash()[:16]}</code>, "
-        f"{escape(versions)}.</p>"
-        f'<details><summary>Provenance</summary><div class="table">{made_from}</div></details>'
-        "</footer></main></body></html>\n"
+    page = html.render(
+        "report.html",
+        title=title,
+        subtitle=subtitle,
+        sections=[(_anchor(section), section, list(map(_part, section.parts))) for section in sections],
+        settings=", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()),
+        source=source_hash()[:16],
+        versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
+        provenance=html.table(("input", "model", "hook point", "SHA-256"), rows),
     )
+    return f"{page}\n"
 
 
 def _anchor(section: Section) -> str:
     return re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
 
 
-def _section(section: Section) -> str:
-    parts = "".join(_table(part) if isinstance(part, Table) else _figure(*part) for part in section.parts)
-    return (
-        f'<section id="{_anchor(section)}"><h2>{escape(section.title)}</h2>'
-        f'<p class="question">{escape(section.question)}</p><p class="says">{escape(section.says)}</p>'
-        f"{parts}</section>"
-    )
+def _part(part: Table | tuple[str, Plot]) -> Markup:
+    return _table(part) if isinstance(part, Table) else _figure(*part)
 
 
-def _figure(name: str, plot: Plot) -> str:
+def _figure(name: str, plot: Plot) -> Markup:
     title, _, rest = plot.caption.partition(". ")
-    drawn = image(render(plot.figure, "svg").decode(), plot.alt)
     width = min(100.0, 100 * plot.figure.get_size_inches()[0] / FULL)  # text is of one size on the page
-    return (
-        f'<figure><div style="width:{width:.0f}%">{drawn}</div>'
-        f"<figcaption><b>{escape(title)}.</b> {escape(rest)} <code>{escape(name)}.csv</code></figcaption>"
-        "</figure>"
+    return html.markup(
+        '<figure><div style="width:{:.0f}%">{}</div>'
+        "<figcaption><b>{}.</b> {} <code>{}.csv</code></figcaption></figure>",
+        width,
+        html.image(render(plot.figure, "svg").decode(), plot.alt),
+        title,
+        rest,
+        name,
     )
 
 
-def _table(part: Table) -> str:
+def _table(part: Table) -> Markup:
     frame = part.frame[[*part.shown]]
     formats = [_format(name, frame[name]) for name in frame]
     rows = [
@@ -249,13 +191,9 @@ def _table(part: Table) -> str:
         for row in frame.itertuples(index=False)
     ]
     numeric = [place for place, name in enumerate(frame) if pd.api.types.is_numeric_dtype(frame[name])]
-    html = table(
-        [escape(heading) for heading in part.shown.values()],
-        rows,
-        caption=f"{escape(part.caption)} <code>{escape(part.name)}.csv</code>",
-        numeric=numeric,
-    )
-    return f'<div class="table">{html}</div>'
+    caption = html.markup("{} <code>{}.csv</code>", part.caption, part.name)
+    table = html.table([*part.shown.values()], rows, caption=caption, numeric=numeric)
+    return html.markup('<div class="table">{}</div>', table)
 
 
 def _format(name: str, column: pd.Series) -> Callable[[Any], str]:
@@ -266,4 +204,4 @@ def _format(name: str, column: pd.Series) -> Callable[[Any], str]:
         return lambda value: f"{value:,}"
     if pd.api.types.is_numeric_dtype(column):
         return share if name.startswith(SHARES) else number
-    return lambda value: escape(str(value))
+    return str

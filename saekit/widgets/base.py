@@ -14,6 +14,7 @@ from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.selection import select_latent
@@ -146,7 +147,7 @@ class Explorer:
         """Set the values of controls and panels from the state."""
         raise NotImplementedError
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         """HTML of the current selection, for `static`."""
         raise NotImplementedError
 
@@ -242,8 +243,8 @@ class Explorer:
         finally:
             self._rendering = False
 
-    def _selection_line(self) -> str:
-        return f"<small>This selection: <code>{html.escape(self.code())}</code></small>"
+    def _selection_line(self) -> Markup:
+        return html.small("This selection: ", html.markup("<code>{}</code>", self.code()))
 
     # ------------------------------------------------------------------ for users
 
@@ -280,7 +281,7 @@ class Explorer:
         selection = ", ".join(f"{name}={getattr(self.state, name)!r}" for name in type(self.state).order)
         return f"explorer.show({selection})"
 
-    def static(self) -> str:
+    def static(self) -> Markup:
         """The current selection as one self-contained HTML string, without scripts or network."""
         return html.page(*self._parts(), self._selection_line())
 

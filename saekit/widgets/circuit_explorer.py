@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.analysis.effects.nodes import NodeEffects
@@ -130,10 +131,13 @@ class CircuitExplorer(Explorer):
 
     def _build(self) -> list[widgets.Widget]:
         layout = {"width": "360px"}
-        texts = ["".join(row) for row in self.effects.prompts.strings]
+        texts = [html.cut(html.harmless("".join(row)), 60) for row in self.effects.prompts.strings]
         self._prompt = widgets.Dropdown(
             description="Prompt",
-            options=[("mean over all", MEAN), *((f"{i}: {text[:60]}", i) for i, text in enumerate(texts))],
+            options=[
+                ("mean over all", MEAN),
+                *((f"{i}: {text}", i) for i, text in enumerate(texts)),
+            ],
             tooltip="Effects of one prompt, or averaged over all",
             layout=layout,
         )
@@ -168,11 +172,11 @@ class CircuitExplorer(Explorer):
         self._fill(self._found, options, selected=(state.place, state.position, state.latent))
         self._detail.value = html.panel(self._about(6))
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         rows = [
             (
-                html.escape(row.place),
-                f"{row.position} {html.chip(self._token(row.position))}",
+                row.place,
+                html.join([row.position, " ", html.chip(self._token(row.position))]),
                 "error" if row.latent == ERROR else str(row.latent),
                 signed(row.effect),
                 html.chips(self._words(row.place, row.latent)),
@@ -215,23 +219,29 @@ class CircuitExplorer(Explorer):
             return f"latent {latent} at {place}"
         return f"latent {self.evidence[place].label(latent)}"
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         effects, prompt = self.effects, self.state.prompt
         if prompt == MEAN:
-            what = f"averaged over {counted(len(effects.prompts), 'prompt')}"
+            what: str | Markup = f"averaged over {counted(len(effects.prompts), 'prompt')}"
         else:
-            what = f"of <b>{html.escape(''.join(effects.prompts.strings[prompt]))}</b>"
+            what = html.markup("of <b>{}</b>", "".join(effects.prompts.strings[prompt]))
         totals = effects.totals if prompt == MEAN else effects.totals[effects.totals["prompt"] == prompt]
         clean = number(float(totals["clean"].mean()))
-        return (
-            f"<h3>{html.escape(effects.prompts.name)}: {html.escape(effects.metric.replace('_', ' '))}</h3>"
-            f"<p>Change of the metric ({clean}) when a node is set to its baseline "
-            f"(<i>{effects.baseline}</i>), by {self.state.method}, {what}. The greatest "
-            f"{min(SHOWN, len(self._nodes()))} of {len(self._nodes()):,} nodes are shown. Discs are latents, "
-            "squares SAE errors; filled (blue) nodes support the metric, hollow (red) ones oppose it.</p>"
+        return html.markup(
+            "<h3>{}: {}</h3><p>Change of the metric ({}) when a node is set to its baseline (<i>{}</i>), by "
+            "{}, {}. The greatest {} of {:,} nodes are shown. Discs are latents, squares SAE errors; filled "
+            "(blue) nodes support the metric, hollow (red) ones oppose it.</p>",
+            effects.prompts.name,
+            effects.metric.replace("_", " "),
+            clean,
+            effects.baseline,
+            self.state.method,
+            what,
+            min(SHOWN, len(self._nodes())),
+            len(self._nodes()),
         )
 
-    def _drawn(self, *, as_image: bool) -> str:
+    def _drawn(self, *, as_image: bool) -> Markup:
         strings = self.effects.prompts.strings
         most = len(strings[self.state.prompt]) if self.state.prompt != MEAN else max(map(len, strings))
         places = list(self.effects.places)
@@ -255,9 +265,9 @@ class CircuitExplorer(Explorer):
             (state.position, places.index(state.place), state.latent),
             label=label,
         )
-        return html.image(drawn, label) if as_image else drawn
+        return html.drawing(drawn, label, as_image=as_image)
 
-    def _about(self, n: int) -> str:
+    def _about(self, n: int) -> Markup:
         state, frame = self.state, self.effects.frame
         at = (frame["place"] == state.place) & (frame["position"] == state.position)
         rows = frame[at & (frame["latent"] == state.latent)]
@@ -266,11 +276,17 @@ class CircuitExplorer(Explorer):
         what = "SAE error" if state.latent == ERROR else f"Latent {state.latent}"
         words = html.chips(self._words(state.place, state.latent))
         parts = [
-            f"<h4>{what} at {html.escape(state.place)}, position {state.position} "
-            f"{html.chip(self._token_or_none(state.position))} {words}</h4>"
+            html.markup(
+                "<h4>{} at {}, position {} {} {}</h4>",
+                what,
+                state.place,
+                state.position,
+                html.chip(self._token_or_none(state.position)),
+                words,
+            )
         ]
         if rows.empty:
-            parts.append("<p>It does not differ from its baseline here, so it has no effect.</p>")
+            parts.append(Markup("<p>It does not differ from its baseline here, so it has no effect.</p>"))
         else:
             values = [(method, rows[method].dropna()) for method in self.effects.methods]
             found = [
@@ -281,7 +297,7 @@ class CircuitExplorer(Explorer):
         if state.latent != ERROR and state.place in self.evidence:
             evidence = self.evidence[state.place]
             parts += [evidence.facts(state.latent), evidence.contexts_table(state.latent, n)]
-        return "".join(parts)
+        return html.join(parts)
 
     def _token_or_none(self, position: int) -> str:
         strings = self.effects.prompts.strings

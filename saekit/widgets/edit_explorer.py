@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.analysis.edits import Edits
@@ -106,7 +107,7 @@ class EditExplorer(Explorer):
         self._controls = {}
         for name, tooltip in tooltips.items():
             control = widgets.Dropdown(
-                options=self.options[name],
+                options=[(html.cut(html.harmless(option)), option) for option in self.options[name]],
                 description=name.capitalize(),
                 tooltip=tooltip,
                 layout={"width": "320px"},
@@ -122,7 +123,7 @@ class EditExplorer(Explorer):
             control.value = getattr(self.state, name)
         self._detail.value = html.panel(*self._parts())
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         state, frame = self.state, self.edits.frame
         chosen = (
             (self._pairs == state.pair)
@@ -131,14 +132,17 @@ class EditExplorer(Explorer):
         )
         rows = frame[chosen]
         first = rows.iloc[0]
-        head = (
-            f"<h3>{html.escape(state.pair)}: edit the {html.escape(state.attribute)}</h3>"
-            f"<p>{html.escape(state.method)}; the activation of {html.escape(first['base'])} moves by "
-            f"{first['norm']:.1f}.</p>"
+        head = html.markup(
+            "<h3>{}: edit the {}</h3><p>{}; the activation of {} moves by {:.1f}.</p>",
+            state.pair,
+            state.attribute,
+            state.method,
+            first["base"],
+            first["norm"],
         )
         return [head, html.columns(*(self._answers(row) for _, row in rows.iterrows())), self._numbers()]
 
-    def _answers(self, row: Any) -> str:
+    def _answers(self, row: Any) -> Markup:
         """The likeliest answers to one question, and those of base and source, before and after."""
         asked, edits = row["asked"], self.edits
         place = int((edits.frame.index[edits.frame["asked"] == asked] == row.name).argmax())
@@ -151,11 +155,11 @@ class EditExplorer(Explorer):
         cells = []
         for name in dict.fromkeys(listed):
             i = names.index(name)
-            shown = f"<b>{html.escape(name)}</b>" if name == row["answer"] else html.escape(name)
+            shown = html.bold(name) if name == row["answer"] else html.escape(name)
             cells.append([shown + told.get(name, ""), f"{before[i]:.2f}", f"{after[i]:.2f}"])
         goal = "edited" if asked == row["attribute"] else "should stay"
         reached = "yes" if row["reached"] else f"no, {row['wanted']} was wanted"
-        caption = f"{html.escape(asked)} ({goal}); reached: {html.escape(reached)}"
+        caption = f"{asked} ({goal}); reached: {reached}"
         return html.table(["answer", "before", "after"], cells, numeric=(1, 2), caption=caption)
 
     def _fact(self, entity: str, attribute: str) -> str:
@@ -163,14 +167,13 @@ class EditExplorer(Explorer):
         chosen = (facts["entity"] == entity) & (facts["attribute"] == attribute)
         return str(facts.loc[chosen, "answer"].iloc[0])
 
-    def _numbers(self) -> str:
+    def _numbers(self) -> Markup:
         """The method beside all others, over all pairs."""
         rows = []
         for row in self._table.sort_values("disentangle", ascending=False, kind="stable").itertuples():
             name = f"{row.method}, {row.n}"
-            shown = html.escape(name)
             numbers = (f"{value:.2f}" for value in (row.cause, row.isolation, row.disentangle, row.damage))
-            rows.append([f"<b>{shown}</b>" if name == self.state.method else shown, *numbers])
+            rows.append([html.bold(name) if name == self.state.method else name, *numbers])
         header = ["method, components", "cause", "isolation", "disentangle", "damage"]
         return html.details(
             "All methods, over all pairs", html.table(header, rows, numeric=range(1, 5)), is_open=True

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
+from markupsafe import Markup
 
 from saekit import charts, html
 from saekit.activations import ActivationStore
@@ -158,45 +159,54 @@ class Evidence:
         words = html.plain(self.words(latent)) if self.counts[latent] else "dead"
         return f"{latent}  {words}"
 
-    def facts(self, latent: int) -> str:
+    def facts(self, latent: int) -> Markup:
         """Density and greatest activation, or a note that the latent is dead."""
         latent = self._select(latent)
         count, tokens = self.counts[latent], self.activations.n_tokens
         excluded = f"{self.activations.n_excluded:,} positions are excluded"
         if not count:
-            return f"<p><b>Dead: never active on these {tokens:,} tokens</b> <small>({excluded}).</small></p>"
+            return html.markup(
+                "<p><b>Dead: never active on these {:,} tokens</b> <small>({}).</small></p>", tokens, excluded
+            )
         greatest = self.activations.entries(latent)[1].max().item()
-        return (
-            f"<p>Active on <b>{share(count / tokens)}</b> of {tokens:,} tokens "
-            f"({count:,}); greatest activation <b>{number(greatest)}</b>. "
-            f"<small>{excluded}.</small></p>"
+        return html.markup(
+            "<p>Active on <b>{}</b> of {:,} tokens ({:,}); greatest activation <b>{}</b>. "
+            "<small>{}.</small></p>",
+            share(count / tokens),
+            tokens,
+            count,
+            number(greatest),
+            excluded,
         )
 
-    def contexts_table(self, latent: int, n: int = 8, *, caption: str = "Top contexts") -> str:
+    def contexts_table(self, latent: int, n: int = 8, *, caption: str = "Top contexts") -> Markup:
         """Top contexts as coloured text with their sources; nothing if the latent is dead."""
         latent = self._select(latent)
         if not self.counts[latent]:
-            return ""
+            return Markup()
         greatest = self.activations.entries(latent)[1].max().item()
         return _contexts_table(self.top(latent, n), greatest, caption)
 
-    def best_context(self, latent: int) -> str:
+    def best_context(self, latent: int) -> Markup:
         """Render the context of greatest activation on its own; nothing if the latent is dead."""
         found = self.top(latent, 1)
-        return "".join(html.context(c.tokens, c.values, c.focus, c.values[c.focus]) for c in found)
+        return html.join(html.context(c.tokens, c.values, c.focus, c.values[c.focus]) for c in found)
 
-    def intervals(self, latent: int, *, bins: int = 5, n: int = 2) -> str:
+    def intervals(self, latent: int, *, bins: int = 5, n: int = 2) -> Markup:
         """Equal intervals of the activation, greatest first, each with its share and examples."""
         latent = self._select(latent)
         if not self.counts[latent]:
-            return ""
+            return Markup()
         intervals = self.activations.intervals(latent, bins=bins, n=n)
         most, greatest = max(interval.share for interval in intervals), intervals[0].high
         rows = []
         for interval in intervals:
-            examples = "<br>".join(
-                html.context(c.tokens, c.values, c.focus, greatest)
-                for c in self.around(latent, interval.positions)
+            examples = html.join(
+                (
+                    html.context(c.tokens, c.values, c.focus, greatest)
+                    for c in self.around(latent, interval.positions)
+                ),
+                Markup("<br>"),
             )
             rows.append(
                 (
@@ -221,35 +231,38 @@ class Evidence:
         bins = self.activations.histogram(latent, bins=30)
         return charts.histogram(bins["count"].to_numpy(), np.append(bins["low"], bins["high"].iat[-1]))
 
-    def histogram(self, latent: int, *, as_image: bool = False) -> str:
+    def histogram(self, latent: int, *, as_image: bool = False) -> Markup:
         """Histogram of the latent's activations; nothing if it is dead."""
         chart = self.chart(latent)
-        return "" if chart is None else f"<h4>Activations</h4>{chart.html(as_image=as_image)}"
+        if chart is None:
+            return Markup()
+        return Markup("<h4>Activations</h4>") + chart.html(as_image=as_image)
 
-    def tokens_table(self, latent: int, n: int = 8) -> str:
+    def tokens_table(self, latent: int, n: int = 8) -> Markup:
         """Tokens on which the latent is most active, with counts; nothing if it is dead."""
         latent = self._select(latent)
         if not self.counts[latent]:
-            return ""
+            return Markup()
         rows = [
             (html.chip(token), f"{n_active:,} of {count:,}", number(mean))
             for token, n_active, count, mean in self.top_tokens(latent, n)
         ]
         return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption="Fires on")
 
-    def logits_table(self, latent: int) -> str:
+    def logits_table(self, latent: int) -> Markup:
         """Tokens that the latent promotes and suppresses, or the reason why they are not shown."""
         if isinstance(self.logits, LogitTable):
             return effect_table(self.logits.latent(latent))
         return no_effects(self.logits or "")
 
 
-def no_effects(reason: str) -> str:
+def no_effects(reason: str) -> Markup:
     """The place of a table of logit effects, where there is a reason not to show one."""
-    return reason and f"<h4>Direct effect on the logits</h4><p><small>{html.escape(reason)}</small></p>"
+    heading = Markup("<h4>Direct effect on the logits</h4>")
+    return heading + html.markup("<p><small>{}</small></p>", reason) if reason else Markup()
 
 
-def effect_table(effect: pd.DataFrame, caption: str = "Direct effect on the logits") -> str:
+def effect_table(effect: pd.DataFrame, caption: str | Markup = "Direct effect on the logits") -> Markup:
     """Tokens that a direction promotes and suppresses, from `LogitTable.latent`."""
     rows = [
         (
@@ -263,7 +276,7 @@ def effect_table(effect: pd.DataFrame, caption: str = "Direct effect on the logi
     return html.table(("promotes", "logit", "suppresses", "logit"), rows, numeric=(1, 3), caption=caption)
 
 
-def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> str:
+def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> Markup:
     copies: dict[tuple[str, ...], int] = {}
     for context in found:
         copies[context.tokens] = copies.get(context.tokens, 0) + 1
@@ -272,16 +285,18 @@ def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> 
         again = copies.pop(context.tokens, 0)
         if not again:
             continue
-        same = f" <small>×{again} the same</small>" if again > 1 else ""
-        origin = ": ".join(html.escape(part) for part in (context.source, context.title) if part)
+        same = html.small(f" ×{again} the same") if again > 1 else Markup()
+        origin = ": ".join(part for part in (context.source, context.title) if part)
         rows.append(
             (
-                f"<b>{number(context.values[context.focus])}</b>",
+                html.bold(number(context.values[context.focus])),
                 html.context(context.tokens, context.values, context.focus, greatest) + same,
-                f"<small>{origin}</small>",
+                html.small(origin),
             )
         )
-    title = f"{caption} <small>(colour: activation, deepest at {number(greatest)}; bold: peak)</small>"
+    title = html.markup(
+        "{} <small>(colour: activation, deepest at {}; bold: peak)</small>", caption, number(greatest)
+    )
     return html.table(("peak", "text", "from"), rows, numeric=(0,), caption=title)
 
 

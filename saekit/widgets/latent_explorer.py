@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.similarity import largest
@@ -103,7 +104,7 @@ class LatentExplorer(Explorer):
             ],
         )
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         rows = [
             (f"{w:,}", str(i), f"{cosine:.2f}", html.chips(self.evidence[w].words(i)) or "dead")
             for w, i, cosine in self._neighbours()
@@ -114,24 +115,24 @@ class LatentExplorer(Explorer):
             numeric=(0, 1, 2),
             caption="Nearest at other widths",
         )
-        return [self._header(), self._contexts(), self._tables(near if rows else "", as_image=True)]
+        return [self._header(), self._contexts(), self._tables(near if rows else Markup(), as_image=True)]
 
     # ------------------------------------------------------------------ pieces
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         width, latent = self.state.width, self.state.latent
         words = html.chips(self.evidence[width].words(latent, 5))
-        name = html.escape(self.family[width].name)
-        return f"<h3>Latent {latent} of {name} {words}</h3>" + self.evidence[width].facts(latent)
+        title = html.markup("<h3>Latent {} of {} {}</h3>", latent, self.family[width].name, words)
+        return title + self.evidence[width].facts(latent)
 
-    def _contexts(self) -> str:
+    def _contexts(self) -> Markup:
         evidence, latent = self.evidence[self.state.width], self.state.latent
         intervals = evidence.intervals(latent)
         return evidence.contexts_table(latent, self.n_contexts) + (
-            html.details("All strengths: activation intervals with examples", intervals) if intervals else ""
+            intervals and html.details("All strengths: activation intervals with examples", intervals)
         )
 
-    def _tables(self, *more: str, as_image: bool) -> str:
+    def _tables(self, *more: Markup, as_image: bool) -> Markup:
         evidence, latent = self.evidence[self.state.width], self.state.latent
         parts = [
             evidence.histogram(latent, as_image=as_image),

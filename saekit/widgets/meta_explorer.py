@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 from torch import Tensor
 
 from saekit import charts, html
@@ -234,7 +235,7 @@ class MetaExplorer(Explorer):
         self._show_latent()
         own = self._own()
         self._head.value = html.panel(self._header())
-        self._caption.value = html.panel(f"<b>Its meta-latents</b> {self._note(len(own))}")
+        self._caption.value = html.panel(html.bold("Its meta-latents"), " ", self._note(len(own)))
         for place, switch in enumerate(self._switches):
             switch.layout.display = None if place < len(own) else "none"
             if place < len(own):
@@ -242,7 +243,7 @@ class MetaExplorer(Explorer):
                 switch.value = int(own["meta_latent"].iat[place]) not in self.state.off
         self._all_on.disabled = not self.state.off
         self._rebuilt.value = html.panel(self._comparison())
-        self._graph.value = html.panel(self._draw())
+        self._graph.value = html.panel(html.drawing(self._draw(), self._alt(), as_image=False))
         self._meta_latent.value = self.state.meta_latent
         options = [(self._line(row), int(row["meta_latent"])) for _, row in own.iterrows()]
         self._fill(self._chooser, options, selected=self.state.meta_latent)
@@ -257,7 +258,7 @@ class MetaExplorer(Explorer):
             selected=(self.state.width, self.state.latent),
         )
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         return [
             self._header(),
             html.columns(self._decomposition(), self._comparison()),
@@ -268,22 +269,22 @@ class MetaExplorer(Explorer):
 
     # ------------------------------------------------------------------ a latent
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         width, latent = self.state.width, self.state.latent
         evidence, source = self.evidence[width], self.meta.sources[self._bases[width]]
-        name = html.escape(source.name)
+        words = html.chips(evidence.words(latent, 5))
         return (
-            f"<h3>Latent {latent} of {name} {html.chips(evidence.words(latent, 5))}</h3>"
+            html.markup("<h3>Latent {} of {} {}</h3>", latent, source.name, words)
             + evidence.facts(latent)
             + _neuronpedia(source.info.get("neuronpedia_id"), latent)
             + evidence.contexts_table(latent, 3, caption="Strongest examples")
         )
 
-    def _note(self, n: int) -> str:
+    def _note(self, n: int) -> Markup:
         if not n:
-            return "<small>None: no meta-latent reaches the threshold, so only the mean row remains.</small>"
+            return html.small("None: no meta-latent reaches the threshold, so only the mean row remains.")
         threshold = number(float(self.meta.dictionary.threshold.max()))
-        return f"<small>({n}, above a threshold of {threshold})</small>"
+        return html.small(f"({n}, above a threshold of {threshold})")
 
     def _line(self, row: pd.Series, greatest: float | None = None) -> str:
         """A meta-latent in one line of plain text; with a bar if the greatest activation is given."""
@@ -291,40 +292,44 @@ class MetaExplorer(Explorer):
         bar = "" if greatest is None else f"{html.bar(activation / greatest, width=6)}  "
         return f"{activation:.2f}  {bar}{meta_latent}  {self._label(meta_latent, 60)}"
 
-    def _decomposition(self) -> str:
+    def _decomposition(self) -> Markup:
         own = self._own()
         rows = [
             (
-                f"<b>{int(row.meta_latent)}</b>",
+                html.bold(int(row.meta_latent)),
                 f"{row.activation:.2f}",
                 html.bar(row.activation / own["activation"].max(), width=8),
                 "no" if row.meta_latent in self.state.off else "yes",
-                html.escape(self._label(row.meta_latent)),
+                self._label(row.meta_latent),
             )
             for row in own.itertuples()
         ]
         header = ("meta-latent", "activation", "", "in use", "label")
-        caption = f"Its meta-latents {self._note(len(own))}"
+        caption = html.join(["Its meta-latents ", self._note(len(own))])
         return html.table(header, rows, numeric=(0, 1), caption=caption)
 
-    def _comparison(self) -> str:
+    def _comparison(self) -> Markup:
         """The direction rebuilt from the meta-latents that are on, beside the latent's own."""
         direction = self.meta.rows[self._row(self.state.width, self.state.latent)]
         rebuilt = self._rebuild()
         cosine = float(F.cosine_similarity(direction, rebuilt, dim=0)) if rebuilt.norm() > 0 else float("nan")
         n, off = len(self._own()), len(self.state.off)
-        rebuilding = (
-            f"Rebuilt from <b>{n - off} of {n}</b> meta-latents and the mean row: cosine with the "
-            f"latent's own direction <b>{number(cosine)}</b>, length {number(float(rebuilt.norm()))}"
+        rebuilding = html.markup(
+            "Rebuilt from <b>{} of {}</b> meta-latents and the mean row: cosine with the latent's own "
+            "direction <b>{}</b>, length {}",
+            n - off,
+            n,
+            number(cosine),
+            number(float(rebuilt.norm())),
         )
         tables = self._effects(torch.stack([direction, F.normalize(rebuilt, dim=0)]))
         if not tables:
-            return f"<p>{rebuilding}.</p>{no_effects(self._no_effects)}"
+            return html.markup("<p>{}.</p>{}", rebuilding, no_effects(self._no_effects))
         kept = len(set(tables[0]["top_token"]) & set(tables[1]["top_token"]))
         same = f"{kept} of the {N_LOGITS} tokens that it promotes most are the same"
-        return f"<p>{rebuilding}; {same}.</p>" + html.columns(
+        return html.markup("<p>{}; {}.</p>", rebuilding, same) + html.columns(
             effect_table(tables[0], "Its own direction"),
-            effect_table(tables[1], "Rebuilt <small>(at length 1)</small>"),
+            effect_table(tables[1], Markup("Rebuilt <small>(at length 1)</small>")),
         )
 
     def _draw(self) -> str:
@@ -362,32 +367,36 @@ class MetaExplorer(Explorer):
 
     # ------------------------------------------------------------------ a meta-latent
 
-    def _about(self, *, as_image: bool) -> str:
+    def _about(self, *, as_image: bool) -> Markup:
         meta_latent = self.state.meta_latent
         facts = self._facts.iloc[meta_latent]
-        title = f"<h3>Meta-latent {meta_latent}: {html.escape(self._label(meta_latent, 200))}</h3>"
+        title = html.markup("<h3>Meta-latent {}: {}</h3>", meta_latent, self._label(meta_latent, 200))
         if facts["dead"]:
-            return f"{title}<p><b>Dead: active on none of the {len(self.meta.rows):,} latents.</b></p>"
-        activity = (
-            f"<p>Active on <b>{int(facts['n_latents']):,}</b> of {len(self.meta.rows):,} latents "
-            f"(<b>{share(facts['share'])}</b>); mean {number(facts['mean_activation'])}, "
-            f"greatest <b>{number(facts['max_activation'])}</b>.</p>"
+            dead = html.bold(f"Dead: active on none of the {len(self.meta.rows):,} latents.")
+            return title + html.markup("<p>{}</p>", dead)
+        activity = html.markup(
+            "<p>Active on <b>{:,}</b> of {:,} latents (<b>{}</b>); mean {}, greatest <b>{}</b>.</p>",
+            int(facts["n_latents"]),
+            len(self.meta.rows),
+            share(facts["share"]),
+            number(facts["mean_activation"]),
+            number(facts["max_activation"]),
         )
         effects = self._effects(self.meta.dictionary.W_dec[meta_latent][None])
         shown = effect_table(effects[0]) if effects else no_effects(self._no_effects)
         return title + activity + html.columns(self._histogram(as_image), shown)
 
-    def _histogram(self, as_image: bool) -> str:
+    def _histogram(self, as_image: bool) -> Markup:
         values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
         counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
         chart = charts.histogram(counts, edges, label="activation on a latent")
-        return f"<h4>Activations on latents</h4>{chart.html(as_image=as_image)}"
+        return Markup("<h4>Activations on latents</h4>") + chart.html(as_image=as_image)
 
-    def _members_table(self) -> str:
+    def _members_table(self) -> Markup:
         rows = [
             (
                 f"{row.width:,}",
-                f"<b>{row.latent}</b>",
+                html.bold(row.latent),
                 f"{row.activation:.2f}",
                 html.chips(self.evidence[row.width].words(row.latent)) or "dead",
             )
@@ -399,8 +408,8 @@ class MetaExplorer(Explorer):
         )
         more = html.table(header, rows[N_FIRST:], numeric=(0, 1, 2))
         if not rows:
-            return ""
-        return first + (html.details(f"{len(rows) - N_FIRST} more", more) if len(rows) > N_FIRST else "")
+            return Markup()
+        return first + html.details(f"{len(rows) - N_FIRST} more", more) if len(rows) > N_FIRST else first
 
     # ------------------------------------------------------------------ looking up
 
@@ -493,9 +502,9 @@ def _no_effects(meta: MetaSAE) -> str:
     return ""
 
 
-def _neuronpedia(identifier: str | None, latent: int) -> str:
+def _neuronpedia(identifier: str | None, latent: int) -> Markup:
     """A link to the latent's public page; nothing if its dictionary has none."""
     if not identifier:
-        return ""
+        return Markup()
     url = f"https://www.neuronpedia.org/{quote(identifier)}/{latent}"
-    return f'<p><a href="{html.escape(url)}" target="_blank" rel="noreferrer">On Neuronpedia</a></p>'
+    return html.markup('<p><a href="{}" target="_blank" rel="noreferrer">On Neuronpedia</a></p>', url)

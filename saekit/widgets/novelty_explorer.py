@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.analysis.novelty import Insertion
@@ -172,8 +173,7 @@ class NoveltyExplorer(Explorer):
         members = self._members(group, theta)
         shown = members.head(N_LISTED)
         self._count.value = html.panel(
-            f"<small>{len(members):,} latents; {len(shown)} listed, "
-            f"the {self._ordered_by(group)} first</small>"
+            html.small(f"{len(members):,} latents; {len(shown)} listed, the {self._ordered_by(group)} first")
         )
         self._fill(
             self._list_of,
@@ -189,37 +189,42 @@ class NoveltyExplorer(Explorer):
         )
         self._detail.value = html.panel(self._about(6))
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         lists = []
         for group, meaning in GROUPS.items():
             members = self._members(group, self.state.theta)
             rows = [
                 (
-                    f"<b>{row.latent}</b>",
+                    html.bold(row.latent),
                     f"{row.best_cosine:.2f}",
                     signed(row.mse_change),
                     html.chips(self.evidence.words(row.latent)),
                 )
                 for row in members.head(N_STATIC).itertuples()
             ]
-            title = f"{group.capitalize()} <small>({meaning}): {len(members):,} latents</small>"
+            title = html.join([group.capitalize(), " ", html.small(f"({meaning}): {len(members):,} latents")])
             header = ("latent", "best cosine", "MSE change", "fires on")
             lists.append(html.table(header, rows, numeric=(0, 1, 2), caption=title))
         return [self._header(), self._charts(as_image=True), html.columns(*lists), self._about(4)]
 
     # ------------------------------------------------------------------ pieces
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         frame = self._frame
-        return (
-            f"<h3>{html.escape(str(self.insertion.large))} into {html.escape(str(self.insertion.small))}</h3>"
-            f"<p>Each of {len(self._alive):,} latents is inserted alone, on {self.insertion.n_tokens:,} "
-            f"tokens <small>({int(frame['dead'].sum()):,} dead latents and {self.insertion.n_excluded:,} "
-            f"positions are excluded)</small>. Does a cosine under θ = <b>{self.state.theta:.2f}</b> predict "
-            "which latents help?</p>"
+        return html.markup(
+            "<h3>{} into {}</h3><p>Each of {:,} latents is inserted alone, on {:,} tokens <small>({:,} dead "
+            "latents and {:,} positions are excluded)</small>. Does a cosine under θ = <b>{:.2f}</b> predict "
+            "which latents help?</p>",
+            self.insertion.large,
+            self.insertion.small,
+            len(self._alive),
+            self.insertion.n_tokens,
+            int(frame["dead"].sum()),
+            self.insertion.n_excluded,
+            self.state.theta,
         )
 
-    def _charts(self, *, as_image: bool) -> str:
+    def _charts(self, *, as_image: bool) -> Markup:
         theta = self.state.theta
         at = {name: result.at(theta) for name, result in self._results.items()}
         row = self._frame.iloc[self.state.latent]
@@ -234,37 +239,38 @@ class NoveltyExplorer(Explorer):
             auc = number(self._summaries["this"]["auc"])
             label = f"ROC curve, area {auc}; theta {theta:.2f} is at ({here[0]:.2f}, {here[1]:.2f})"
             charts.append((svg.roc(curve, self._curves.get("other seed"), here, label=label), label))
-        images = [html.image(*chart) if as_image else chart[0] for chart in charts]
-        note = (
-            ""
-            if curve is not None
-            else f"<p><small>No ROC curve: {self._results['this'].without_auc}.</small></p>"
-        )
+        images = [html.drawing(*chart, as_image=as_image) for chart in charts]
+        note = Markup()
+        if curve is None:
+            note = html.markup("<p>{}</p>", html.small(f"No ROC curve: {self._results['this'].without_auc}."))
         return html.columns(*images, self._confusion() + note + self._rates(at))
 
-    def _confusion(self) -> str:
+    def _confusion(self) -> Markup:
         count = {group: len(self._members(group, self.state.theta)) for group in GROUPS}
         total = max(1, len(self._alive))
 
-        def cell(group: str) -> str:
-            return f"<b>{count[group]:,}</b> <small>{share(count[group] / total)}</small>"
+        def cell(group: str) -> Markup:
+            return html.markup("<b>{:,}</b> <small>{}</small>", count[group], share(count[group] / total))
 
         rows = [
-            ("cosine &lt; θ", cell("clear novel"), cell("low but hurts")),
+            ("cosine < θ", cell("clear novel"), cell("low but hurts")),
             ("cosine ≥ θ", cell("high but helps"), cell("clear reconstruction")),
         ]
         header = ("latents", "helps", "hurts")
         return html.table(header, rows, numeric=(1, 2), caption=f"Partition at θ = {self.state.theta:.2f}")
 
-    def _rates(self, at: dict[str, dict[str, Any]]) -> str:
+    def _rates(self, at: dict[str, dict[str, Any]]) -> Markup:
         summaries = self._summaries
-        measures: list[tuple[str, Callable[[str], str]]] = [
-            ("cosine &lt; θ (base rate)", lambda name: share(at[name]["share_novel_cos"])),
+        measures: list[tuple[str | Markup, Callable[[str], str | Markup]]] = [
+            ("cosine < θ (base rate)", lambda name: share(at[name]["share_novel_cos"])),
             ("helps (base rate)", lambda name: share(at[name]["share_novel_gain"])),
             ("true positive rate", lambda name: share(at[name]["true_positive_rate"])),
             ("false positive rate", lambda name: share(at[name]["false_positive_rate"])),
             ("accuracy", lambda name: share(at[name]["accuracy"])),
-            ("<b>balanced accuracy</b>", lambda name: f"<b>{share(at[name]['balanced_accuracy'])}</b>"),
+            (
+                html.bold("balanced accuracy"),
+                lambda name: html.bold(share(at[name]["balanced_accuracy"])),
+            ),
             ("area under the ROC", lambda name: number(summaries[name]["auc"])),
             ("best θ, chosen on half of the tokens", lambda name: number(summaries[name]["best_theta"], 2)),
             (
@@ -279,40 +285,44 @@ class NoveltyExplorer(Explorer):
             rows = [(*row, "–") for row in rows]
         seeds = "no second seed to compare"
         if self.null is not None:
-            seeds = (
-                f"other seed: {html.escape(str(self.null.large))} into {html.escape(str(self.null.small))}"
-            )
-        return (
-            html.table(("", *names), rows, numeric=(1, 2), caption="How well θ predicts")
-            + f"<p><small>{seeds}</small></p>"
-        )
+            seeds = f"other seed: {self.null.large} into {self.null.small}"
+        measured = html.table(("", *names), rows, numeric=(1, 2), caption="How well θ predicts")
+        return measured + html.markup("<p>{}</p>", html.small(seeds))
 
-    def _about(self, n: int) -> str:
+    def _about(self, n: int) -> Markup:
         latent = self.state.latent
         row = self._frame.iloc[latent]
         words = html.chips(self.evidence.words(latent, 5))
-        parts = [f"<h4>Latent {latent} of {html.escape(str(self.insertion.large))} {words}</h4>"]
+        parts = [html.markup("<h4>Latent {} of {} {}</h4>", latent, self.insertion.large, words)]
         match = int(row["best_match"])
         if row["dead"]:
             parts.append(
-                f"<p>Dead, so it is not part of the partition. Best cosine {row['best_cosine']:.2f}.</p>"
+                html.markup(
+                    "<p>Dead, so it is not part of the partition. Best cosine {:.2f}.</p>", row["best_cosine"]
+                )
             )
         else:
             novel, helps = row["best_cosine"] < self.state.theta, row["mse_change"] < 0
             parts.append(
-                f"<p>Best cosine <b>{row['best_cosine']:.2f}</b>, with small latent {match}: "
-                f"{'novel' if novel else 'not novel'} by cosine. Inserted alone, it changes the MSE by "
-                f"<b>{signed(row['mse_change'])}</b>: it {'helps' if helps else 'does not help'}.</p>"
+                html.markup(
+                    "<p>Best cosine <b>{:.2f}</b>, with small latent {}: {} by cosine. Inserted alone, it "
+                    "changes the MSE by <b>{}</b>: it {}.</p>",
+                    row["best_cosine"],
+                    match,
+                    "novel" if novel else "not novel",
+                    signed(row["mse_change"]),
+                    "helps" if helps else "does not help",
+                )
             )
         parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
         if self.small_evidence is not None:
             small = html.chips(self.small_evidence.words(match, 5))
             parts.append(
-                f"<h4>Its best match: latent {match} of {html.escape(str(self.insertion.small))} {small}</h4>"
+                html.markup("<h4>Its best match: latent {} of {} {}</h4>", match, self.insertion.small, small)
             )
             parts.append(self.small_evidence.facts(match))
             parts.append(self.small_evidence.contexts_table(match, max(3, n // 2)))
-        return "".join(parts)
+        return html.join(parts)
 
     # ------------------------------------------------------------------ groups
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.probing import Probing
@@ -84,19 +85,20 @@ class ProbingExplorer(LatentExplorer):
         super()._render()
         width = self.state.width
         options = [
-            (f"AUC {auc:.3f}   {self._marked(name)}   latent {self.evidence[width].label(i)}", (width, i))
+            (f"AUC {auc:.3f}   {shown}   latent {self.evidence[width].label(i)}", (width, i))
             for name, auc, i in self.probes[width]
+            for shown in [html.cut(html.harmless(self._marked(name)))]
         ]
         self._fill(self._found, options, selected=(width, self.state.latent))
 
     def _marked(self, name: str) -> str:
         return f"{name} (kept out)" if name in self.kept_out else name
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         width = self.state.width
         rows = [
             (
-                html.escape(self._marked(name)),
+                self._marked(name),
                 f"{auc:.3f}",
                 str(i),
                 html.chips(self.evidence[width].words(i)) or "dead",

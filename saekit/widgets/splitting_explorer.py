@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.splitting import SplittingTree
@@ -98,7 +99,7 @@ class SplittingExplorer(Explorer):
         parent, children = self.tree.parent(width, latent), self.tree.children(width, latent)
         self._up.disabled, self._down.disabled = parent is None, not children
         self._head.value = html.panel(self._header())
-        self._drawing.value = html.panel(self._draw())
+        self._drawing.value = html.panel(html.drawing(self._draw(), self._alt(), as_image=False))
         self._relatives.value = html.panel(self._family(parent, children), self._as_text())
         self._text.value = html.panel(self.evidence[width].contexts_table(latent, 5))
         near = [("parent", parent)] if parent else []
@@ -116,12 +117,11 @@ class SplittingExplorer(Explorer):
         here = (width, latent)
         self._start.value = here if here in [value for _, value in self._start.options] else None
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         width, latent = self.state.width, self.state.latent
-        label = self._alt()
         return [
             self._header(),
-            html.image(self._draw(), label),
+            html.image(self._draw(), self._alt()),
             self._family(self.tree.parent(width, latent), self.tree.children(width, latent)),
             self._as_text(),
             self.evidence[width].contexts_table(latent, 5),
@@ -130,48 +130,46 @@ class SplittingExplorer(Explorer):
 
     # ------------------------------------------------------------------ pieces
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         width, latent = self.state.width, self.state.latent
         path = [*reversed(self.tree.ancestors(width, latent)), {"width": width, "latent": latent}]
-        crumbs = " → ".join(f"{node['width']:,}/<b>{node['latent']}</b>" for node in path)
+        crumbs = html.join((_numbered(node) for node in path), " → ")
         words = html.chips(self.evidence[width].words(latent, 5))
-        return (
-            f"<h3>Latent {latent} of width {width:,} {words}</h3>"
-            f"<p>Path (width/latent): {crumbs}. {self._status()}</p>"
-            + self.evidence[width].facts(latent)
-            + self._base_rate()
-        )
+        title = html.markup("<h3>Latent {} of width {:,} {}</h3>", latent, width, words)
+        path_and_status = html.markup("<p>Path (width/latent): {}. {}</p>", crumbs, self._status())
+        return title + path_and_status + self.evidence[width].facts(latent) + self._base_rate()
 
-    def _status(self) -> str:
+    def _status(self) -> Markup:
         width, latent = self.state.width, self.state.latent
         node = self.tree.subtree(width, latent)
         sentences = []
         if self.tree.parent(width, latent) is None and width != self.tree.widths[0]:
             best = f"best cosine {node['cosine']:.2f}, under θ = {self.tree.theta:g}"
-            sentences.append(f"<b>Novel</b> at this width: no parent ({best}).")
+            sentences.append(html.markup("<b>Novel</b> at this width: no parent ({}).", best))
         becomes = {
-            "split": f"<b>Splits</b> into {len(node['children'])} latents at the next width.",
-            "identical": "<b>Identical</b> at the next width: one child, each other's best match.",
-            "refined": "<b>Refined</b> at the next width: one child, which is not identical.",
-            "lost": "<b>Lost</b> at the next width: no child.",
+            "split": html.markup("<b>Splits</b> into {} latents at the next width.", len(node["children"])),
+            "identical": Markup("<b>Identical</b> at the next width: one child, each other's best match."),
+            "refined": Markup("<b>Refined</b> at the next width: one child, which is not identical."),
+            "lost": Markup("<b>Lost</b> at the next width: no child."),
             "leaf": "This is the greatest width.",
         }
-        return " ".join([*sentences, becomes[node["status"]]])
+        return html.join([*sentences, becomes[node["status"]]], " ")
 
-    def _base_rate(self) -> str:
+    def _base_rate(self) -> Markup:
         """How common the latent's fate is, between widths and between seeds."""
         width = self.state.width
         if width not in self.tree.pairs:
-            return ""
+            return Markup()
         status = self.tree.pairs[width].frame_small["status"].iat[self.state.latent]
         row = self._table[(self._table["small_width"] == width) & (self._table["measure"] == status)].iloc[0]
         null = f"between two seeds of width {width:,}: {share(row['null_small'])}"
         if row["null_small"] != row["null_small"]:
             null = f"there is no second seed of width {width:,} to compare with"
-        return (
-            f"<p><small>Of the latents of width {width:,}, {share(row['share'])} are {status} at width "
-            f"{int(row['large_width']):,} ({null}).</small></p>"
+        fate = (
+            f"Of the latents of width {width:,}, {share(row['share'])} are {status} at width "
+            f"{int(row['large_width']):,} ({null})."
         )
+        return html.markup("<p>{}</p>", html.small(fate))
 
     def _draw(self) -> str:
         width, latent = self.state.width, self.state.latent
@@ -189,15 +187,15 @@ class SplittingExplorer(Explorer):
         n = len(self.tree.children(width, latent))
         return f"Splitting tree of latent {latent} of width {width}: {n} children, listed in the tables."
 
-    def _family(self, parent: dict[str, Any] | None, children: list[dict[str, Any]]) -> str:
+    def _family(self, parent: dict[str, Any] | None, children: list[dict[str, Any]]) -> Markup:
         here = {"width": self.state.width, "latent": self.state.latent, "cosine": float("nan")}
-        shown = ([("parent", parent)] if parent else []) + [("<b>this</b>", here)]
+        shown: list[tuple[str, Any]] = ([("parent", parent)] if parent else []) + [(html.bold("this"), here)]
         shown += [("child", child) for child in children[:MAX_ROWS]]
         rows = [
             (
                 role,
                 f"{node['width']:,}",
-                f"<b>{node['latent']}</b>",
+                html.bold(node["latent"]),
                 f"{node['cosine']:.2f}" if node["cosine"] == node["cosine"] else "",
                 html.chips(self.evidence[node["width"]].words(node["latent"])) or "dead",
                 self.evidence[node["width"]].best_context(node["latent"]),
@@ -205,32 +203,34 @@ class SplittingExplorer(Explorer):
             for role, node in shown
         ]
         hidden = len(children) - MAX_ROWS
-        more = f" <small>({hidden} more children not shown)</small>" if hidden > 0 else ""
+        more = html.small(f" ({hidden} more children not shown)") if hidden > 0 else ""
         return html.table(
             ("", "width", "latent", "cosine", "fires on", "strongest example"),
             rows,
             numeric=(1, 2, 3),
-            caption=f"Parent and children{more}",
+            caption=html.join(["Parent and children", more]),
         )
 
-    def _as_text(self) -> str:
+    def _as_text(self) -> Markup:
         left = MAX_NODES
 
-        def item(node: dict[str, Any]) -> str:
+        def item(node: dict[str, Any]) -> Markup:
             nonlocal left
             left -= 1
             words = html.chips(self.evidence[node["width"]].words(node["latent"])) or "dead"
             children = [item(child) for child in node["children"] if left > 0]
             hidden = len(node["children"]) - len(children)
             if hidden:
-                children.append(f"<li>{hidden} more</li>")
-            below = f"<ul>{''.join(children)}</ul>" if children else ""
-            return f"<li>{node['width']:,}/<b>{node['latent']}</b> {words}{below}</li>"
+                children.append(html.markup("<li>{} more</li>", hidden))
+            below = html.markup("<ul>{}</ul>", html.join(children)) if children else ""
+            return html.markup("<li>{} {}{}</li>", _numbered(node), words, below)
 
         root = self.tree.subtree(self.state.width, self.state.latent)
-        return html.details("The whole tree as text", f"<ul>{item(root)}</ul>") if root["children"] else ""
+        if not root["children"]:
+            return Markup()
+        return html.details("The whole tree as text", html.markup("<ul>{}</ul>", item(root)))
 
-    def _starts_table(self) -> str:
+    def _starts_table(self) -> Markup:
         rows = [
             (
                 str(row.children),
@@ -241,7 +241,9 @@ class SplittingExplorer(Explorer):
             for row in self._starts.itertuples()
         ]
         header = ("children", "width", "latent", "fires on")
-        return html.details("Most split latents", html.table(header, rows, numeric=(0, 1, 2))) if rows else ""
+        if not rows:
+            return Markup()
+        return html.details("Most split latents", html.table(header, rows, numeric=(0, 1, 2)))
 
     def _label(self, node: dict[str, Any]) -> str:
         return f"width {node['width']}   {self.evidence[node['width']].label(node['latent'])}"
@@ -273,3 +275,7 @@ class SplittingExplorer(Explorer):
                 break
             node = children[0]
         return node["latent"] if node["width"] == width else self._most_split(width)
+
+
+def _numbered(node: dict[str, Any]) -> Markup:
+    return html.markup("{:,}/<b>{}</b>", node["width"], node["latent"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.dictionary import Dictionary
@@ -147,7 +148,7 @@ class StitchingExplorer(Explorer):
         self._what.value = html.panel(self._moved())
         self._detail.value = html.panel(self._about(3))
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         lists = []
         for title, rows in (("Largest gains", self._gains), ("Largest costs", self._costs)):
             cells = [
@@ -166,14 +167,22 @@ class StitchingExplorer(Explorer):
 
     # ------------------------------------------------------------------ pieces
 
-    def _header(self) -> str:
+    def _header(self) -> Markup:
         s, row = self.stitching, self._frame.iloc[self.state.step]
-        return (
-            f"<h3>From {html.escape(s.small.name)} to {html.escape(s.large.name)}</h3>"
-            f"<p>Step <b>{self.state.step:,}</b> of {len(self._frame) - 1:,}, phase <b>{row['phase']}</b>: "
-            f"{row['n_small']:,} latents of the small dictionary and {row['n_large']:,} of the large one. "
-            f"<small>{self._options()}; on {s.n_tokens:,} tokens; {s.n_excluded:,} positions are excluded. "
-            "Dashed lines: the two dictionaries alone.</small></p>"
+        return html.markup(
+            "<h3>From {} to {}</h3><p>Step <b>{:,}</b> of {:,}, phase <b>{}</b>: {:,} latents of the small "
+            "dictionary and {:,} of the large one. <small>{}; on {:,} tokens; {:,} positions are excluded. "
+            "Dashed lines: the two dictionaries alone.</small></p>",
+            s.small.name,
+            s.large.name,
+            self.state.step,
+            len(self._frame) - 1,
+            row["phase"],
+            row["n_small"],
+            row["n_large"],
+            self._options(),
+            s.n_tokens,
+            s.n_excluded,
         )
 
     def _options(self) -> str:
@@ -181,37 +190,37 @@ class StitchingExplorer(Explorer):
         options = self.stitching.options
         shown = {"theta": "θ", "grouping": "groups", "order": "order", "bias": "decoder bias"}
         return "; ".join(
-            f"{name}: {html.escape(str(options[option]).replace('_', ' '))}"
+            f"{name}: {str(options[option]).replace('_', ' ')}"
             for option, name in shown.items()
             if options[option] is not None
         )
 
-    def _chart(self, *, as_image: bool) -> str:
+    def _chart(self, *, as_image: bool) -> Markup:
         row = self._frame.iloc[self.state.step]
         label = (
             f"FVU and L0 over the steps; step {self.state.step} is at FVU {row['fvu']:.3f}, "
             f"L0 {row['l0']:.1f}; dashed lines: the two dictionaries alone"
         )
         chart = self._curve.draw(self.state.step, label=label)
-        return html.columns(html.image(chart, label) if as_image else chart, self._cost())
+        return html.columns(html.drawing(chart, label, as_image=as_image), self._cost())
 
-    def _cost(self) -> str:
+    def _cost(self) -> Markup:
         """Measures before and after the step."""
         step = self.state.step
         after = self._frame.iloc[step]
         before = self._frame.iloc[max(step - 1, 0)]
         measures = {"MSE": "mse", "FVU": "fvu", "L0": "l0"}
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (
                 name,
                 number(before[column], 4),
                 number(after[column], 4),
-                f"<b>{signed(after[column] - before[column])}</b>",
+                html.bold(signed(after[column] - before[column])),
             )
             for name, column in measures.items()
         ]
         widths = int(before["width"]), int(after["width"])
-        change = f"<b>{widths[1] - widths[0]:+,}</b>".replace("-", "−")
+        change = html.bold(f"{widths[1] - widths[0]:+,}".replace("-", "−"))
         rows.append(("latents", f"{widths[0]:,}", f"{widths[1]:,}", change))
         if after["n_inserted"] + after["n_removed"] > 1:
             single = signed(after["sum_of_single_changes"])
@@ -219,12 +228,12 @@ class StitchingExplorer(Explorer):
         header = ("", "before", "after", "change")
         return html.table(header, rows, numeric=(1, 2, 3), caption="Effect of the step")
 
-    def _moved(self) -> str:
+    def _moved(self) -> Markup:
         """The latents moved by the step, each with its closest latent on the other side."""
         row = self._frame.iloc[self.state.step]
         out, new = (self._latents(self.state.step, side) for side in SIDES)
         if not out and not new:
-            return f"<p>{self._nothing_moved(row['phase'])}</p>"
+            return html.markup("<p>{}</p>", self._nothing_moved(row["phase"]))
         return html.columns(
             *(
                 self._table(side, latents, others)
@@ -236,34 +245,34 @@ class StitchingExplorer(Explorer):
     def _nothing_moved(self, phase: str) -> str:
         if phase == "bias":
             return "No latent moves here: the decoder bias becomes the large dictionary's."
-        return f"Nothing has moved yet: this is {html.escape(self.stitching.small.name)}."
+        return f"Nothing has moved yet: this is {self.stitching.small.name}."
 
-    def _table(self, side: str, latents: list[int], others: list[int]) -> str:
+    def _table(self, side: str, latents: list[int], others: list[int]) -> Markup:
         evidence, shown = self.evidence[side], latents[:N_MOVED]
         other = "large" if side == "small" else "small"
         partners, cosines = self._closest(side, shown, others)
         rows = [
             (
-                f"<b>{latent}</b>",
+                html.bold(latent),
                 html.chips(evidence.words(latent)) or "dead",
                 share(evidence.counts[latent] / evidence.activations.n_tokens),
-                f"{partner} {html.chips(self.evidence[other].words(partner, 1))}",
+                html.join([partner, " ", html.chips(self.evidence[other].words(partner, 1))]),
                 f"{cosine:.2f}",
             )
             for latent, partner, cosine in zip(shown, partners, cosines, strict=True)
         ]
-        more = f" <small>({len(shown)} shown)</small>" if len(shown) < len(latents) else ""
+        more = html.small(f" ({len(shown)} shown)") if len(shown) < len(latents) else ""
         verb = "removed" if side == "small" else "inserted"
         closest = (
             "closest among those it is swapped with"
             if others
-            else f"closest in {html.escape(self.dictionaries[other].name)}"
+            else f"closest in {self.dictionaries[other].name}"
         )
         return html.table(
             ("latent", "fires on", "density", closest, "cosine"),
             rows,
             numeric=(2, 4),
-            caption=f"{len(latents):,} {verb}: {html.escape(self.dictionaries[side].name)}{more}",
+            caption=html.join([f"{len(latents):,} {verb}: {self.dictionaries[side].name}", more]),
         )
 
     def _closest(self, side: str, latents: list[int], others: list[int]) -> tuple[list[int], list[float]]:
@@ -273,16 +282,17 @@ class StitchingExplorer(Explorer):
         cosine, place = (rows @ (other[others] if others else other).T).max(dim=1)
         return [others[i] if others else i for i in place.tolist()], cosine.tolist()
 
-    def _about(self, n: int) -> str:
+    def _about(self, n: int) -> Markup:
         """Contexts of the first moved latents of each side."""
         parts = []
         for side, verb in (("small", "Removed"), ("large", "Inserted")):
-            evidence, name = self.evidence[side], html.escape(self.dictionaries[side].name)
+            evidence, name = self.evidence[side], self.dictionaries[side].name
             for latent in self._latents(self.state.step, side)[:N_ABOUT]:
                 words = html.chips(evidence.words(latent, 5))
-                parts.append(f"<h4>{verb}: latent {latent} of {name} {words}</h4>{evidence.facts(latent)}")
+                parts.append(html.markup("<h4>{}: latent {} of {} {}</h4>", verb, latent, name, words))
+                parts.append(evidence.facts(latent))
                 parts.append(evidence.contexts_table(latent, n))
-        return "".join(parts)
+        return html.join(parts)
 
     # ------------------------------------------------------------------ steps
 
@@ -297,10 +307,10 @@ class StitchingExplorer(Explorer):
             .tolist()
         )
 
-    def _words_of(self, step: int) -> str:
+    def _words_of(self, step: int) -> Markup:
         """Name a step by the words of its most frequent latent, as HTML."""
         named = self._first(step)
-        return html.chips(self.evidence[named[0]].words(named[1])) if named else "decoder bias"
+        return html.chips(self.evidence[named[0]].words(named[1])) if named else Markup("decoder bias")
 
     def _targets(self, rows: pd.DataFrame) -> list[tuple[str, int]]:
         options = []

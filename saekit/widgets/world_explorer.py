@@ -7,6 +7,7 @@ from typing import Any
 
 import traitlets
 from ipywidgets import widgets
+from markupsafe import Markup
 
 from saekit import html
 from saekit.recovery import Recovery
@@ -80,7 +81,7 @@ class WorldExplorer(Explorer):
         super().__init__(WorldState(world.n_features, feature))
 
     def _build(self) -> list[widgets.Widget]:
-        options = [(f"{i}: {label}", i) for i, label in enumerate(self.world.labels)]
+        options = [(f"{i}: {html.cut(html.harmless(label))}", i) for i, label in enumerate(self.world.labels)]
         self._feature = widgets.Dropdown(options=options, description="Feature", tooltip="A true feature")
         self._bind(self._feature, "feature")
         self._detail, self._tree = self._panel(), self._panel()
@@ -91,39 +92,38 @@ class WorldExplorer(Explorer):
         detail, tree = self._parts()
         self._detail.value, self._tree.value = html.panel(detail), html.panel(tree)
 
-    def _parts(self) -> list[str]:
+    def _parts(self) -> list[Markup]:
         return [self._latents(), self._features()]
 
-    def _latents(self) -> str:
+    def _latents(self) -> Markup:
         """The selected feature and every latent that points at it best."""
         feature, rows = self.state.feature, []
         for name, frame in self._frames.items():
             for row in frame[frame["best"] == feature].itertuples():
                 numbers = (f"{value:.2f}" for value in (row.cosine, row.precision, row.recall, row.f1))
-                rows.append([html.escape(name), str(row.latent), *numbers])
+                rows.append([name, str(row.latent), *numbers])
         parent = int(self.world.parent[feature])
-        above = f"child of {html.escape(self.world.labels[parent])}" if parent >= 0 else "no parent"
-        title = f"<h3>Feature {feature}: {html.escape(self.world.labels[feature])}</h3>"
-        facts = f"<p>Fires on {self._rates[feature]:.3f} of the samples; {above}.</p>"
+        above = f"child of {self.world.labels[parent]}" if parent >= 0 else "no parent"
+        title = html.markup("<h3>Feature {}: {}</h3>", feature, self.world.labels[feature])
+        facts = html.markup("<p>Fires on {:.3f} of the samples; {}.</p>", self._rates[feature], above)
         header = ["dictionary", "latent", "cosine", "precision", "recall", "F1"]
         if not rows:
-            return title + facts + "<p>It is no latent's best true feature.</p>"
+            return title + facts + Markup("<p>It is no latent's best true feature.</p>")
         return title + facts + html.table(header, rows, numeric=range(1, 6))
 
-    def _features(self) -> str:
+    def _features(self) -> Markup:
         """The tree: one row per feature, with its nearest latents in each dictionary."""
         rows = []
         for i in range(min(self.world.n_features, MAX_FEATURES)):
-            label = "&nbsp;" * 4 * int(self.world.depth[i]) + html.escape(self.world.labels[i])
+            label = Markup("&nbsp;") * 4 * int(self.world.depth[i]) + html.escape(self.world.labels[i])
             cells = []
             for frame in self._frames.values():
                 here = frame[frame["best"] == i]
                 nearest = here.loc[here["cosine"].abs().sort_values(ascending=False).index[:MAX_LATENTS]]
                 told = ", ".join(f"{row.latent} ({row.cosine:.2f})" for row in nearest.itertuples())
                 cells.append(told + (" …" if len(here) > MAX_LATENTS else ""))
-            shown = f"<b>{label}</b>" if i == self.state.feature else label
+            shown = html.bold(label) if i == self.state.feature else label
             rows.append([shown, f"{self._rates[i]:.3f}", *cells])
         left_out = self.world.n_features - len(rows)
         caption = f"The first {len(rows)} features; {left_out} more are not shown." if left_out else ""
-        names = [html.escape(name) for name in self._frames]
-        return html.table(["true feature", "rate", *names], rows, caption=caption, numeric=[1])
+        return html.table(["true feature", "rate", *self._frames], rows, caption=caption, numeric=[1])
