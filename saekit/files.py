@@ -377,7 +377,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def source_hash() -> str:
-    """SHA-256 over the package's own `.py` files: their names and contents, in order.
+    """SHA-256 over the package's own `.py` files and templates: their names and contents, in order.
 
     Examples
     --------
@@ -386,7 +386,8 @@ def source_hash() -> str:
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+    files = [*package.rglob("*.py"), *(package / "templates").iterdir()]
+    for path in sorted(files, key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
         digest.update(content)

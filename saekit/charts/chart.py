@@ -87,7 +87,7 @@ class Chart:
     def html(self, *, as_image: bool = False, stretch: float = 1.0) -> Markup:
         """The same for a page; or as an image, whose text stays where drawings are dropped."""
         drawn = self.svg(stretch=stretch)
-        return Markup(image(drawn, self.alt)) if as_image else drawn
+        return image(drawn, self.alt) if as_image else drawn
 
     def figure(self) -> Figure:
         """Draw it for a paper, in house style."""

@@ -77,7 +77,7 @@ def draw_svg(chart: Chart, stretch: float = 1.0) -> Markup:
             x += left + wide + 12
         y += top + high + bottom
     whole = height + keys_height
-    return Markup(  # every text in it went through `escape`
+    return Markup(  # noqa: S704 - every text in it went through `escape`
         f'<svg xmlns="http://www.w3.org/2000/svg" class="sk-chart" width="{width:.0f}" height="{whole:.0f}" '
         f'viewBox="0 0 {width:.0f} {whole:.0f}" role="img" aria-label="{escape(visible(chart.alt))}">{_STYLE}'
         f'<rect width="100%" height="100%" style="fill:{_THEME["paper"]}"/>{"".join(parts)}'
