@@ -38,7 +38,7 @@ NAME = "<b onclick=alert(1)>\u202e\"'&amp;\n\x07{0}\u2060</b>"
 ALLOWED = {
     *("style", "div", "span", "small", "b", "u", "i", "h3", "h4", "p", "br", "code", "mark", "ul", "li", "a"),
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "img"),
-    *("svg", "rect", "path", "text", "title", "circle"),
+    *("svg", "rect", "path", "text", "title", "circle", "g"),
 }
 # What may not be on a page as it is: it cannot be seen, and most of it changes what is around it.
 ACTING = {
