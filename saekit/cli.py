@@ -643,6 +643,14 @@ def _facts(options: argparse.Namespace) -> None:
     print(f"The table is {BUNDLED / 'facts.csv'}.")
 
 
+def _circuits(options: argparse.Namespace) -> None:
+    from saekit.loading.names import BUNDLED
+    from saekit.series.circuits_grid import write_circuits
+
+    print(write_circuits(progress=options.progress)["dictionaries"].to_string(index=False))
+    print(f"The tables are {BUNDLED / 'circuits_*.csv'}.")
+
+
 def _baselines(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
@@ -748,6 +756,7 @@ COMMANDS = {
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
     "lines": Command("test whether days and months lie around circles", _no_options, _lines),
+    "circuits": Command("measure circuits through the bundled dictionaries", _no_options, _circuits),
     "facts": Command("find facts that the embedded model knows", _no_options, _facts, resumes=False),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
     "cite": Command("print BibTeX and TeX for a figure", _cite_options, _cite, resumes=False),

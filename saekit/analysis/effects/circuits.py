@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,8 @@ class Circuit(Result):
     frame : DataFrame
         One row per size, from 0 to all nodes: `n_nodes`, `n_latents`, `n_errors` in the circuit; `metric` of
         the circuit alone and `metric_without` it; `faithfulness` and `completeness`, each with the bounds
-        (`_low`, `_high`) of a 95% bootstrap interval over prompts.
+        (`_low`, `_high`) of a 95% bootstrap interval over prompts; and with random sets
+        `random_faithfulness` and `random_completeness`, with theirs.
     model_metric, empty_metric : float
         The metric of the untouched model, and with all nodes at their baseline.
     """
@@ -104,7 +105,9 @@ def measure_circuit(
     method: str = "attribution",
     errors: str = "nodes",
     sizes: Sequence[int] = SIZES,
+    random_sets: int = 0,
     batch_rows: int = 32,
+    seed: int = 0,
     allow_mismatch: bool = False,
 ) -> Circuit:
     """Faithfulness and completeness of circuits of increasing size.
@@ -133,8 +136,13 @@ def measure_circuit(
         such). With `"remove"` and `"mean"` a circuit of all latents is not the model.
     sizes : sequence of int
         Numbers of nodes; 0 and all nodes are added.
+    random_sets : int
+        Random sets of nodes to set beside each circuit, so many for every prompt, with as many latents and
+        as many errors as the circuit has.
     batch_rows : int
         Rows per forward pass.
+    seed : int
+        Seed of the random sets.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
@@ -164,7 +172,8 @@ def measure_circuit(
     """
     errors = settings.choice("errors", errors, ERRORS)
     method = settings.choice("method", method, effects.methods)
-    batch_rows = settings.whole("batch_rows", batch_rows)
+    batch_rows, seed = settings.whole("batch_rows", batch_rows), settings.whole("seed", seed, at_least=0)
+    random_sets = settings.whole("random_sets", random_sets, at_least=0)
     wanted = settings.several(settings.whole)("sizes", sizes)
     sites = sites_of(model, dictionaries, allow_mismatch=allow_mismatch)
     given = tuple(site.dictionary.identity for site in sites)
@@ -184,28 +193,42 @@ def measure_circuit(
 
     run = _Circuits(model, sites, effects, errors, batch_rows)
 
-    def values(inside: Mapping[str, Nodes] | None) -> np.ndarray:
+    def values(*inside: Mapping[str, _Mask]) -> np.ndarray:
+        """The metric of every prompt with each circuit, `[circuits, n]`; of the model if there is none."""
+        every = torch.arange(len(prompts)).repeat(max(len(inside), 1))
+        masks = {
+            place: _Mask(*map(torch.cat, zip(*(one[place] for one in inside), strict=True)))
+            for place in (inside[0] if inside else ())
+        }
         found = []
-        for rows in torch.arange(len(prompts)).split(batch_rows):
-            part = prompts.select(rows)
+        for at in torch.arange(len(every)).split(batch_rows):
+            part = prompts.select(every[at])
             last = part.last if function.at_last else None
-            found.append(function.of(part)(run.logits(rows, inside, last)))
-        return torch.cat(found).double().cpu().numpy()
+            here = {place: _Mask(mask.latents[at], mask.error[at]) for place, mask in masks.items()}
+            found.append(function.of(part)(run.logits(every[at], here, last)))
+        return torch.cat(found).double().cpu().numpy().reshape(-1, len(prompts))
 
-    rows = []
-    of_model = values(None)
-    with_, without = [], []
+    drawn = [_shuffled(nodes, len(prompts), seed + draw) for draw in range(random_sets)]
+    of_model = values()[0]
+    rows: list[dict[str, float]] = []
+    empty = np.zeros(0)
     for size in sizes:
-        inside = run.masks(nodes.head(size))
-        with_.append(values(inside))
-        without.append(values({place: Nodes(~m.latents, ~m.error) for place, m in inside.items()}))
-    empty = with_[0]
-    for size, circuit, rest in zip(sizes, with_, without, strict=True):
         n_errors = int((nodes["kind"].head(size) == "error").sum())
-        row: dict[str, float] = {"n_nodes": size, "n_latents": size - n_errors, "n_errors": n_errors}
-        row |= {"metric": float(circuit.mean()), "metric_without": float(rest.mean())}
-        for name, found in (("faithfulness", circuit), ("completeness", rest)):
-            row |= _share(name, found - empty, of_model - empty)
+        counts = {"latent": size - n_errors, "error": n_errors}
+        at_random = [each[each["place_in_kind"] < each["kind"].map(counts)] for each in drawn]
+        circuits = [run.masks(each) for each in (nodes.head(size), *at_random)]
+        inside = values(*circuits)
+        outside = values(
+            *({place: _Mask(~mask.latents, ~mask.error) for place, mask in one.items()} for one in circuits)
+        )
+        empty = empty if size else inside[0]
+        row: dict[str, float] = {"n_nodes": size, "n_latents": counts["latent"], "n_errors": n_errors}
+        row |= {"metric": float(inside[0].mean()), "metric_without": float(outside[0].mean())}
+        shares = {"faithfulness": inside[0], "completeness": outside[0]}
+        if drawn:
+            shares |= {"random_faithfulness": inside[1:].mean(0), "random_completeness": outside[1:].mean(0)}
+        for name, of_part in shares.items():
+            row |= _share(name, of_part - empty, of_model - empty)
         rows.append(row)
     return Circuit(
         dictionaries=given,
@@ -221,6 +244,14 @@ def measure_circuit(
     )
 
 
+def _shuffled(nodes: pd.DataFrame, n_prompts: int, seed: int) -> pd.DataFrame:
+    """The nodes in a random order of its own for each prompt, numbered by kind (`place_in_kind`)."""
+    random = np.random.default_rng(seed)
+    orders = [nodes.iloc[random.permutation(len(nodes))].assign(prompt=prompt) for prompt in range(n_prompts)]
+    found = pd.concat(orders, ignore_index=True)
+    return found.assign(place_in_kind=found.groupby(["prompt", "kind"]).cumcount())
+
+
 def _share(name: str, part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
     """A ratio of means over prompts, with its bootstrap interval."""
     drawn = np.random.default_rng(0).integers(len(part), size=(DRAWS, len(part)))
@@ -228,6 +259,13 @@ def _share(name: str, part: np.ndarray, whole: np.ndarray) -> dict[str, float]:
         low, high = np.nanquantile(part[drawn].mean(1) / whole[drawn].mean(1), (0.025, 0.975))
         value = part.mean() / whole.mean()
     return {name: float(value) + 0.0, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+class _Mask(NamedTuple):
+    """Which nodes of a place are in a circuit, for each prompt."""
+
+    latents: Tensor  # Boolean `[n, ctx, width]`
+    error: Tensor  # Boolean `[n, ctx, 1]`
 
 
 class _Circuits:
@@ -259,29 +297,31 @@ class _Circuits:
                 base = Nodes(base.latents, mean.error)
             self.base[site.writes] = base
 
-    def masks(self, nodes: pd.DataFrame) -> dict[str, Nodes]:
-        """By place, which nodes are in a circuit: Boolean `[ctx, width]` and `[ctx, 1]`."""
+    def masks(self, nodes: pd.DataFrame) -> dict[str, _Mask]:
+        """By place, the nodes of a circuit, the same for each prompt unless there is a column `prompt`."""
         found = {}
         for site in self.sites:
-            ctx, width = self.base[site.writes].latents.shape[1:]
+            base = self.base[site.writes].latents
+            latents = torch.zeros(base.shape, dtype=torch.bool)
+            error = torch.zeros(*base.shape[:2], 1, dtype=torch.bool)
             part = nodes[nodes["place"] == site.writes]
-            of_latents = part[part["kind"] == "latent"]
-            latents, error = torch.zeros(ctx, width, dtype=torch.bool), torch.zeros(ctx, 1, dtype=torch.bool)
-            latents[of_latents["position"].to_list(), of_latents["latent"].to_list()] = True
-            error[part[part["kind"] == "error"]["position"].to_list()] = True
-            found[site.writes] = Nodes(latents, error)
+            for kind, mask in (("latent", latents), ("error", error)):
+                chosen = part[part["kind"] == kind]
+                prompts = torch.tensor(chosen["prompt"].to_numpy()) if "prompt" in chosen else slice(None)
+                columns = chosen["latent"].clip(lower=0).to_list()
+                mask[prompts, chosen["position"].to_list(), columns] = True
+            found[site.writes] = _Mask(latents, error)
         return found
 
-    def logits(self, rows: Tensor, inside: Mapping[str, Nodes] | None, last: Tensor | None) -> Tensor:
-        """Logits of some prompts; None leaves the model as it is."""
+    def logits(self, rows: Tensor, inside: Mapping[str, _Mask], last: Tensor | None) -> Tensor:
+        """Logits of some prompts, each with its own mask of every place; without masks the model's own."""
         run = self.run.select(rows)
         hooks: list[Hook] = []
-        for site in self.sites if inside is not None else ():
-            assert inside is not None
+        for site in self.sites if inside else ():
             hooks += self._hooks(site, rows, inside[site.writes])
         return run.logits(run.activations, hooks=hooks, last=last)
 
-    def _hooks(self, site: Site, rows: Tensor, inside: Nodes) -> list[Hook]:
+    def _hooks(self, site: Site, rows: Tensor, inside: _Mask) -> list[Hook]:
         device = site.dictionary.W_dec.device
         base, counted = self.base[site.writes], self.counted[rows, :, None].to(device)
         latents, error = inside.latents.to(device), inside.error.to(device)
@@ -327,7 +367,10 @@ class CircuitComparison(Result):
         prompt and position), `n_nodes`; `error_effect` and `latent_effect`, the sums over nodes as shares of
         their total, and `error_share` of the absolute effects, each averaged over prompts; for each
         treatment of errors `nodes_` and `latents_` needed to reach the target (infinite where it is
-        not reached), and the `faithfulness_` of all nodes.
+        not reached), the `faithfulness_` of all nodes, and with random sets `random_`, the faithfulness
+        of as many random nodes as reach the target.
+    effects : mapping
+        The `NodeEffects` by name of the dictionary.
     """
 
     prompts: str
@@ -338,6 +381,7 @@ class CircuitComparison(Result):
     dictionaries: tuple[Identity, ...]
     circuits: dict[tuple[str, str], Circuit]
     frame: pd.DataFrame
+    effects: dict[str, NodeEffects]
     _plot: ClassVar[str] = "circuits_by_dictionary"
 
     @property
@@ -359,14 +403,16 @@ def compare_circuits(
     dictionaries: Mapping[str, Dictionary],
     prompts: Prompts,
     *,
-    metric: str = "logit_difference",
+    metric: str | MetricFunction = "logit_difference",
     baseline: str = "patch",
     method: str = "attribution",
     errors: Sequence[str] = ("nodes", "mean"),
     sizes: Sequence[int] = SIZES,
+    random_sets: int = 0,
     target: float = 0.8,
     steps: int = 10,
     batch_rows: int = 32,
+    seed: int = 0,
     allow_mismatch: bool = False,
 ) -> CircuitComparison:
     """How sparse the circuit of a task is in several dictionaries, and how much their errors carry.
@@ -385,19 +431,24 @@ def compare_circuits(
         Treatments of errors, as for `measure_circuit`.
     sizes : sequence of int
         Sizes of the circuits.
+    random_sets : int
+        Random sets of nodes beside each circuit, as for `measure_circuit`.
     target : float
         The faithfulness to reach.
     steps : int
         Steps of integrated gradients, with that method.
     batch_rows : int
         Rows per forward or backward pass.
+    seed : int
+        Seed of the random sets.
     allow_mismatch : bool
         Warn instead of raising where the inputs do not belong together (`saekit.agreement`).
 
     Raises
     ------
     MismatchError, TypeError, ValueError
-        As `measure_node_effects` and `measure_circuit`; ValueError also for no dictionaries.
+        As `measure_node_effects` and `measure_circuit`; ValueError also without a dictionary or a treatment
+        of errors.
 
     Examples
     --------
@@ -413,11 +464,13 @@ def compare_circuits(
         raise ValueError("compare_circuits needs at least one dictionary, found none.")
     target = settings.real("target", target)
     errors = [settings.choice("errors", one, ERRORS) for one in errors]
+    if not errors:
+        raise ValueError(f"errors must name at least one of {', '.join(map(repr, ERRORS))}.")
     if method == "exact":
         raise ValueError('Circuits are compared by an estimate on all nodes: method="exact" is of a sample.')
     rows: list[dict[str, Any]] = []
     circuits: dict[tuple[str, str], Circuit] = {}
-    identities: list[Identity] = []
+    measured: dict[str, NodeEffects] = {}
     for name, dictionary in dictionaries.items():
         effects = measure_node_effects(
             model,
@@ -430,7 +483,7 @@ def compare_circuits(
             batch_rows=batch_rows,
             allow_mismatch=allow_mismatch,
         )
-        identities += effects.dictionaries
+        measured[name] = effects
         of_latents = effects.frame["kind"] == "latent"
         values = effects.frame[method].to_numpy()
         positions = int(counted_positions(prompts, effects.start).sum())
@@ -448,28 +501,34 @@ def compare_circuits(
                 model,
                 dictionary,
                 effects,
+                metric=metric if callable(metric) else None,
                 method=method,
                 errors=treatment,
                 sizes=sizes,
+                random_sets=random_sets,
                 batch_rows=batch_rows,
+                seed=seed,
                 allow_mismatch=allow_mismatch,
             )
             circuits[name, treatment] = circuit
             needed = circuit.nodes_for(target)
-            at = circuit.frame[circuit.frame["n_nodes"] == needed]["n_latents"]
+            at = circuit.frame[circuit.frame["n_nodes"] == needed]
             row[f"nodes_{treatment}"] = needed
-            row[f"latents_{treatment}"] = float(at.iloc[0]) if len(at) else np.inf
+            row[f"latents_{treatment}"] = float(at["n_latents"].iloc[0]) if len(at) else np.inf
             row[f"faithfulness_{treatment}"] = circuit.frame["faithfulness"].iloc[-1]
+            if random_sets:
+                row[f"random_{treatment}"] = at["random_faithfulness"].iloc[0] if len(at) else np.nan
         rows.append(row)
     return CircuitComparison(
         prompts=prompts.name,
-        metric=metric,
-        baseline=baseline,
+        metric=effects.metric,
+        baseline=effects.baseline,
         method=method,
         target=target,
-        dictionaries=tuple(identities),
+        dictionaries=tuple(one.dictionaries[0] for one in measured.values()),
         circuits=circuits,
         frame=pd.DataFrame(rows),
+        effects=measured,
     )
 
 
@@ -539,6 +598,13 @@ class ErrorCarriers(Result):
         }
 
 
+_COMPARED = ("tokens", "corrupted", "answers", "wrong")
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 def compare_errors(
     small: NodeEffects, large: NodeEffects, novel: Latents, *, method: str = "attribution"
 ) -> ErrorCarriers:
@@ -578,7 +644,7 @@ def compare_errors(
         here, there = getattr(small, what), getattr(large, what)
         if here != there:
             raise ValueError(f"The effects have different {what}: {here} and {there}.")
-    if not torch.equal(small.prompts.tokens, large.prompts.tokens):
+    if not all(_same(getattr(small.prompts, what), getattr(large.prompts, what)) for what in _COMPARED):
         raise ValueError(f"The effects are on different prompts: {small.prompts} and {large.prompts}.")
     chosen = select_latents(novel, large.dictionaries[0].width)
     is_novel = large.frame["latent"].isin(chosen.tolist())

@@ -1,10 +1,14 @@
 """Circuits: faithfulness by brute force, treatments of errors, and comparisons of dictionaries."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from toy_effects import HOOK_POINT, double, everywhere, random, sae
 
 from saekit.analysis.effects.circuits import compare_circuits, compare_errors, measure_circuit
+from saekit.analysis.effects.metrics import METRICS
 from saekit.analysis.effects.nodes import measure_node_effects
 from saekit.dictionary import Transcoder
 from saekit.models import capture, logits_with_replacement
@@ -140,6 +144,43 @@ def test_on_a_linear_model_faithfulness_is_the_share_of_effects(linear_model, pr
         measure_circuit(linear_model, dictionary, effects)
 
 
+def test_random_sets_equal_brute_force(model, prompts, effects):
+    """The sets found again from the seed: per prompt a random order, of latents and of errors."""
+    dictionary, n_sets, seed = sae(), 2, 3
+    options = {"sizes": SIZES, "batch_rows": 2, "random_sets": n_sets, "seed": seed}
+    circuit = measure_circuit(model, dictionary, effects, **options)
+    again = measure_circuit(model, dictionary, effects, **options)
+    pd.testing.assert_frame_equal(circuit.frame, again.frame)
+    nodes = circuit.nodes
+    found = {size: [] for size in SIZES}
+    for draw in range(n_sets):
+        random = np.random.default_rng(seed + draw)
+        for prompt in range(len(prompts)):
+            order = nodes.iloc[random.permutation(len(nodes))][["kind", "position", "latent"]]
+            one = prompts.select([prompt])
+            for row in circuit.frame[circuit.frame["n_nodes"].isin(SIZES)].itertuples():
+                errors = order[order["kind"] == "error"].head(row.n_errors)
+                drawn = pd.concat([errors, order[order["kind"] == "latent"].head(row.n_latents)])
+                inside = [*drawn[["position", "latent"]].itertuples(index=False, name=None)]
+                every = [*nodes[["position", "latent"]].itertuples(index=False, name=None)]
+                outside = [node for node in every if node not in inside]
+                found[row.n_nodes].append(
+                    [
+                        brute_force(model, one, dictionary, which, keep_errors=False)
+                        for which in (inside, outside)
+                    ]
+                )
+    effect = circuit.model_metric - circuit.empty_metric
+    for row in circuit.frame[circuit.frame["n_nodes"].isin(SIZES)].itertuples():
+        expected = (np.mean(found[row.n_nodes], axis=0) - circuit.empty_metric) / effect
+        assert row.random_faithfulness == pytest.approx(expected[0], abs=1e-3)
+        assert row.random_completeness == pytest.approx(expected[1], abs=1e-3)
+    # No node and all nodes leave nothing to chance.
+    ends = circuit.frame.iloc[[0, -1]]
+    np.testing.assert_allclose(ends["random_faithfulness"], ends["faithfulness"], atol=1e-6)
+    np.testing.assert_allclose(ends["random_completeness"], ends["completeness"], atol=1e-6)
+
+
 def test_the_nodes_that_a_faithfulness_needs(model, effects):
     circuit = measure_circuit(model, sae(), effects, sizes=SIZES)
     sizes = circuit.frame["n_nodes"]
@@ -166,6 +207,23 @@ def test_dictionaries_side_by_side(model, prompts):
         assert row.error_share == pytest.approx(share)
         assert row.error_effect + row.latent_effect == pytest.approx(1)
     assert compared.summary["nodes_nodes"].keys() == {"narrow", "wide"}
+
+
+def test_a_metric_of_your_own_is_compared_like_a_named_one(model, prompts):
+    def difference(logits, prompts):
+        return METRICS["logit_difference"].function(logits[range(len(logits)), prompts.last], prompts)
+
+    both = [
+        compare_circuits(
+            model, {"one": sae()}, prompts, metric=metric, sizes=SIZES, random_sets=1, target=0.3
+        )
+        for metric in ("logit_difference", difference)
+    ]
+    assert both[1].metric == "difference"
+    pd.testing.assert_frame_equal(both[0].frame, both[1].frame)
+    circuit = both[0].circuits["one", "nodes"].frame.set_index("n_nodes")
+    row = both[0].frame.iloc[0]
+    assert row["random_nodes"] == circuit.loc[row["nodes_nodes"], "random_faithfulness"]
 
 
 def test_novel_latents_beside_the_error_of_the_small_dictionary(model, prompts):
@@ -196,8 +254,17 @@ def test_what_does_not_belong_together_is_refused(model, prompts, effects):
     other = measure_node_effects(model, sae(), prompts.select([0, 1]), methods=["attribution"])
     with pytest.raises(ValueError, match="on different prompts"):
         compare_errors(effects, other, [0])
+    rearranged = replace(prompts, corrupted=prompts.tokens)
+    other = measure_node_effects(model, sae(), rearranged, methods=["attribution"], baseline="mean")
+    mean = measure_node_effects(model, sae(), prompts, methods=["attribution"], baseline="mean")
+    with pytest.raises(ValueError, match="on different prompts"):  # by their corrupted twins alone
+        compare_errors(mean, other, [0])
     zero = measure_node_effects(model, sae(), prompts, methods=["attribution"], baseline="zero")
     with pytest.raises(ValueError, match="different baseline: patch and zero"):
         compare_errors(effects, zero, [0])
     with pytest.raises(ValueError, match="at least one dictionary"):
         compare_circuits(model, {}, prompts)
+    with pytest.raises(ValueError, match="errors must name at least one of 'nodes'"):
+        compare_circuits(model, {"one": sae()}, prompts, errors=[])
+    with pytest.raises(ValueError, match="random_sets must be at least 0"):
+        measure_circuit(model, sae(), effects, random_sets=-1)
