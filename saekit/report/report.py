@@ -32,6 +32,9 @@ from saekit.analysis import (
     splitting_tree,
     stitch,
 )
+from saekit.analysis.edits import Edits
+from saekit.analysis.effects.circuits import CircuitComparison
+from saekit.analysis.effects.nodes import NodeEffects
 from saekit.analysis.meta.baselines import MetaBaselines, meta_baselines
 from saekit.analysis.meta.sae import RECIPES, Recipe
 from saekit.analysis.novelty import GroupInsertionPass, InsertionPass
@@ -47,6 +50,7 @@ from saekit.metrics import CEDegradation, Evaluation, EvaluationPass, ce_degrada
 from saekit.passes import one_pass
 from saekit.plots.probing import MARKERS
 from saekit.provenance import provenance_of
+from saekit.report.causal import Causes
 from saekit.report.page import Section, Table, write_page
 from saekit.settings import choice, cosine, whole
 from saekit.wording import grouped, listed, number, share, span
@@ -69,6 +73,9 @@ def write_report(
     recipe: str | Recipe = "lesswrong",
     baselines: Sequence[Dictionary] = (),
     probing: Probing | None = None,
+    effects: Sequence[NodeEffects] = (),
+    circuits: Sequence[CircuitComparison] = (),
+    edits: Sequence[Edits] = (),
     allow_mismatch: bool = False,
     progress: bool = False,
 ) -> Path:
@@ -97,6 +104,13 @@ def write_report(
         its dictionary of that width.
     probing : Probing, optional
         Probes of the family's dictionaries, from `saekit.probe`.
+    effects : sequence of NodeEffects
+        What nodes of its dictionaries do to a metric, from `saekit.measure_node_effects`.
+    circuits : sequence of CircuitComparison
+        Circuits through its dictionaries, one per task, from `saekit.compare_circuits`; `random_sets` sets
+        random nodes beside them.
+    edits : sequence of Edits
+        Edits of facts by its latents, from `saekit.measure_edits`.
     allow_mismatch : bool
         Warn instead of raising where model, store and family contradict each other.
     progress : bool
@@ -113,10 +127,10 @@ def write_report(
         If model, store and family do not belong together (`saekit.agreement`).
     ValueError
         If the family has fewer than two widths, or latents that depend on each other (TopK: see
-        `saekit.as_jumprelu`), a baseline has none of its widths, none of its dictionaries was probed, or a
-        setting is out of range.
+        `saekit.as_jumprelu`), a baseline has none of its widths, none of its dictionaries was probed,
+        effects, circuits or edits are of others, or a setting is out of range.
     TypeError
-        If `family` is not a `Family`.
+        If `family` is not a `Family`, or a result is of another analysis.
     OSError
         If nothing can be written to the folder.
 
@@ -138,6 +152,8 @@ def write_report(
                 f"{one.name} has {one.width}."
             )
     probed = _probed(probing, family) if probing is not None else []
+    causes = Causes(effects, circuits, edits)
+    causes.require(family)
     dictionaries = [*family, *baselines]
     for one in dictionaries:
         one.require_independent("A report")
@@ -162,6 +178,8 @@ def write_report(
         analyses.append(lambda: _beside_baselines(family, baselines, store, theta))
     if probing is not None:
         analyses.append(lambda: _downstream(probing, probed))
+    if effects or circuits or edits:
+        analyses.append(causes.section)
     bar = tqdm(analyses, disable=not progress, unit="section", desc="report")
     sections = [analysis() for analysis in bar]
     kind = kind_style(family.kind).label

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from toy_edits import make_edits
 
 import saekit
 from saekit.agreement import MismatchError
@@ -29,7 +30,7 @@ from saekit.family import Family
 from saekit.metrics import evaluate
 from saekit.report.page import Section, Table, write_page
 from saekit.report.report import _greatest_null, write_report
-from saekit.wording import number
+from saekit.wording import fixed, number, percent
 
 pytestmark = pytest.mark.slow  # one set-up of seconds serves the whole module
 
@@ -56,6 +57,12 @@ CSVS = {
     "beside_baselines",
     "probing",
     "probing_table",
+    "causes_circuits",
+    "causes_circuits_table",
+    "causes_effects",
+    "causes_effects_table",
+    "causes_edits",
+    "causes_edits_table",
 }
 
 
@@ -85,11 +92,20 @@ def family(store):
 
 
 @pytest.fixture(scope="module")
-def beside(family, store):
+def beside(family, store, model):
     """What a report takes in besides the family."""
     x = torch.randn(80, store.d_in, generator=torch.Generator().manual_seed(5))
     sets = [saekit.LastTokens(f"set {i}", x, x[:, i] > 0, kept_out=i == 0) for i in range(3)]
+    texts, others = ["the king sleeps", "the old queen"], ["the queen sleeps", "the old king"]
+    pairs = saekit.Prompts.from_texts(
+        model.tokenizer, texts, corrupted=others, answers=[" over"] * 2, wrong=[" runs"] * 2, name="<i>toy"
+    )
+    members = {f"width {width}": family[width] for width in family.widths}
+    edits = replace(make_edits(), dictionary=family[24].identity)
     return {
+        "effects": [saekit.measure_node_effects(model, family[24], pairs)],
+        "circuits": [saekit.compare_circuits(model, members, pairs, sizes=[1, 3], random_sets=2, target=0.5)],
+        "edits": [edits],
         "baselines": [saekit.random_at_equal_l0(family[24], store), saekit.permuted_decoder(family[12])],
         "probing": saekit.probe([family[12], family[24]], sets, ks=[1, 2]),
     }
@@ -132,10 +148,14 @@ def test_the_page_needs_nothing_else(folder):
     assert page.references
     assert all(re.match(r"#[a-z-]+$|data:image/svg\+xml;base64,", reference) for reference in page.references)
     anchors = {reference[1:] for reference in page.references if reference.startswith("#")}
-    assert anchors == {"unique", "complete", "atomic"} == anchors & set(re.findall(r'id="([a-z-]+)"', text))
+    assert (
+        anchors
+        == {"unique", "complete", "atomic", "causes"}
+        == anchors & set(re.findall(r'id="([a-z-]+)"', text))
+    )
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|@import|url\(|nan\b|/(home|root|tmp|work|Users)/", text)
-    assert page.tags.count("img") == page.tags.count("figure") == 11
+    assert page.tags.count("img") == page.tags.count("figure") == 14
 
 
 def test_everything_on_the_page_is_escaped(folder):
@@ -257,6 +277,60 @@ def test_baselines_and_probes_stand_beside_the_family(folder, family, store, bes
     expected = measure_uniqueness(family[24], family.get(24, 1), theta=THETA).summary
     assert seeds["pw_mcc_signed"].tolist() == pytest.approx([expected["pw_mcc_signed"]])
     assert seeds["differ"].tolist() == ["unknown"]
+
+
+def test_it_says_whether_latents_matter_to_the_model(folder, beside):
+    record = json.loads((folder / "report.json").read_text())
+    says, text = record["says"]["Causes"], (folder / "index.html").read_text()
+    assert '<a class="card" href="#causes">' in text
+    compared, effects, edits = (beside[name][0] for name in ("circuits", "effects", "edits"))
+
+    table = pd.read_csv(folder / "causes_circuits_table.csv").set_index(["dictionary", "errors"])
+    for key, circuit in compared.circuits.items():
+        needed = circuit.nodes_for(0.5)
+        assert table.loc[key, "nodes"] == needed
+        at = circuit.frame[circuit.frame["n_nodes"] >= min(needed, len(circuit.nodes))].iloc[0]
+        for column in ("faithfulness", "completeness_high", "random_faithfulness_low"):
+            assert table.loc[key, column] == pytest.approx(at[column])
+    row = table.loc[("width 24", "nodes")]
+    assert (
+        f"{row['nodes']:.0f} of {row['of']} nodes of width 24 restore {percent(row['faithfulness'])}" in says
+    )
+    assert f"as many random nodes restore {percent(row['random_faithfulness'])}" in says
+
+    found = pd.read_csv(folder / "causes_effects_table.csv").set_index(["kind", "method"])
+    known = effects.agreement.set_index(["kind", "method"]).loc[("latent", "relp")]
+    assert found.loc[("latent", "RelP"), "correlation"] == pytest.approx(known["correlation"])
+    assert found.loc[("latent", "RelP"), "correlation_high"] == pytest.approx(known["high"])
+    sums = effects.by_kind.set_index("kind")
+    assert found.loc[("error", "RelP"), "sum"] == pytest.approx(sums.loc["error", "relp"])
+    best = found.loc["latent", "correlation"].max()
+    assert f"to {fixed(best)} (" in says
+
+    methods = edits.table.set_index(["method", "n"])
+    swap, random = (methods.loc[(name, 2)] for name in ("latents", "random direction"))
+    assert f"Swapping 2 latents of relu 24 (seed 0) changes {percent(swap['cause'])} of" in says
+    assert f"a random direction as long {percent(random['cause'])}" in says
+    clear = methods.index[methods["disentangle_low"] > 0.5]
+    assert ("no method separates one fact" in says) == (not len(clear))
+    assert all(f"{name} ({n})" in says for name, n in clear)
+
+
+def test_results_on_causes_that_are_not_the_family_s_are_refused_at_once(family, store, beside, tmp_path):
+    with pytest.raises(TypeError, match="effects must be a sequence of NodeEffects, found NodeEffects"):
+        write_report(family, store, folder=tmp_path, effects=beside["effects"][0])
+    with pytest.raises(TypeError, match="circuits must be a sequence of CircuitComparison, found Edits"):
+        write_report(family, store, folder=tmp_path, circuits=beside["edits"])
+    with pytest.raises(ValueError, match=r"The edits are of relu 24 \(seed 0\), none of which is in"):
+        write_report(family, store, folder=tmp_path, edits=[make_edits()])
+    with pytest.raises(ValueError, match=r"The circuits are of relu 12 \(seed 0\) and relu 24"):
+        write_report(
+            Family([family.get(24, 1), family[12].gather(range(5))]),
+            store,
+            folder=tmp_path,
+            circuits=beside["circuits"],
+        )
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_does_not_belong_beside_the_family_is_refused_at_once(family, store, beside, tmp_path):
