@@ -209,6 +209,17 @@ def alert(message: str) -> Markup:
     return panel(markup('<div role="alert" class="alert"><b>Error:</b> {}</div>', lines))
 
 
+def goto(width: int, latent: int, text: Any = None) -> Markup:
+    """Name a latent; in a live explorer a click on it opens the latent, and elsewhere it is plain text.
+
+    Examples
+    --------
+    >>> goto(1152, 3)
+    Markup('<span data-goto="1152/3">3</span>')
+    """
+    return markup('<span data-goto="{}/{}">{}</span>', width, latent, latent if text is None else text)
+
+
 # ---------------------------------------------------------------------- tokens
 
 

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 from weakref import WeakSet
 
 import traitlets
@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.selection import select_latent
+from saekit.widgets.bridge import Bridge
 from saekit.wording import listed
 
 
@@ -76,15 +77,15 @@ class LatentState(State):
         self, widths: Sequence[int], width: int, latent: int, *, follow: Callable[[int, int, int], int]
     ) -> None:
         super().__init__()
-        self._widths, self._follow = list(widths), follow
+        self.widths, self._follow = list(widths), follow
         self.width, self.latent = width, latent
 
     @traitlets.validate("width")
     def _known_width(self, proposal: Any) -> int:
         with as_trait_error():
             width = settings.whole("width", proposal["value"])
-        if width not in self._widths:
-            raise traitlets.TraitError(f"width must be one of {listed(self._widths)}, found {width}.")
+        if width not in self.widths:
+            raise traitlets.TraitError(f"width must be one of {listed(self.widths)}, found {width}.")
         return width
 
     @traitlets.validate("latent")
@@ -96,6 +97,16 @@ class LatentState(State):
     def _width_changed(self, change: Any) -> None:
         if change["old"]:
             self.latent = self._follow(change["old"], self.latent, change["new"])
+
+
+class Leader(Protocol):
+    """An explorer that others are a part of."""
+
+    def goto(self, width: int, latent: int) -> None:
+        """Go to a latent."""
+
+    def follow(self, explorer: Explorer) -> None:
+        """Take over the selection of one of them, which has changed."""
 
 
 class Explorer:
@@ -115,6 +126,8 @@ class Explorer:
         `traitlets.TraitError`.
     """
 
+    _leader: Leader | None = None  # the explorer that it is a part of
+
     def __init__(self, state: State) -> None:
         self.state = state
         self._view: widgets.VBox | None = None
@@ -130,7 +143,9 @@ class Explorer:
             self._alert, self._code = widgets.HTML(), widgets.HTML()
             self._panels: list[widgets.HTML] = []
             style = widgets.HTML(layout={"display": "none"})
-            self._view = widgets.VBox([style, self._alert, *self._build(), self._code])
+            # Within another explorer, that one's bridge listens, and it shows the selection of both.
+            own = [self._code, Bridge(self._received)] if self._leader is None else []
+            self._view = widgets.VBox([style, self._alert, *self._build(), *own])
             self._view.add_class("saekit")
             self._view.layout.padding = "8px"
             style.value = html.STYLE + html.hide_static(self._view.model_id)
@@ -176,6 +191,8 @@ class Explorer:
         )
         self._bind(self._width, "width")
         self._bind(self._latent, "latent")
+        if self._leader is not None:  # which has these controls too
+            self._width.layout.display = self._latent.layout.display = "none"
         return [self._width, self._latent]
 
     def _show_latent(self) -> None:
@@ -218,6 +235,30 @@ class Explorer:
             self.show(width=target[0], latent=target[1])
 
     @guard
+    def _received(self, message: Mapping[str, Any]) -> None:
+        """Act on a click or a key that the bridge sent."""
+        if "goto" in message:
+            width, latent = map(int, message["goto"].split("/"))
+            self.goto(width, latent)
+        elif "sort" in message:
+            self._sort_by(message["sort"])
+        elif message["key"] in ("next", "previous"):
+            self._step(1 if message["key"] == "next" else -1)
+        else:
+            self._travel(-1 if message["key"] == "back" else 1)
+
+    def _step(self, by: int) -> None:
+        """Go to the next or the previous latent, with the keys."""
+        if isinstance(self.state, LatentState):
+            self.state.latent = (self.state.latent + by) % self.state.width
+
+    def _travel(self, by: int) -> None:
+        """Go back or forward, with the keys."""
+
+    def _sort_by(self, column: str) -> None:
+        """Order a table by a column whose title was clicked."""
+
+    @guard
     def _changed(self, _change: Any = None) -> None:
         selection = self.code()
         if self._view is None or self._rendering or selection == self._shown:
@@ -233,6 +274,8 @@ class Explorer:
         self._shown = selection
         self._code.value = html.panel(self._selection_line())
         self._alert.value = ""
+        if self._leader is not None:
+            self._leader.follow(self)
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -247,6 +290,36 @@ class Explorer:
         return html.small("This selection: ", html.markup("<code>{}</code>", self.code()))
 
     # ------------------------------------------------------------------ for users
+
+    @property
+    def selected(self) -> tuple[int, int] | None:
+        """Width and latent that are shown; None where no latent is."""
+        return (self.state.width, self.state.latent) if isinstance(self.state, LatentState) else None
+
+    def goto(self, width: int, latent: int) -> None:
+        """Show a latent.
+
+        Raises
+        ------
+        ValueError
+            If the explorer shows no latents of this width.
+        """
+        if self._leader is not None:
+            self._leader.goto(width, latent)
+        elif self._can_visit(width, latent):
+            self._visit(width, latent)
+        else:
+            raise ValueError(
+                f"{type(self).__name__} does not show latent {latent} of width {width}: saekit.explore does."
+            )
+
+    def _can_visit(self, width: int, latent: int) -> bool:
+        """Whether it can show a latent."""
+        return isinstance(self.state, LatentState) and width in self.state.widths and 0 <= latent < width
+
+    def _visit(self, width: int, latent: int) -> None:
+        """Show a latent that it can show."""
+        self.show(width=width, latent=latent)
 
     def show(self, **selection: Any) -> None:
         """Set several values of the state at once.
