@@ -4,10 +4,10 @@ PALETTE = BLUE, ORANGE, GREEN, VERMILION, PINK, BROWN, ROSE, SKY = (
     *("#0173b2", "#de8f05", "#029e73", "#d55e00"),
     *("#cc78bc", "#ca9161", "#fbafe4", "#56b4e9"),
 )
-GREY, DARK_GREY, INK = "#8c8c8c", "#6e6e6e", "#262626"
+GREY, DARK_GREY, LIGHT_GREY, INK = "#8c8c8c", "#6e6e6e", "#dcdcdc", "#262626"
 
 NOVEL, RECONSTRUCTION = VERMILION, SKY
-META, LATENT = GREEN, "#882255"  # meta-latents, and the latents that they make up: of no kind's colour
+META, LATENT = "#999933", "#882255"  # meta-latents, and the latents that they make up: of no kind's colour
 NULL = GREY  # second seeds, chance lines, nulls
 
 

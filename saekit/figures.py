@@ -28,7 +28,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from saekit.colours import PINK
+from saekit.colours import META, PINK
 from saekit.files import write_bytes, write_json
 from saekit.identity import Identity, distinct_names
 from saekit.source import code_hash, modules_behind
@@ -82,13 +82,13 @@ class KindStyle:
 
 # Kinds that analyses make from trained dictionaries.
 _MADE = {
-    "meta": KindStyle("meta-SAE", "#44aa99", "h", "-"),
+    "meta": KindStyle("meta-SAE", META, "h", "-"),
     "stitched": KindStyle("stitched", "#882255", "P", "--"),
     "frankenstein": KindStyle("Frankenstein", "#666666", "*", "--"),
     "unknown": KindStyle("SAE", PINK, "X", "-."),
 }
 _SPARE = {
-    "colour": ("#aa4499", "#999933", "#d1495b", "#5b7f95", "#c2a14d", "#7a5195", "#3f8f5a", "#b35900"),
+    "colour": ("#aa4499", "#44aa99", "#d1495b", "#5b7f95", "#c2a14d", "#7a5195", "#3f8f5a", "#b35900"),
     "marker": ("<", ">", "8", "d", "H"),
     "line": ("-.", ":", "--"),
 }

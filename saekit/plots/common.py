@@ -8,8 +8,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
+from saekit.colours import INK
 from saekit.dictionary import Dictionary, identity_of
 from saekit.figures import describe, kind_style
 from saekit.identity import Identity, distinct_names
@@ -169,6 +171,45 @@ def root_scale(axes: Axes, highest: float) -> None:
     axes.set_ylim(0, 1.1 * highest)
     axes.yaxis.set_major_locator(FixedLocator((0, 0.01, 0.05, 0.1, 0.2, 0.5)))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def ink_on(background: str) -> str:
+    """The colour of text on this one: white where it is dark."""
+    return "white" if np.dot(to_rgb(background), [0.299, 0.587, 0.114]) < 0.5 else INK
+
+
+def spread_labels(points: np.ndarray, size: tuple[float, float], *, steps: int = 300) -> np.ndarray:
+    """Centres for labels of points: outside of them, and apart from each other and from the points.
+
+    Parameters
+    ----------
+    points : ndarray of shape (n, 2)
+        The points, around the origin.
+    size : tuple of float
+        Width and height of a label, in the units of the points.
+    steps : int
+        Times that labels which overlap are pushed apart.
+    """
+    box = np.array(size)
+    away = points - points.mean(axis=0)
+    away = away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
+    centres = points + 0.75 * box * away
+    for _ in range(steps):
+        push = np.zeros_like(centres)
+        for others, room in ((centres, box), (points, 0.62 * box)):  # a point is half a label and a margin
+            gap = centres[:, None] - others[None]
+            over = np.maximum(1 - np.abs(gap) / room, 0)
+            touching = over.min(axis=2) > 0
+            if others is centres:
+                np.fill_diagonal(touching, False)
+            shortest = over[..., 0] * room[0] < over[..., 1] * room[1]  # the shorter way out
+            side = np.where(gap == 0, np.where(np.arange(len(points)) % 2, 1.0, -1.0)[:, None, None], gap)
+            move = np.sign(side) * over * room * np.stack([shortest, ~shortest], axis=2)
+            push += np.where(touching[..., None], 0.5 * move, 0).sum(axis=1)
+        if not push.any():
+            break
+        centres = centres + push
+    return centres
 
 
 def doubling_axis(axes: Axes, ticks: Iterable[int]) -> None:

@@ -72,7 +72,7 @@ def group_comparison(result: DictionaryComparison, reference: str, groups: Mappi
         axes.axvline(0, color=INK, linewidth=0.6, zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set(xlabel="change in FVU", ylabel="change in CE (nats per token)")
-        figure.legend(loc="outside lower center", ncols=min(len(cases), 3))
+        figure.legend(loc="outside lower center", ncols=len(cases) if len(cases) <= 3 else 2)
     means = "; ".join(
         f"{case}: FVU {part['fvu_difference'].mean():+.4f}, cross-entropy {part['ce_difference'].mean():+.4f}"
         for case, part in data.groupby("group", sort=False)

@@ -140,6 +140,10 @@ def source_attribution(result: SourceAttribution, texts: Sequence[str]) -> Plot:
         left.set_yticks(range(sources), [fit_text(visible(text), 1.1) for text in texts], fontsize=6.5)
         left.set_xticks(range(n_heads))
         left.set_xlabel("head")
+        # In grey both ends of the colours are dark.
+        for source, head in zip(*np.nonzero(values < -0.1 * limit), strict=True):
+            colour = "white" if values[source, head] < -0.6 * limit else INK
+            left.text(head, source, "\N{MINUS SIGN}", ha="center", va="center", fontsize=7, color=colour)
         left.grid(False)
         figure.colorbar(image, ax=left, label="attribution", aspect=30)
         right.barh(range(sources), result.by_source.numpy(), color=RECONSTRUCTION, height=0.7)
@@ -155,7 +159,8 @@ def source_attribution(result: SourceAttribution, texts: Sequence[str]) -> Plot:
         figure,
         data,
         caption=f"Where a latent's activation comes from. Latent {result.latent} of {result.dictionary} at "
-        f"token {result.position}: attribution to each source token and head. {text}.",
+        f"token {result.position}: attribution to each source token and head, with a minus sign where it "
+        f"is negative and at least a tenth of the largest. {text}.",
         alt=f"Heat map of attributions by source token and head, with sums by token. {text}.",
         made_from=made_from(result),
     )
@@ -194,7 +199,7 @@ def upstream_attribution(
             label = (labels or {}).get((row.place, row.latent))
             texts.append(fit_text(f"{place}: {row.latent} {visible(label) if label else ''}".strip(), 2.2))
         else:
-            texts.append("own bias" if row.kind == "own bias" else place)
+            texts.append({"own bias": "own bias", "error": f"{place}: error"}.get(row.kind, place))
     data["text"] = texts
     with house_style():
         figure = new_figure(FULL, 0.9 + 0.19 * len(data))

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 
 from saekit.analysis.edits import PATCHING, RANDOM
-from saekit.colours import BLUE, DARK_GREY, GREEN, INK, ORANGE, PINK, VERMILION
+from saekit.colours import DARK_GREY, INK, LATENT, META, NULL
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import made_from
 
 if TYPE_CHECKING:
     from saekit.analysis.edits import Edits
 
-# The same mark in every panel; baselines in ink, methods by latents in colour.
+# The same mark in every panel; baselines in ink, methods by latents and by meta-latents in their colours.
 MARKS = {
     PATCHING: ("D", INK),
     "reconstruction": ("x", INK),
@@ -22,11 +22,11 @@ MARKS = {
     "neurons": ("s", DARK_GREY),
     "principal components": ("^", DARK_GREY),
     "difference of means": ("v", INK),
-    "all latents": ("o", VERMILION),
-    "latents": ("o", ORANGE),
-    "meta-latents": ("P", BLUE),
-    "meta-latents, as in the post": ("*", GREEN),
-    "meta-latents, as in the code": ("X", PINK),
+    "all latents": ("p", LATENT),
+    "latents": ("o", LATENT),
+    "meta-latents": ("P", META),
+    "meta-latents, as in the post": ("*", META),
+    "meta-latents, as in the code": ("X", META),
 }
 SMALL, LARGE = 4.0, 8.0  # size of a mark: more components, larger
 
@@ -75,7 +75,7 @@ def edits_by_method(result: Edits) -> Plot:
             ylim=(-0.05, 1.05),
         )
         damage.set_xscale("symlog", linthresh=0.1)
-        plane.plot([0, 1], [1, 0], color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+        plane.plot([0, 1], [1, 0], color=NULL, linewidth=0.8, linestyle=":", zorder=0)
         damage.set(xlabel="damage (nats per token)")
         marks = [
             Line2D(
@@ -98,7 +98,7 @@ def edits_by_method(result: Edits) -> Plot:
         "source, cause is the share of edits after which the edited attribute is the source's, isolation "
         "the share of other attributes that stay the base's; on the dotted line their mean is 0.5, as if "
         "everything were left as it is. Damage is the increase in loss on unrelated text with the change "
-        "added at every position. Larger marks swap more components; bars are 95 % bootstrap intervals, over "
+        "added at every position. Larger marks swap more components; bars are 95% bootstrap intervals, over "
         f"pairs or rows of text. Greatest mean: {first['method']} ({first['n']}), "
         f"{first['disentangle']:.2f}.",
         alt="Scatter of cause against isolation, and against damage. By the mean of cause and isolation: "

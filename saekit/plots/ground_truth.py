@@ -15,10 +15,11 @@ CLASSIC = {  # label and marker of methods without latents
 }
 TITLES = {"nabeshima_tree": "Nabeshima's tree", "synth_sae_bench": "SynthSAEBench, small"}
 LOWEST = -1.5  # relative change that is still drawn
+GROUPS = {"novel_cos": "novel latents", "novel_gain": "latents that help alone"}
 PARTS = {
-    "ideal": ("if nothing were carried or shared", RECONSTRUCTION),
-    "carried": ("already carried by the small SAE", NOVEL),
-    "interaction": ("inserted latents overlap", NULL),
+    "ideal": ("if nothing were carried or shared", RECONSTRUCTION, ""),
+    "carried": ("already carried by the small SAE", NOVEL, ""),
+    "interaction": ("inserted latents overlap", NULL, "////"),
 }
 
 
@@ -42,6 +43,7 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
     groups = table.groupby(["world", "kind", "width"], sort=False)
     data = groups[score].agg(["mean", "min", "max"]).reset_index()
     worlds = list(dict.fromkeys(data["world"]))
+    name = score.replace("_", " ") if "_" in score else score.upper()
     columns = min(2, len(worlds))
     rows = -(-len(worlds) // columns)
     with house_style():
@@ -66,7 +68,7 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
             axes.xaxis.set_major_formatter("{x:.0f}")
             axes.minorticks_off()
         for axes in panels[::columns]:
-            axes.set_ylabel(score.replace("_", " ") if "_" in score else score.upper())
+            axes.set_ylabel(name)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
     best = data.loc[data.groupby("world")["mean"].idxmax()]
@@ -76,8 +78,8 @@ def recovery_by_width(table: pd.DataFrame, score: str = "mcc") -> Plot:
     return Plot(
         figure,
         data,
-        caption=f"{score.upper()} with the true features over widths; bands are the range over seeds. "
-        f"Best: {told}.",
+        caption=f"Recovery of the true features. {name} against width in worlds whose features are known; "
+        f"bands are the range over seeds. Best: {told}.",
         alt=f"Lines of {score} over widths. Best: {told}.",
     )
 
@@ -129,10 +131,10 @@ def hedging_scatter(table: pd.DataFrame, by_hand: pd.DataFrame) -> Plot:
     return Plot(
         figure,
         data,
-        caption="Change in MSE when all novel latents are inserted into a narrow dictionary of the hedging "
-        "tree, over the power that they bring, against its hedging score; points are kinds, seeds and rates "
-        f"of the children. Above 0 inserting them overshoots. Rank correlation: {told}. "
-        f"Points below the axis: {below}.",
+        caption="Hedging and overshoot. Change in MSE when all novel latents are inserted into a narrow "
+        "dictionary of the hedging tree, relative to the power that they bring, against its hedging score; "
+        "there is one point per kind, seed and rate of the children. Above 0 inserting them overshoots. Rank "
+        f"correlation: {told}. Points below the axis: {below}.",
         alt=f"Scatter of the relative change in MSE over the hedging score. Rank correlation: {told}.",
     )
 
@@ -159,13 +161,15 @@ def overshoot_parts_bars(table: pd.DataFrame, group: str = "novel_cos") -> Plot:
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
             part = data[data["kind"] == kind]
             places = range(len(part))
-            for i, (name, (label, colour)) in enumerate(PARTS.items()):
-                axes.bar([p + 0.25 * (i - 1) for p in places], part[name], 0.25, color=colour, label=label)
+            for i, (name, (label, colour, hatch)) in enumerate(PARTS.items()):
+                style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+                axes.bar([p + 0.25 * (i - 1) for p in places], part[name], 0.25, label=label, **style)
             axes.plot(places, part["change"], "D", color=INK, markersize=4, label="real change")
             axes.axhline(0, color=INK, linewidth=0.6)
             names = [f"{r.small}, seeds" if r.null else f"{r.small} → {r.large}" for r in part.itertuples()]
             axes.set_xticks(list(places), names, rotation=30, ha="right")
-            axes.set(title=VARIANTS[kind].label, ylabel="change in MSE")
+            axes.set_title(VARIANTS[kind].label)
+        figure.axes[0].set_ylabel("change in MSE")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
     pairs = data[~data["null"]]
@@ -175,9 +179,10 @@ def overshoot_parts_bars(table: pd.DataFrame, group: str = "novel_cos") -> Plot:
     return Plot(
         figure,
         data,
-        caption=f"Change in MSE when all {group} latents are inserted, split exactly: what they would gain "
-        "if the small dictionary carried nothing of them and none overlapped, what it carries already, and "
-        f"how far they overlap. Share carried already, mean over widths: {told}.",
+        caption="Why inserted latents overshoot. Change in MSE when all "
+        f"{GROUPS[group]} are inserted, split exactly into what they would gain if the small dictionary "
+        "carried nothing of them and none overlapped, what it carries already, and how far they overlap; "
+        f"each panel has its own scale. Share carried already, mean over widths: {told}.",
         alt=f"Bars of the three parts of the change in MSE for each pair. Share carried already: {told}.",
     )
 

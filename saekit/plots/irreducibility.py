@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from saekit.charts.paper import fit_text
-from saekit.colours import INK, NULL, PALETTE, RECONSTRUCTION
+from saekit.colours import LIGHT_GREY, NULL, PALETTE, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, kind_style, new_figure
-from saekit.plots.common import made_from
+from saekit.plots.common import made_from, spread_labels
 from saekit.wording import fixed, listed
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PER_ROW = 3
 COLOURED = 6  # tokens of each panel that have a colour of their own
 TOKEN_WIDTH = 0.45  # inches in a legend
+MARKERS = "os^DvP"  # of the coloured tokens
+PANEL = 1.55  # inches of a panel of words
 
 
 def cluster_panels(result: ClusterPanels) -> Plot:
@@ -54,12 +56,13 @@ def cluster_panels(result: ClusterPanels) -> Plot:
             commonest.append(str(named[0]))
             rest = part[~words.isin(named)]
             axes.scatter(rest["x"], rest["y"], s=2, color=NULL, alpha=0.4, linewidths=0, rasterized=True)
-            for colour, word in zip(PALETTE, named, strict=False):
+            for colour, marker, word in zip(PALETTE, MARKERS, named, strict=False):
                 here = part[words == word]
                 axes.scatter(
                     here["x"],
                     here["y"],
-                    s=4,
+                    s=5,
+                    marker=marker,
                     color=colour,
                     alpha=0.7,
                     linewidths=0,
@@ -129,13 +132,19 @@ def word_circles(results: CircularOrder | Mapping[str, CircularOrder]) -> Plot:
         for axes, (name, found) in zip(panels, results.items(), strict=False):
             part = found.frame.dropna(subset=["x", "y"])
             around = pd.concat([part, part.iloc[:1]])
-            axes.plot(around["x"], around["y"], "o-", color=RECONSTRUCTION, markersize=2.5, linewidth=0.6)
+            axes.plot(around["x"], around["y"], color=RECONSTRUCTION, linewidth=0.6)
+            axes.plot(part["x"], part["y"], "o", color=RECONSTRUCTION, markersize=2.5, zorder=4)
             size = 1.35 * float(part[["x", "y"]].abs().max(axis=None))
-            for row in part.itertuples():
-                out = 1 + 0.14 * size / max(float((row.x**2 + row.y**2) ** 0.5), 1e-9)
-                text = str(row.word)[:3]
-                axes.text(out * row.x, out * row.y, text, ha="center", va="center", fontsize=5.5, color=INK)
+            inch = 2 * size / PANEL
+            places = spread_labels(part[["x", "y"]].to_numpy(), (0.24 * inch, 0.11 * inch))
+            for row, (x, y) in zip(part.itertuples(), places, strict=True):
+                axes.plot([row.x, x], [row.y, y], color=NULL, linewidth=0.4, zorder=1)
+                text = axes.text(x, y, str(row.word)[:3], ha="center", va="center_baseline", fontsize=6.5)
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.3})
+            axes.axhline(0, color=LIGHT_GREY, linewidth=0.6, zorder=0)
+            axes.axvline(0, color=LIGHT_GREY, linewidth=0.6, zorder=0)
             axes.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             axes.set_title(f"{name}\norder {fixed(found.order)}, p = {found.p_value:.2g}", fontsize=7)
         for axes in panels[len(results) :]:
             axes.axis("off")

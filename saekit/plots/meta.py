@@ -16,9 +16,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.meta.latents import require_tree
 from saekit.charts.paper import fit_text
-from saekit.colours import DARK_GREY, INK, LATENT, META, NULL, PALETTE, shade
+from saekit.colours import DARK_GREY, INK, LATENT, LIGHT_GREY, META, NULL, PALETTE, shade
 from saekit.figures import FULL, HALF, Plot, describe, house_style, kind_style, new_figure, width_colours
-from saekit.plots.common import doubling_axis, groups_of, made_from, named, rows_of
+from saekit.plots.common import doubling_axis, groups_of, ink_on, made_from, named, rows_of
 from saekit.wording import fixed, listed, percent, share
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from saekit.analysis.meta.sae import MetaSAE, MetaSweep
     from saekit.analysis.splitting import SplittingTree
 
-BASELINE = "#b9c4cd"
+BASELINE = shade(NULL, 0.4)
 ENCODERS = {
     "own": "",
     "kept": "encoder kept",
@@ -79,7 +79,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
                     place,
                     value,
                     0.82,
-                    color="#dcdcdc" if bar.null else _bar_colour(result, bar.variant, bar.encoder),
+                    color=LIGHT_GREY if bar.null else _bar_colour(result, bar.variant, bar.encoder),
                     hatch="////" if bar.null else None,
                     edgecolor=NULL if bar.null else "white",
                     linewidth=0.4 if bar.null else 0,
@@ -115,7 +115,7 @@ def meta_baselines(result: MetaBaselines) -> Plot:
         handles: list[Any] = [
             Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label="the meta-SAE"),
             Patch(
-                facecolor="#dcdcdc",
+                facecolor=LIGHT_GREY,
                 hatch="////",
                 edgecolor=NULL,
                 linewidth=0.4,
@@ -188,13 +188,13 @@ def meta_sweep(result: MetaSweep) -> Plot:
     data = result.frame[columns].reset_index(drop=True)
     held_out = bool(data["explained_variance_held_out"].notna().any())
     ks = sorted(set(data["k"]))
-    colours = width_colours(ks)
+    colours, markers = width_colours(ks), dict(zip(ks, cycle("os^vDpX"), strict=False))
     with house_style():
         figure = new_figure(HALF + 0.7, 2.3)
         axes = figure.subplots()
         for k, part in data.groupby("k"):
             part = part.sort_values("width")
-            style: dict[str, Any] = {"color": colours[k], "marker": "o", "markersize": 3.5}
+            style: dict[str, Any] = {"color": colours[k], "marker": markers[k], "markersize": 3.5}
             axes.plot(part["width"], part["explained_variance"], label=f"{k}", **style)
             if held_out:
                 axes.plot(
@@ -207,7 +207,9 @@ def meta_sweep(result: MetaSweep) -> Plot:
         doubling_axis(axes, set(data["width"]))
         axes.set(xlabel="meta-latents", ylabel="explained variance")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        handles = [Line2D([], [], color=colours[k], marker="o", markersize=3.5, label=f"k = {k}") for k in ks]
+        handles = [
+            Line2D([], [], color=colours[k], marker=markers[k], markersize=3.5, label=f"k = {k}") for k in ks
+        ]
         if held_out:
             handles += [
                 Line2D([], [], color=DARK_GREY, label="all rows"),
@@ -347,6 +349,7 @@ def meta_cosines(result: CosineDistributions) -> Plot:
     colours = {meta: META}
     for name, white in zip(others, np.linspace(0.45, 0, len(others)), strict=True):  # the widest darkest
         colours[name] = shade(kind_style(dictionaries[name].kind).colour, white)
+    dashes = dict(zip((meta, *others), cycle(("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))), strict=False))
     labels = rows_of([dictionaries[name] for name in others])["label"]
     names = {meta: "meta-SAE"} | dict(zip(others, labels, strict=True))
     titles = {
@@ -359,15 +362,17 @@ def meta_cosines(result: CosineDistributions) -> Plot:
         panels = figure.subplots(1, len(titles), sharey=True)
         for axes, (panel, title) in zip(panels, titles.items(), strict=True):
             for (name, null), bins in groups_of(data[data["panel"] == panel], ["nearest_in", "null"]):
-                style = {"linewidth": 0.8, "linestyle": ":"} if null else {"linewidth": 1.2}
-                axes.stairs(bins["share"], edges, color=colours[name], **style)
+                line = {"linewidth": 0.8 if null else 1.2, "linestyle": ":" if null else dashes[name]}
+                axes.stairs(bins["share"], edges, color=colours[name], **line)
             axes.axvline(result.theta, color=INK, linestyle="--", linewidth=0.8, zorder=0)
             axes.set(xlabel="greatest cosine", xlim=(edges[0], 1))
             axes.set_title(title, fontsize=8)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0].set_ylabel("share of directions")
         panels[0].set_ylim(0, 1.15 * data.loc[~data["null"], "share"].max())  # random ones are far narrower
-        handles = [Line2D([], [], color=colours[n], label=names[n]) for n in (meta, *others)]
+        handles = [
+            Line2D([], [], color=colours[n], linestyle=dashes[n], label=names[n]) for n in (meta, *others)
+        ]
         dotted: dict[str, Any] = {"color": DARK_GREY, "linestyle": ":", "linewidth": 0.8}
         handles.append(Line2D([], [], label="random directions", **dotted))
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -537,8 +542,12 @@ def meta_splitting(
             names.text(x, row, text, va="center_baseline", fontsize=6.5)
             left = 0.0
             for part in data[data["row"] == row].itertuples():
-                colour = coloured.get(part.meta_latent, "#dedede")
+                colour = coloured.get(part.meta_latent, LIGHT_GREY)
                 bars.barh(row, part.share, 0.78, left, color=colour, edgecolor="white", linewidth=0.5)
+                if part.meta_latent in coloured and part.share > 0.09:
+                    middle, text = left + part.share / 2, str(part.meta_latent)
+                    style = {"ha": "center", "va": "center_baseline", "fontsize": 6.5}
+                    bars.text(middle, row, text, color=ink_on(colour), **style)
                 left += part.share
         bars.set(xlim=(0, 1), ylim=(len(nodes) - 0.4, -0.6), xlabel="share of the meta-latents' activation")
         bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -551,7 +560,7 @@ def meta_splitting(
             )
             for m, colour in coloured.items()
         ]
-        handles.append(Patch(color="#dedede", label="others"))
+        handles.append(Patch(color=LIGHT_GREY, label="others"))
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     mean = data.groupby(["width", "latent"]).size().groupby("width").mean()
     numbers = ", ".join(f"{value:.1f} at width {w}" for w, value in mean.items())
@@ -678,7 +687,7 @@ def _with_gaps(groups: list[str]) -> list[float]:
 
 def _bar_colour(result: MetaBaselines, variant: str, encoder: str) -> str:
     if variant == "meta-SAE":
-        return META if encoder == "own" else "#8fd0ba"
+        return META if encoder == "own" else shade(META, 0.5)
     found = result.dictionaries.get(variant)
     return BASELINE if found is None else kind_style(found.kind).colour
 

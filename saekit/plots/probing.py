@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import seaborn as sns
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from saekit import settings
 from saekit.analysis.probing import ACTIVATIONS
 from saekit.colours import INK
-from saekit.figures import FULL, Plot, house_style, new_figure
+from saekit.figures import FULL, Plot, house_style, new_figure, width_colours
 from saekit.plots.common import made_from
 
 if TYPE_CHECKING:
     from saekit.analysis.probing import Probing
 
 MARKERS = "os^Dv<>Ph8p"
+LINES = ("-", "--", "-.")
 PANELS = {False: "other sets", True: "sets kept out of training text"}
 
 
@@ -51,22 +51,23 @@ def probing_curves(result: Probing, dictionaries: Sequence[str] | None = None) -
     data = result.table[result.table["dictionary"].isin(wanted)].reset_index(drop=True)
     origins = [origin for origin in PANELS if (data["kept_out"] == origin).any()]
     trained = [name for name in wanted if name != ACTIVATIONS]
-    colours = dict(zip(trained, sns.color_palette("colorblind", len(trained)).as_hex(), strict=True))
+    colours = dict(zip(trained, width_colours(range(len(trained))).values(), strict=True))
     ks = sorted(data["k"].unique())
     with house_style():
         figure = new_figure(FULL, 2.9)
         panels = figure.subplots(1, len(origins), sharey=True, squeeze=False)[0]
         for axes, origin in zip(panels, origins, strict=True):
-            for name, marker in zip(wanted, MARKERS, strict=False):
+            for place, (name, marker) in enumerate(zip(wanted, MARKERS, strict=False)):
+                beside = 1.06 ** (place - (len(wanted) - 1) / 2)  # so that bars do not hide each other
                 part = data[(data["dictionary"] == name) & (data["kept_out"] == origin)].sort_values("k")
                 axes.errorbar(
-                    part["k"],
+                    part["k"] * beside,
                     part["auc"],
                     yerr=2 * part["auc_error"].fillna(0),
                     marker=marker,
                     markersize=3,
                     color=colours.get(name, INK),
-                    linestyle="-" if name in colours else ":",
+                    linestyle=LINES[place % len(LINES)] if name in colours else ":",
                     elinewidth=0.7,
                     label=name,
                 )

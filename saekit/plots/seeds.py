@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.uniqueness.matching import STATUSES
 from saekit.analysis.uniqueness.subspaces import GROUPS
-from saekit.colours import GREEN, INK, NOVEL, NULL, RECONSTRUCTION, shade
-from saekit.figures import FULL, Plot, house_style, new_figure
-from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, shared
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION, shade
+from saekit.figures import FULL, Plot, house_style, kind_style, new_figure
+from saekit.plots.common import as_list, doubling_axis, groups_of, made_from, named, rows_of, shared
 from saekit.wording import fixed, listed, on_tokens, percent
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
     Parameters
     ----------
     results : CodeUniqueness or sequence of CodeUniqueness
-        One shade per dictionary; all at equal latents, or all at equal error.
+        One colour per dictionary; all at equal latents, or all at equal error.
 
     Raises
     ------
@@ -314,12 +314,14 @@ def code_uniqueness(results: CodeUniqueness | Sequence[CodeUniqueness]) -> Plot:
     with house_style():
         figure = new_figure(FULL, 2.6)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        members = rows_of([result.dictionary for result in results])
+        of_its_kind = members.groupby("kind").cumcount()  # the second of a kind is lighter
         for place, result in enumerate(results):
-            colour = shade(GREEN, 0.5 * place / max(1, len(results) - 1))
+            colour = shade(kind_style(result.dictionary.kind).colour, 1 - 0.6 ** int(of_its_kind[place]))
             offset = (place - (len(results) - 1) / 2) * height
             pairs, coders = result.jaccard, result.frame
             at = np.arange(len(pairs)) + offset
-            left.barh(at, pairs["jaccard"], height, color=colour, label=str(result.dictionary))
+            left.barh(at, pairs["jaccard"], height, color=colour, label=members["label"][place])
             left.plot(pairs["chance"], at, "|", color=INK, markersize=7)
             right.barh(np.arange(len(coders)) + offset, coders[shown], height, color=colour)
         first = results[0]

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from saekit.analysis.nulls import NULLS
 from saekit.analysis.uniqueness.matching import STATUSES
-from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import as_list, groups_of, made_from, named, root_scale, shared
 from saekit.wording import listed, on_tokens, percent
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 NULL_DASHES = dict(zip(NULLS, ("-", ":"), strict=True))
 SEEDS, NEXT_WIDTH = RECONSTRUCTION, INK
-STATUS_COLOURS = dict(zip(STATUSES, (RECONSTRUCTION, "#e8a98f", NOVEL), strict=True))
+STATUS_COLOURS = dict(zip(STATUSES, (RECONSTRUCTION, shade(NOVEL, 0.65), NOVEL), strict=True))
 BINS = 40
 FEWEST = 5  # latents that a share is shown for
-Z = 1.96  # of a 95 % interval
+Z = 1.96  # of a 95% interval
 
 
 def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
@@ -252,7 +252,7 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
             )
             overall = (result.frame["status"] != "shared").mean()
             upper.axhline(overall, color=NULL, linewidth=0.8)
-            upper.set_title(f"{name}\nlacking in the other seed: {percent(overall)}", fontsize=8)
+            upper.set_title(f"{name.replace(', ', chr(10))}\n{percent(overall)} lacking", fontsize=7.5)
             upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             upper.set_ylim(0, 1)
             bottom = np.zeros(len(part))
@@ -269,7 +269,9 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
                 )
                 bottom += part[status].to_numpy()
             lower.set_xscale("log")
-            lower.set_xlabel("density (share of tokens)")
+            lower.set_xlabel("density")
+            lower.xaxis.set_major_locator(LogLocator(numticks=4))
+            lower.xaxis.set_minor_locator(NullLocator())
             lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         panels[0, 0].set_ylabel("share lacking")
         panels[1, 0].set_ylabel("latents")
@@ -292,8 +294,8 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
         figure,
         data,
         caption="Which latents the other seed lacks. Top: share of latents whose partner in the one-to-one "
-        f"matching has a cosine under θ = {theta:g}, by density, with 95% intervals (where there are at "
-        f"least {FEWEST} latents). Bottom: number of latents. {numbers}. "
+        f"matching has a cosine under θ = {theta:g}, by density (share of tokens), with 95% intervals "
+        f"(where there are at least {FEWEST} latents). Bottom: number of latents. {numbers}. "
         f"{on_tokens(first.n_tokens, first.n_excluded)}; dead latents are left out.",
         alt=f"Share of latents that the other seed lacks against density, above stacked histograms. "
         f"{numbers}.",
@@ -329,7 +331,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _wilson(found: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's 95 % interval of a share, NaN where there is nothing."""
+    """Wilson's 95% interval of a share, NaN where there is nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
         share = found / n
         centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
