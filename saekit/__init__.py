@@ -18,7 +18,8 @@ Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_
                  permuted_decoder, random_at_equal_l0, compare_with_baselines,
                  harvest_last_tokens, LastTokens, probe
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
-                 multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer
+                 multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer,
+                 read_text, measure_ablation
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
 Explorers        build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
@@ -110,6 +111,7 @@ _EXPORTS = {
         "match_latents",
         "matched_curve",
         "matched_l0",
+        "measure_ablation",
         "measure_circuit",
         "measure_edits",
         "measure_effects",
@@ -131,6 +133,7 @@ _EXPORTS = {
         "pair_statistics",
         "probe",
         "random_orders",
+        "read_text",
         "related_latents",
         "score_explanations",
         "show_clusters",

@@ -1,5 +1,6 @@
 """The analyses of the paper, one module each: dictionaries and activations in, results out."""
 
+from saekit.analysis.ablation import Ablation, measure_ablation
 from saekit.analysis.detection import Detection, detection_test
 from saekit.analysis.edits import Edits, known_facts, measure_edits
 from saekit.analysis.effects.circuits import (
@@ -90,6 +91,7 @@ from saekit.analysis.novelty import (
     insertion,
 )
 from saekit.analysis.nulls import null_dictionary
+from saekit.analysis.own_text import TextReading, read_text
 from saekit.analysis.probing import LastTokens, Probing, harvest_last_tokens, probe
 from saekit.analysis.readability import Readability, measure_readability
 from saekit.analysis.similarity import (
@@ -138,6 +140,7 @@ from saekit.analysis.upstream import UpstreamAttribution, attribute_upstream
 
 __all__ = [
     "RECIPES",
+    "Ablation",
     "ActivationMap",
     "AdjacencyOverlap",
     "BestMatches",
@@ -206,6 +209,7 @@ __all__ = [
     "Streamed",
     "Substitution",
     "TaskAccuracy",
+    "TextReading",
     "TopTokens",
     "Uniqueness",
     "UpstreamAttribution",
@@ -249,6 +253,7 @@ __all__ = [
     "matched_curve",
     "matched_l0",
     "matching_pursuit",
+    "measure_ablation",
     "measure_circuit",
     "measure_circular_order",
     "measure_edits",
@@ -276,6 +281,7 @@ __all__ = [
     "probe",
     "random_map",
     "random_orders",
+    "read_text",
     "related_latents",
     "score_explanations",
     "show_clusters",
