@@ -16,7 +16,9 @@ import functools
 import re
 import unicodedata
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -209,15 +211,41 @@ def alert(message: str) -> Markup:
     return panel(markup('<div role="alert" class="alert"><b>Error:</b> {}</div>', lines))
 
 
+_address: ContextVar[Callable[[int, int], str | None]] = ContextVar("address", default=lambda _w, _l: None)
+
+
+@contextmanager
+def linked(address: Callable[[int, int], str | None]) -> Iterator[None]:
+    """Within this context, `goto` links to `address(width, latent)`, where that is not None.
+
+    Examples
+    --------
+    >>> with linked(lambda width, latent: f"{width}/{latent}.html"):
+    ...     goto(1152, 3)
+    Markup('<a href="1152/3.html">3</a>')
+    """
+    token = _address.set(address)
+    try:
+        yield
+    finally:
+        _address.reset(token)
+
+
 def goto(width: int, latent: int, text: Any = None) -> Markup:
-    """Name a latent; in a live explorer a click on it opens the latent, and elsewhere it is plain text.
+    """Name a latent: a link to its page within `linked`.
+
+    Elsewhere it is plain text, and in a live explorer a click on it opens the latent.
 
     Examples
     --------
     >>> goto(1152, 3)
     Markup('<span data-goto="1152/3">3</span>')
     """
-    return markup('<span data-goto="{}/{}">{}</span>', width, latent, latent if text is None else text)
+    shown = latent if text is None else text
+    address = _address.get()(width, latent)
+    if address is not None:
+        return markup('<a href="{}">{}</a>', address, shown)
+    return markup('<span data-goto="{}/{}">{}</span>', width, latent, shown)
 
 
 # ---------------------------------------------------------------------- tokens
