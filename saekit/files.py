@@ -386,7 +386,7 @@ def source_hash() -> str:
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    files = [*package.rglob("*.py"), *(package / "templates").iterdir()]
+    files = [*package.rglob("*.py"), *filter(Path.is_file, (package / "templates").rglob("*"))]
     for path in sorted(files, key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
