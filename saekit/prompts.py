@@ -91,7 +91,8 @@ class Prompts:
             If a prompt is not text.
         ValueError
             If there are no prompts, a list has another length than `clean`, the prompts of a pair have
-            different numbers of tokens, or an answer is not a single token.
+            different numbers of tokens, an answer is not a single token, a token is both right and wrong, or
+            the tokenizer has no beginning-of-sequence token to begin with.
 
         Examples
         --------
@@ -100,6 +101,10 @@ class Prompts:
         >>> found
         Prompts(prompts, 2 pairs of 3 tokens)
         """
+        if prepend_bos and tokenizer.bos_token_id is None:
+            raise ValueError(
+                "The tokenizer has no beginning-of-sequence token, so prompts cannot begin with one."
+            )
         bos = [tokenizer.bos_token_id] if prepend_bos else []
 
         def ids(texts: Sequence[str], what: str) -> list[list[int]]:
@@ -121,14 +126,21 @@ class Prompts:
                     f"The prompts of pair {place} must have equally many tokens, found {len(row)} "
                     f"({text!r}) and {len(other)} ({other_text!r})."
                 )
+        right, false = (
+            None if side is None else _single_tokens(tokenizer, side) for side in (answers, wrong)
+        )
+        for place, both in enumerate(zip(right or [], false or [], strict=False)):
+            if shared := set.intersection(*map(set, both)):
+                text = tokenizer.decode([min(shared)])
+                raise ValueError(f"{text!r} is both a right and a wrong answer of prompt {place}.")
         return cls(
             name=str(name),
             tokens=_filled(rows, 0),
             lengths=torch.tensor([len(row) for row in rows]),
             strings=tuple(tuple(token_strings(tokenizer, row)) for row in rows),
             corrupted=None if others is None else _filled(others, 0),
-            answers=None if answers is None else _single_tokens(tokenizer, answers),
-            wrong=None if wrong is None else _single_tokens(tokenizer, wrong),
+            answers=None if right is None else _filled(right, NONE),
+            wrong=None if false is None else _filled(false, NONE),
         )
 
     def __len__(self) -> int:
@@ -178,7 +190,9 @@ def _filled(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (most - len(row))] for row in rows])
 
 
-def _single_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str | Sequence[str]]) -> Tensor:
+def _single_tokens(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str | Sequence[str]]
+) -> list[list[int]]:
     rows = []
     for place, given in enumerate(answers):
         texts = [given] if isinstance(given, str) else list(given)
@@ -193,7 +207,7 @@ def _single_tokens(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str | S
                     f"{len(found)}: {parts}."
                 )
         rows.append([tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts])
-    return _filled(rows, NONE)
+    return rows
 
 
 # ------------------------------------------------------------------------------ tasks
@@ -215,7 +229,9 @@ PLACES = ("near the door", "behind the wall", "in the garden", "on the table", "
 EVENTS = ("war", "siege", "voyage", "reign", "strike", "famine", "expedition", "campaign")
 
 
-def indirect_object(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0) -> Prompts:
+def indirect_object(
+    tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0, prepend_bos: bool = False
+) -> Prompts:
     """Who was given something: "When Mary and John went to the store, John gave a drink to" (Mary).
 
     The corrupted prompt repeats the other name, which turns the answer round (Wang et al. 2023,
@@ -230,6 +246,8 @@ def indirect_object(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: in
         Number of pairs.
     seed : int
         Seed of the choice among templates.
+    prepend_bos : bool
+        Begin every prompt with the beginning-of-sequence token, as for dictionaries trained on such rows.
 
     Raises
     ------
@@ -253,10 +271,12 @@ def indirect_object(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: in
 
     if not scenes:
         raise ValueError("The tokenizer has none of the scenes of this task as single tokens.")
-    return _drawn(tokenizer, "indirect object", one, n, seed)
+    return _drawn(tokenizer, "indirect object", one, n, seed, prepend_bos)
 
 
-def agreement(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0) -> Prompts:
+def agreement(
+    tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0, prepend_bos: bool = False
+) -> Prompts:
     """Subject and verb: "The keys near the door" (are), against "The key near the door" (is).
 
     The prompts of a pair differ in the number of the subject; half are plural (Marks et al. 2025,
@@ -279,15 +299,17 @@ def agreement(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0)
         texts = [f"The {form} {place}" for form in forms]
         return texts[plural], texts[1 - plural], verbs[plural], verbs[1 - plural]
 
-    return _drawn(tokenizer, "agreement", one, n, seed)
+    return _drawn(tokenizer, "agreement", one, n, seed, prepend_bos)
 
 
-def greater_than(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0) -> Prompts:
+def greater_than(
+    tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int = 0, prepend_bos: bool = False
+) -> Prompts:
     """Years: "The war lasted from the year 1732 to the year 17" (a later one).
 
     Right are tokens with which only later years go on, wrong those of only earlier ones; so it works for
-    tokenizers of single digits and of pairs. The corrupted prompt starts in 1701 (Hanna et al. 2023,
-    arXiv:2305.00586).
+    tokenizers of single digits and of pairs. Years that the tokenizer writes in another way, such as one
+    token, are left out. The corrupted prompt starts in 1701 (Hanna et al. 2023, arXiv:2305.00586).
 
     Parameters, errors : see `indirect_object`.
 
@@ -301,22 +323,29 @@ def greater_than(tokenizer: PreTrainedTokenizerBase, n: int = 24, *, seed: int =
         found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    known = len(ids(" 17"))
-    if ids(" 1732")[:known] != ids(" 17"):
-        raise ValueError("The tokenizer does not write 1732 as 17 and more, which this task needs.")
-    follows = [ids(f" 17{year:02d}")[known] for year in range(100)]
-    strings = dict(zip(follows, (tokenizer.decode([token]) for token in follows), strict=True))
+    century, first = ids(" 17"), ids(" 1701")
+    written = {year: ids(f" 17{year:02d}") for year in range(100)}
+    follows = {
+        year: tokens[len(century)]
+        for year, tokens in written.items()
+        if tokens[: len(century)] == century and len(tokens) == len(first) > len(century)
+    }
+    starts = [year for year in range(20, 80) if year in follows]
+    if 1 not in follows or not starts:
+        raise ValueError("The tokenizer does not write 1732 and 1701 as 17 and more, which this task needs.")
+    strings = {token: tokenizer.decode([token]) for token in follows.values()}
 
     def one(draw: np.random.Generator) -> tuple[str, str, list[str], list[str]]:
-        event, century, year = EVENTS[draw.integers(len(EVENTS))], 17, int(draw.integers(20, 80))
-        earlier, later = set(follows[:year]), set(follows[year + 1 :])
-        text = f"The {event} lasted from the year {century}{{:02d}} to the year {century}"
+        event, year = EVENTS[draw.integers(len(EVENTS))], starts[draw.integers(len(starts))]
+        earlier = {token for other, token in follows.items() if other < year}
+        later = {token for other, token in follows.items() if other > year}
+        text = f"The {event} lasted from the year 17{{:02d}} to the year 17"
         right, wrong = (
             sorted(strings[token] for token in side) for side in (later - earlier, earlier - later)
         )
         return text.format(year), text.format(1), right, wrong
 
-    return _drawn(tokenizer, "greater than", one, n, seed)
+    return _drawn(tokenizer, "greater than", one, n, seed, prepend_bos)
 
 
 Task = Callable[..., Prompts]
@@ -329,6 +358,7 @@ def _drawn(
     one: Callable[[np.random.Generator], tuple[str, str, str | list[str], str | list[str]]],
     n: int,
     seed: int,
+    prepend_bos: bool,
 ) -> Prompts:
     """Different pairs from a template."""
     n, seed = settings.whole("n", n), settings.whole("seed", seed, at_least=0)
@@ -342,7 +372,8 @@ def _drawn(
     if len(found) < n:
         raise ValueError(f"The templates of this task make only {len(found)} different prompts, not {n}.")
     clean, corrupted, answers, wrong = zip(*found.values(), strict=True)
-    return Prompts.from_texts(tokenizer, clean, corrupted=corrupted, answers=answers, wrong=wrong, name=name)
+    sides = {"corrupted": corrupted, "answers": answers, "wrong": wrong}
+    return Prompts.from_texts(tokenizer, clean, name=name, prepend_bos=prepend_bos, **sides)
 
 
 def _is_token(tokenizer: PreTrainedTokenizerBase, *texts: str) -> bool:

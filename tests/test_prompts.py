@@ -12,12 +12,12 @@ class Words:
     """A tokenizer of whole words with their leading space, and of single digits or pairs of them."""
 
     def __init__(self, digits):
-        self.known, self.digits = ["<unk>"], digits
+        self.known, self.digits, self.whole = ["<unk>"], digits, ""
         self.added_tokens_decoder, self.all_special_ids, self.bos_token_id = {}, [], 0
 
     def __call__(self, text, add_special_tokens=True):
         pattern = r" (?=\d)|\d" if self.digits == 1 else r" ?\d\d"
-        parts = re.findall(rf"{pattern}| ?[A-Za-z]+|[^\w\s]", text)
+        parts = re.findall(rf"{self.whole}{pattern}| ?[A-Za-z]+|[^\w\s]", text)
         for part in parts:
             if part not in self.known:
                 self.known.append(part)
@@ -89,6 +89,34 @@ def test_later_years_are_right_whatever_the_digits(tokenizer):
         assert wrongs == earlier - later
 
 
+def test_years_of_one_token_are_left_out(tokenizer):
+    """As GPT-2 writes some years: 1745 and 1776 as one token."""
+    tokenizer.whole = " 1745(?!\\d)| 1776(?!\\d)|"
+    prompts = TASKS["greater_than"](tokenizer, 100)
+    years = {"".join(row).split("year 17")[1][:2] for row in prompts.strings}
+    assert len(years) > 40
+    assert years.isdisjoint({"45", "76"})
+    if tokenizer.digits == 2:
+        named = {tokenizer.decode([token]) for token in prompts.answers.unique().tolist() if token >= 0}
+        assert "77" in named
+        assert "76" not in named
+    tokenizer.whole = " 1701(?!\\d)|"
+    with pytest.raises(ValueError, match="does not write 1732 and 1701 as 17 and more"):
+        TASKS["greater_than"](tokenizer, 4)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_tasks_begin_as_the_dictionaries_text_does(tokenizer, task):
+    plain, begun = (TASKS[task](tokenizer, 4, prepend_bos=bos) for bos in (False, True))
+    assert torch.equal(begun.tokens[:, 1:], plain.tokens)
+    assert torch.equal(begun.corrupted[:, 1:], plain.corrupted)
+    assert (begun.tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert torch.equal(begun.last, plain.last + 1)
+    tokenizer.bos_token_id = None
+    with pytest.raises(ValueError, match="no beginning-of-sequence token"):
+        TASKS[task](tokenizer, 4, prepend_bos=True)
+
+
 def test_too_many_prompts_are_refused(tokenizer):
     with pytest.raises(ValueError, match="make only"):
         TASKS["agreement"](tokenizer, 10_000)
@@ -113,6 +141,7 @@ def test_bad_prompts_are_refused(model):
         ({"clean": ["the king"], "answers": [" kingdom come"]}, "single token, found ' kingdom come'"),
         ({"clean": ["the king"], "answers": [" a", " the"]}, "one entry per prompt, 1, found 2"),
         ({"clean": ["the king"], "answers": [[]]}, "Prompt 0 has no answer"),
+        ({"clean": ["the king"], "answers": [[" a", " the"]], "wrong": [" the"]}, "' the' is both a right"),
         ({"clean": []}, "at least one text"),
         ({"clean": [""]}, "no empty one"),
     ):  # fmt: skip

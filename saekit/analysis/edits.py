@@ -103,8 +103,8 @@ def known_facts(
     Raises
     ------
     TypeError, ValueError
-        If a column or template is missing, an entity or answer is not one token, a fact comes twice, or an
-        attribute has a single answer.
+        If a column or template is missing, an entity or answer is not one token or no text, a fact comes
+        twice, or an attribute has a single answer.
 
     Examples
     --------
@@ -152,6 +152,13 @@ def _checked(facts: pd.DataFrame, templates: Mapping[str, str | Sequence[str]]) 
     if facts.empty:
         raise ValueError("There are no facts.")
     facts = facts[list(COLUMNS)]
+    for name in COLUMNS:
+        wrong = facts[[not isinstance(value, str) for value in facts[name]]]
+        if len(wrong):
+            raise ValueError(
+                f"Every {name} of the facts must be text, found {wrong[name].iloc[0]!r} in row "
+                f"{wrong.index[0]}."
+            )
     twice = facts[facts.duplicated(["entity", "attribute"])]
     if len(twice):
         raise ValueError(f"The {twice['attribute'].iloc[0]} of {twice['entity'].iloc[0]!r} is given twice.")

@@ -122,8 +122,8 @@ def metric_of(given: str | MetricFunction, prompts: Prompts, n_vocab: int, *, di
     TypeError
         If it is neither.
     ValueError
-        If there is no such metric, the prompts lack what it needs, or it does not give one finite number
-        per prompt.
+        If there is no such metric, the prompts lack what it needs (the loss needs two tokens), or it does not
+        give one number per prompt.
 
     Examples
     --------
@@ -140,6 +140,11 @@ def metric_of(given: str | MetricFunction, prompts: Prompts, n_vocab: int, *, di
     for what in metric.needs:
         if getattr(prompts, what) is None:
             raise ValueError(f"The metric {metric.name} needs {what} of the prompts, and these have none.")
+    if metric.function is _loss and int(prompts.lengths.min()) < 2:
+        raise ValueError(
+            f"The loss needs prompts of at least two tokens, found one token in prompt "
+            f"{int(prompts.lengths.argmin())}."
+        )
     few = prompts.select(range(min(len(prompts), 2)))
     shape = (len(few), n_vocab) if metric.at_last else (*few.tokens.shape, n_vocab)
     with torch.enable_grad():
@@ -156,6 +161,28 @@ def metric_of(given: str | MetricFunction, prompts: Prompts, n_vocab: int, *, di
             'methods=("exact",).'
         )
     return metric
+
+
+def require_finite(metric: Metric, values: Tensor) -> Tensor:
+    """Refuse a metric that is not a finite number for the untouched model, `[n]`.
+
+    Raises
+    ------
+    ValueError
+        If one is not; its prompt is named.
+
+    Examples
+    --------
+    >>> require_finite(METRICS["loss"], torch.tensor([1.5, torch.inf]))
+    Traceback (most recent call last):
+        ...
+    ValueError: The metric loss must be finite, found inf for prompt 1.
+    """
+    for prompt in (~values.isfinite()).nonzero()[:1, 0].tolist():
+        raise ValueError(
+            f"The metric {metric.name} must be finite, found {float(values[prompt])} for prompt {prompt}."
+        )
+    return values
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saekit import settings
-from saekit.analysis.effects.metrics import Metric, MetricFunction, metric_of
+from saekit.analysis.effects.metrics import Metric, MetricFunction, metric_of, require_finite
 from saekit.analysis.effects.relevance import relevance_hooks
 from saekit.analysis.effects.sites import (
     BASELINES,
@@ -343,6 +343,7 @@ class _Measured:
         self.site, self.prompts, self.metric, self.rows = site, prompts, metric, batch_rows
         self.run = site.run(model, prompts.tokens)
         device = self.run.activations.device
+        self.values = require_finite(metric, self._values(self.run.activations, torch.arange(len(prompts))))
         clean = site.of(self.run)
         base = baseline_of(model, site, prompts, clean, baseline, counted)
         keep = ~counted.to(device)[:, :, None]
@@ -411,7 +412,6 @@ class _Measured:
 
     def exact(self, nodes: pd.DataFrame, *, progress: bool) -> np.ndarray:
         """The effects of some nodes, each by a forward pass with it alone at its baseline."""
-        clean = self._values(self.run.activations, torch.arange(len(self.prompts)))
         prompts, positions, latents = (
             torch.from_numpy(nodes[name].to_numpy(copy=True)) for name in ("prompt", "position", "latent")
         )
@@ -426,21 +426,20 @@ class _Measured:
                 x = self.run.activations[p].to(change.dtype)
                 at = torch.arange(len(part), device=x.device)
                 x[at, t] += torch.where(i.to(x.device)[:, None] < 0, error, change)
-                found.append(self._values(x, p) - clean[p])
+                found.append(self._values(x, p) - self.values[p])
                 bar.update(len(part))
         return torch.cat(found).numpy() if found else np.zeros(0)
 
     def totals(self) -> pd.DataFrame:
         """The clean metric of every prompt, and its change with all nodes at their baseline."""
         every = torch.arange(len(self.prompts))
-        clean = self._values(self.run.activations, every)
         changed = self._values(self.site.activations(self.base), every)
         return pd.DataFrame(
             {
                 "place": self.site.writes,
                 "prompt": every.numpy(),
-                "clean": clean.numpy(),
-                "total": (changed - clean).numpy(),
+                "clean": self.values.numpy(),
+                "total": (changed - self.values).numpy(),
             }
         )
 

@@ -197,14 +197,24 @@ def test_correlations_have_an_interval_over_groups():
 # ------------------------------------------------------------------------------ errors
 
 
+def ratio(logits, prompts):
+    """Not finite for the second prompt of the toy pairs, which is shorter than the first."""
+    found = logits.sum((1, 2))
+    return torch.where(prompts.lengths == 4, found / 0, found)
+
+
 def test_bad_input_is_refused_before_any_work(model, prompts, monkeypatch):
     monkeypatch.setattr("saekit.analysis.effects.nodes._Measured", None)
     single = Prompts.from_texts(model.tokenizer, ["the king"], answers=[" the"])
+    one_token = Prompts.from_texts(model.tokenizer, ["the king", "the"])
     for dictionaries, given, options, message in (
         (sae(), prompts, {"metric": lambda x, _: x.mean()}, r"a tensor \[2\], found a tensor \[\] from"),
         (sae(), prompts, {"metric": lambda x, _: x}, r"found a tensor \[2, 6, 320\]"),
         (sae(), prompts, {"metric": lambda logits, _: 3.0}, "found float"),
         (sae(), prompts, {"metric": lambda x, _: x.argmax(2)[:, 0].float()}, "has no gradient"),
+        (sae(), prompts, {"metric": lambda x, _: x.sum((1, 2)) > 0}, r"found a tensor \[2\]"),
+        (sae(), prompts, {"metric": lambda x, _: x.sum((1, 2)).tolist()}, "found list"),
+        (sae(), one_token, {"metric": "loss", "baseline": "zero"}, "at least two tokens, .* in prompt 1"),
         (sae(), prompts, {"metric": "accuracy"}, "metric must be one of 'logit_difference'"),
         (sae(), single, {}, "needs a corrupted prompt"),
         (sae(), single, {"baseline": "zero"}, "logit_difference needs wrong of the prompts"),
@@ -222,6 +232,9 @@ def test_bad_input_is_refused_before_any_work(model, prompts, monkeypatch):
             measure_node_effects(model, dictionaries, given, **options)
     with pytest.raises(TypeError, match=r"prompts must be saekit\.Prompts, found list"):
         measure_node_effects(model, sae(), ["the king"])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"metric ratio must be finite, found inf for prompt 1"):
+        measure_node_effects(model, sae(), prompts, metric=ratio, methods=["exact"])
     other = sae()
     object.__setattr__(other, "info", {**other.info, "model": "another", "model_weights": "f" * 64})
     with pytest.raises(MismatchError, match="do not belong together"):
