@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from saekit.figures import house_style
 
 OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence"}
-OF_NO_DICTIONARY |= {"baseline_dots", "word_circles"}
+OF_NO_DICTIONARY |= {"baseline_dots", "word_circles", "map_pairs"}
 
 
 def check_bundle(plot, name, folder):

@@ -11,7 +11,7 @@ from saekit.plots.edits import edits_by_method
 from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
 from saekit.plots.ground_truth import hedging_scatter, overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels, word_circles
-from saekit.plots.maps import map_bars
+from saekit.plots.maps import map_bars, map_pairs
 from saekit.plots.meta import (
     active_meta_latents,
     meta_baselines,
@@ -67,6 +67,7 @@ __all__ = [
     "insertion_scatter",
     "kinds_frontier",
     "map_bars",
+    "map_pairs",
     "max_cosine_distribution",
     "meta_baselines",
     "meta_cosines",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from saekit.analysis.maps import FITTED, MEASURES, PSEUDOINVERSE
-from saekit.colours import INK, NULL, RECONSTRUCTION, shade
+from saekit.colours import DARK_GREY, GREEN, INK, NOVEL, NULL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, describe, house_style, new_figure
 from saekit.wording import fixed, number
 
@@ -28,6 +29,15 @@ LABELS = {
     PSEUDOINVERSE: "carried SAE, back by the pseudoinverse",
     FITTED: "carried SAE, back by a fitted map",
     NATIVE: "SAE trained there",
+}
+AFFINE_MAP = "affine map"
+SHOWN = {  # in the plot of pairs: rows of the table, colour, marker
+    AFFINE_MAP: ("points == 'activations' and map == 'affine'", INK, "o"),
+    "map of rank 64": ("points == 'activations' and map == 'rank 64'", DARK_GREY, "s"),
+    "random rotation": ("points == 'activations' and map == 'random orthogonal'", NULL, "D"),
+    "no map": ("points == 'activations' and map == 'identity'", NOVEL, "X"),
+    "SAE carried by the affine map": ("map == 'affine' and back == 'pseudoinverse'", RECONSTRUCTION, "^"),
+    "SAE trained there": ("map == 'native'", GREEN, "v"),
 }
 LONGEST = {"fvu": 1.2, "ce_degradation": 4.0}  # a longer bar is cut, with its value written on it
 
@@ -83,6 +93,68 @@ def map_bars(result: Maps) -> Plot:
         f"measured on {result.n_held_out:,} tokens of other documents. FVU of mapped activations: {told}.",
         alt=f"Horizontal bars for {len(maps)} maps {place}. FVU of mapped activations: {told}.",
         made_from={} if result.dictionary is None else describe(result.dictionary),
+    )
+
+
+def map_pairs(table: pd.DataFrame) -> Plot:
+    """FVU and CE degradation of maps between several pairs of layers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per pair, map, and dictionary carried through it, as `lines_table("maps")` of
+        `saekit.series.lines_grid`.
+
+    Examples
+    --------
+    >>> from saekit.series.lines_grid import lines_table
+    >>> map_pairs(lines_table("maps")).data.columns.tolist()[:3]
+    ['source', 'target', 'shown']
+    """
+    of = {name: table.query(query).assign(shown=name) for name, (query, _, _) in SHOWN.items()}
+    data = pd.concat(of.values(), ignore_index=True)
+    data = data[["source", "target", "shown", *MEASURES, "n_fitted", "n_held_out"]]
+    pairs = list(table.groupby(["source", "target"], sort=False).groups)
+    with house_style():
+        figure = new_figure(FULL, 1.1 + 0.26 * len(pairs))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, measure in zip(panels, ("fvu", "ce_degradation"), strict=True):
+            for place, (name, part) in enumerate(of.items()):
+                _, colour, marker = SHOWN[name]
+                rows = [pairs.index(pair) for pair in zip(part["source"], part["target"], strict=True)]
+                axes.errorbar(
+                    part[measure],
+                    np.array(rows) + 0.11 * (place - (len(of) - 1) / 2),
+                    xerr=part[f"{measure}_error"],
+                    fmt=marker,
+                    color=colour,
+                    markersize=3.5,
+                    linewidth=0.7,
+                    label=name,
+                )
+            axes.set_xscale("symlog", linthresh=0.1)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.grid(axis="y", visible=False)
+        panels[0].set_yticks(range(len(pairs)), [f"{source} → {target}" for source, target in pairs])
+        panels[0].set_ylim(len(pairs) - 0.45, -0.55)
+        panels[0].set_ylabel("block")
+        panels[0].set_xlabel("FVU on held-out tokens")
+        panels[1].set_xlabel("CE degradation (nats per token)")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    affine = data[data["shown"] == AFFINE_MAP]
+    told = "; ".join(
+        f"{row.source} to {row.target}: FVU {number(row.fvu)}, CE degradation {fixed(row.ce_degradation)}"
+        for row in affine.itertuples()
+    )
+    return Plot(
+        figure,
+        data,
+        caption="Maps between layers. The residual stream after one block, mapped to that after another, "
+        f"measured on {int(data['n_held_out'].max()):,} tokens of other documents than the maps were fitted "
+        "on. An SAE of the source is carried through the affine map; the target's own SAE is shown where "
+        f"there is one. Lines are standard errors over rows. Affine maps: {told}.",
+        alt=f"Dots of FVU and CE degradation for {len(pairs)} pairs of layers. Affine maps: {told}.",
     )
 
 
