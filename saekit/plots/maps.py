@@ -36,7 +36,7 @@ SHOWN = {  # in the plot of pairs: rows of the table, colour, marker
     "map of rank 64": ("points == 'activations' and map == 'rank 64'", DARK_GREY, "s"),
     "random rotation": ("points == 'activations' and map == 'random orthogonal'", NULL, "D"),
     "no map": ("points == 'activations' and map == 'identity'", NOVEL, "X"),
-    "SAE carried by the affine map": ("map == 'affine' and back == 'pseudoinverse'", RECONSTRUCTION, "^"),
+    "SAE carried by affine maps": ("map == 'affine' and back == 'fitted'", RECONSTRUCTION, "^"),
     "SAE trained there": ("map == 'native'", GREEN, "v"),
 }
 LONGEST = {"fvu": 1.2, "ce_degradation": 4.0}  # a longer bar is cut, with its value written on it
@@ -152,8 +152,8 @@ def map_pairs(table: pd.DataFrame) -> Plot:
         data,
         caption="Maps between layers. The residual stream after one block, mapped to that after another, "
         f"measured on {int(data['n_held_out'].max()):,} tokens of other documents than the maps were fitted "
-        "on. An SAE of the source is carried through the affine map; the target's own SAE is shown where "
-        f"there is one. Lines are standard errors over rows. Affine maps: {told}.",
+        "on. An SAE of the source is carried by affine maps fitted in both directions; the target's own "
+        f"SAE is shown where there is one. Lines are standard errors over rows. Affine maps: {told}.",
         alt=f"Dots of FVU and CE degradation for {len(pairs)} pairs of layers. Affine maps: {told}.",
     )
 

@@ -61,7 +61,7 @@ def test_pairs_of_layers_have_a_dot_for_every_map_of_the_table(tmp_path):
         "map of rank 64": 2,
         "random rotation": 2,
         "no map": 2,
-        "SAE carried by the affine map": 1,
+        "SAE carried by affine maps": 1,
         "SAE trained there": 1,
     }
     for axes, measure in zip(plot.figure.axes, ("fvu", "ce_degradation"), strict=True):
