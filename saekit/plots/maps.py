@@ -132,7 +132,7 @@ def map_pairs(table: pd.DataFrame) -> Plot:
                     linewidth=0.7,
                     label=name,
                 )
-            axes.set_xscale("symlog", linthresh=0.1)
+            axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(range(len(pairs)), [f"{source} → {target}" for source, target in pairs])
