@@ -22,6 +22,7 @@ from saekit.plots.meta import (
     side_by_side,
 )
 from saekit.plots.novelty import group_insertion_bars, insertion_scatter, roc
+from saekit.plots.panels import compose
 from saekit.plots.probing import probing_curves
 from saekit.plots.seeds import code_uniqueness, fingerprints, recurrence, shared_subspace, substitution_curve
 from saekit.plots.splitting import max_cosine_distribution, splitting_flow, splitting_tree_plot
@@ -52,6 +53,7 @@ __all__ = [
     "circuits_by_dictionary",
     "cluster_panels",
     "code_uniqueness",
+    "compose",
     "convergence",
     "density_histogram",
     "edits_by_method",
