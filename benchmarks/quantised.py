@@ -5,7 +5,7 @@
 Encoder and decoder rows are rounded to int8 with one scale per row, to 12 bits in the same way, and to
 half precision. Of each the script prints the relative change of FVU and CE degradation on held-out
 tokens, and the largest change of a cosine between two decoder rows. The bounds for storing fewer bits
-are 0.1 % for the first two and 0.001 for the last; bundled rows are in half precision themselves.
+are 0.1% for the first two and 0.001 for the last; bundled rows are in half precision themselves.
 """
 
 import argparse

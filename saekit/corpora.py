@@ -369,7 +369,7 @@ def text_files(paths: str | Path | Iterable[str | Path]) -> list[Document]:
 
 
 def embedded_corpus() -> list[Document]:
-    """Read the embedded mix: 30 % Wikipedia leads, 30 % presidential addresses, 40 % probing prompts.
+    """Read the embedded mix: 30% Wikipedia leads, 30% presidential addresses, 40% probing prompts.
 
     The shares are of characters and hold for every beginning of the list, until the Wikipedia
     leads run out after about 3.4 million tokens; the other two continue without them. Long documents are

@@ -398,7 +398,7 @@ def test_prompts_about_one_passage_count_once(prompts):
 def test_the_embedded_mix_has_its_shares(corpus):
     characters = pd.Series([len(d.text) for d in corpus]).groupby([d.source for d in corpus])
     wikipedia = characters.sum()["Wikipedia"]
-    # Up to where the leads end, at 30 % of the mix.
+    # Up to where the leads end, at 30% of the mix.
     total = 0.9 * wikipedia / 0.3
     counted, sums = 0, dict.fromkeys(("Wikipedia", "Presidential address", "Probing prompt"), 0)
     for document in corpus:

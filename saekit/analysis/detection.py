@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BLOCK = 1024  # latents at a time
 FEWEST = 10  # firing windows, and as many others, that a latent needs to be tested
 LABELS = ("own", "neighbour", "common")
-STRATA = {"under 0.1 %": 0.001, "0.1 % to 1 %": 0.01, "over 1 %": np.inf}  # of density, by upper bound
+STRATA = {"under 0.1%": 0.001, "0.1% to 1%": 0.01, "over 1%": np.inf}  # of density, by upper bound
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -280,7 +280,7 @@ class Edits(Result):
 
     @property
     def table(self) -> pd.DataFrame:
-        """What each method reaches, with 95 % bootstrap intervals over pairs and over rows of text.
+        """What each method reaches, with 95% bootstrap intervals over pairs and over rows of text.
 
         Returns
         -------

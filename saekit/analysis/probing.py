@@ -297,7 +297,7 @@ def probe(
 ) -> Probing:
     """Probe for the class of prompts with the k latents that differ most between the classes.
 
-    Of each set, as many prompts of each class are used; 40 % are for testing. On the training prompts,
+    Of each set, as many prompts of each class are used; 40% are for testing. On the training prompts,
     latents are divided by their mean where they are active, and the k with the greatest absolute
     difference between the means of the classes are taken. C of an L2-penalised logistic regression
     is chosen by the AUC on the last 100 training prompts (a fifth of them if that is less; by 6-fold
@@ -377,7 +377,7 @@ def probe(
 
 
 def split_evenly(y: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Training and test prompts, as indices in random order: as many of each class, 40 % for testing.
+    """Training and test prompts, as indices in random order: as many of each class, 40% for testing.
 
     Examples
     --------

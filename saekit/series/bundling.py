@@ -145,7 +145,7 @@ def _lacks(kind: str, width: int, seed: int) -> bool:
 def bundle(*, progress: bool = True) -> pd.DataFrame:
     """Add the members that the package lacks, with their rows of the tables.
 
-    Matrices are stored in half precision where that changes FVU by less than 0.1 %, in single
+    Matrices are stored in half precision where that changes FVU by less than 0.1%, in single
     precision otherwise.
 
     Returns

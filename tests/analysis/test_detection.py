@@ -116,7 +116,7 @@ def test_what_cannot_be_tested_is_left_out_and_counted():
     result = detection_test(silent, collect(silent, store), store, VOCABULARY, window=4)
     assert 0 not in set(result.frame["latent"])
     assert result.n_left_out == D_IN - len(result.frame) >= 1
-    assert set(result.table.index) == {"under 0.1 %", "0.1 % to 1 %", "over 1 %", "all"}
+    assert set(result.table.index) == {"under 0.1%", "0.1% to 1%", "over 1%", "all"}
     assert result.table.loc["all", "n_latents"] == len(result.frame)
     excluded = replace_excluded(store)
     again = detection_test(dictionary, collect(dictionary, excluded), excluded, VOCABULARY, window=4)

@@ -166,7 +166,7 @@ def layers(earlier, store, model):
 
 
 def apart(store):
-    """Of the last 30 % of the rows, those that share no document with a row before."""
+    """Of the last 30% of the rows, those that share no document with a row before."""
     before = set(store.document[:15].flatten().tolist()) - {-1}
     return [row for row in range(15, 22) if not set(store.document[row].tolist()) & before]
 

@@ -90,7 +90,7 @@ class Uniqueness(Result):
         DataFrame
             `place` and `dictionary` (name); `latent`; `n_others` (other dictionaries), `n_recurring`
             (those with a matched latent at theta or more) and `share_recurring`; `low` and `high`, the
-            95 % interval (Clopper and Pearson 1934) of the share of all seeds in which the latent would
+            95% interval (Clopper and Pearson 1934) of the share of all seeds in which the latent would
             recur; `mean_matched_cosine` over the others. With activations also `density`, `dead` and
             `mean_correlation` over the others.
         """
@@ -313,9 +313,9 @@ def _absolute(a: Dictionary, b: Dictionary, candidates: int, exact_cosines: int)
 
 
 def recurrence_interval(n_recurring: int, n_others: int) -> tuple[float, float]:
-    """The 95 % interval, by Clopper and Pearson (1934), of a latent's probability of recurring.
+    """The 95% interval, by Clopper and Pearson (1934), of a latent's probability of recurring.
 
-    It is wide: a latent that recurs in both of two other seeds may recur in 16 % of all of them.
+    It is wide: a latent that recurs in both of two other seeds may recur in 16% of all of them.
 
     Examples
     --------
