@@ -1,10 +1,12 @@
 """Facts about cities and countries that the embedded model knows, found by asking it for each.
 
 `saekit facts` asks, and writes the table into the package. Another model takes the same entities and
-templates: `saekit.known_facts(model, candidate_facts("city"), TEMPLATES["city"])`.
+templates: `saekit.known_facts(model, usable_facts(model.tokenizer, "city"), TEMPLATES["city"])`.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,6 +15,11 @@ from saekit.files import writable_folder, write_bytes
 from saekit.loading.names import BUNDLED
 from saekit.models import load_model
 from saekit.settings import choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLURALS = {"city": "cities", "country": "countries"}
 
 # What is asked is whether the model ranks the answer above the answers of all other entities of its kind.
 TEMPLATES = {
@@ -110,6 +117,45 @@ def candidate_facts(kind: str) -> pd.DataFrame:
         for attribute, answer in zip(attributes, answers, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def usable_facts(tokenizer: PreTrainedTokenizerBase, kind: str) -> pd.DataFrame:
+    """Candidate facts for a tokenizer: of entities that are, with all their answers, one token each.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The model's.
+    kind : {"city", "country"}
+        What the entities are.
+
+    Returns
+    -------
+    DataFrame
+        As `candidate_facts`; for the embedded model's tokenizer all of them.
+
+    Raises
+    ------
+    ValueError
+        If the kind is another, or no two entities are left.
+
+    Examples
+    --------
+    >>> usable_facts(model.tokenizer, "city")
+    Traceback (most recent call last):
+        ...
+    ValueError: The tokenizer has too few cities as single tokens: nothing can be edited.
+    """
+    facts = candidate_facts(kind)
+    words = {*facts["entity"], *facts["answer"]}
+    single = {word for word in words if len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1}
+    usable = (facts["entity"].isin(single) & facts["answer"].isin(single)).groupby(facts["entity"])
+    found = facts[usable.transform("all")].reset_index(drop=True)
+    if found["entity"].nunique() < 2:
+        raise ValueError(
+            f"The tokenizer has too few {PLURALS[kind]} as single tokens: nothing can be edited."
+        )
+    return found
 
 
 def write_facts(*, progress: bool = True) -> pd.DataFrame:

@@ -224,7 +224,8 @@ def prepared_notebook(name: str, profile: Profile) -> Any:
     FileNotFoundError
         If there is no such notebook.
     ValueError
-        If it has no such parameter.
+        If it has no such parameter, or runs on the embedded default alone: then its cell of parameters is
+        tagged `embedded`.
     """
     import nbformat
     from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -241,6 +242,10 @@ def prepared_notebook(name: str, profile: Profile) -> Any:
             f"{profile.file}: {name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}."
         )
     if profile.file != DEFAULT:
+        if EMBEDDED in _tags(notebook.cells[place]):
+            raise ValueError(
+                f"{profile.file}: {name} runs on the embedded default alone: it reads dictionaries by name."
+            )
         injected = [new_markdown_cell(_note(profile), id="profile")]
         if values:
             source = "\n".join(f"{parameter} = {value!r}" for parameter, value in values.items())

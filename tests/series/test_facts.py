@@ -44,6 +44,17 @@ def test_the_bundled_table_holds_every_candidate():
         assert part.groupby("entity")["known"].all().sum() >= 20  # enough to edit
 
 
+def test_facts_of_several_tokens_are_left_out_whole(model, monkeypatch):
+    given = {"city": "king river moon runs, queen zzzq river runs, stone moon river runs, zzzq moon river a"}
+    monkeypatch.setattr(facts, "CANDIDATES", given)
+    found = facts.usable_facts(model.tokenizer, "city")
+    assert found["entity"].unique().tolist() == ["king", "stone"]
+    assert found["attribute"].tolist() == ["country", "continent", "language"] * 2
+    monkeypatch.setattr(facts, "CANDIDATES", {"city": "king river moon runs, zzzq moon river a"})
+    with pytest.raises(ValueError, match="too few cities as single tokens"):
+        facts.usable_facts(model.tokenizer, "city")
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of 'city', 'country', found 'person'"):
         facts.candidate_facts("person")

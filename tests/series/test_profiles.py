@@ -48,7 +48,7 @@ def test_shipped_profiles_run_the_series_with_parameters_that_it_has(file, monke
     monkeypatch.chdir(ROOT)
     profile = Profile.load(file.stem)
     assert set(profile.families) == {"relu", "batchtopk"}
-    assert len(profile.notebooks) == 6
+    assert len(profile.notebooks) == (8 if file.stem == "gpt2" else 6)
     for name in profile.notebooks:
         prepared_notebook(name, profile)
     expectations(profile)
@@ -216,6 +216,9 @@ def test_cells_about_the_embedded_default_are_left_out(tmp_path, monkeypatch):
     own = "".join(cell.source for cell in prepared_notebook("01_activations_and_training", profile).cells)
     assert "kinds_table" not in own
     assert "Run with the profile `own`." in own
+    alone = Profile.load(written(tmp_path, notebooks={"12_transcoders_and_heads": {}}))
+    with pytest.raises(ValueError, match="12_transcoders_and_heads runs on the embedded default alone"):
+        prepared_notebook("12_transcoders_and_heads", alone)
     embedded = prepared_notebook("01_activations_and_training", Profile.load(DEFAULT)).cells
     assert "kinds_table" in "".join(cell.source for cell in embedded)
     assert len(embedded) == len(nbformat.read(notebooks()[1], as_version=4).cells)
