@@ -22,7 +22,7 @@ Latents          collect, logit_table, measure_readability, label_latents, label
                  read_text, measure_ablation
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
-Explorers        build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
+Explorers        explore, build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
                  NoveltyExplorer, StitchingExplorer, MetaExplorer, ProbingExplorer,
                  CircuitExplorer, WorldExplorer
 Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
@@ -156,6 +156,7 @@ _EXPORTS = {
         "CircuitExplorer",
         "collect_evidence",
         "EditExplorer",
+        "explore",
         "LatentExplorer",
         "MetaExplorer",
         "NoveltyExplorer",

@@ -85,11 +85,36 @@ def quick_list_url(source: Dictionary | str, latents: Latents, *, name: str) -> 
     'https://www.neuronpedia.org/quick-list/'
     """
     index = select_latents(latents, source.width if isinstance(source, Dictionary) else ANY_WIDTH)
-    if not 0 < len(index) <= LIST_LIMIT:
-        raise ValueError(f"Neuronpedia lists 1 to {LIST_LIMIT} latents, found {len(index)}.")
-    model, place = _place(source)
-    # The index is text there; a number would not be found.
-    features = [{"modelId": model, "layer": place, "index": str(latent)} for latent in index.tolist()]
+    return mixed_list_url([(source, latent) for latent in index.tolist()], name=name)
+
+
+def mixed_list_url(latents: Sequence[tuple[Dictionary | str, int]], *, name: str) -> str:
+    """Address of a page that lists latents of several sources.
+
+    Parameters
+    ----------
+    latents : sequence of tuple
+        Source and number of each latent, as for `latent_url`; at most 150.
+    name : str
+        Title of the list.
+
+    Raises
+    ------
+    ValueError, IndexError
+        As `latent_url`, and if there are more latents than Neuronpedia lists.
+
+    Examples
+    --------
+    >>> mixed_list_url([("gpt2-small/8-res-jb", 1), ("gpt2-small/9-res-jb", 2)], name="two").split("?")[0]
+    'https://www.neuronpedia.org/quick-list/'
+    """
+    if not 0 < len(latents) <= LIST_LIMIT:
+        raise ValueError(f"Neuronpedia lists 1 to {LIST_LIMIT} latents, found {len(latents)}.")
+    features = []
+    for source, latent in latents:
+        model, place = _place(source)
+        # The index is text there; a number would not be found.
+        features.append({"modelId": model, "layer": place, "index": str(_checked(source, latent))})
     query = urlencode({"name": name, "features": json.dumps(features)}, quote_via=quote)
     return f"{SITE}/quick-list/?{query}"
 

@@ -10,6 +10,7 @@ from saekit.widgets.novelty_explorer import NoveltyExplorer
 from saekit.widgets.probing_explorer import ProbingExplorer
 from saekit.widgets.splitting_explorer import SplittingExplorer
 from saekit.widgets.stitching_explorer import StitchingExplorer
+from saekit.widgets.workspace import Workspace, explore
 from saekit.widgets.world_explorer import WorldExplorer
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "ProbingExplorer",
     "SplittingExplorer",
     "StitchingExplorer",
+    "Workspace",
     "WorldExplorer",
     "build_atlas",
     "collect_evidence",
+    "explore",
 ]

@@ -144,8 +144,9 @@ class Explorer:
             self._panels: list[widgets.HTML] = []
             style = widgets.HTML(layout={"display": "none"})
             # Within another explorer, that one's bridge listens, and it shows the selection of both.
-            own = [self._code, Bridge(self._received)] if self._leader is None else []
-            self._view = widgets.VBox([style, self._alert, *self._build(), *own])
+            bridge = [Bridge(self._received)] if self._leader is None else []
+            self._code.layout.display = None if bridge else "none"
+            self._view = widgets.VBox([style, self._alert, *self._build(), self._code, *bridge])
             self._view.add_class("saekit")
             self._view.layout.padding = "8px"
             style.value = html.STYLE + html.hide_static(self._view.model_id)

@@ -162,9 +162,6 @@ class LatentExplorer(Explorer):
 
     # ------------------------------------------------------------------ actions
 
-    def _step(self, by: int) -> None:
-        self.state.latent = (self.state.latent + by) % self.state.width
-
     def _any(self) -> None:
         alive = self.evidence[self.state.width].alive
         if not alive:

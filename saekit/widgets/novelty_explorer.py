@@ -324,6 +324,26 @@ class NoveltyExplorer(Explorer):
             parts.append(self.small_evidence.contexts_table(match, max(3, n // 2)))
         return html.join(parts)
 
+    # ------------------------------------------------------------------ one latent of the large dictionary
+
+    @property
+    def selected(self) -> tuple[int, int]:
+        """Width of the large dictionary, and the latent of it that is shown."""
+        return self.evidence.width, self.state.latent
+
+    def _can_visit(self, width: int, latent: int) -> bool:
+        return width == self.evidence.width and 0 <= latent < width
+
+    def _visit(self, width: int, latent: int) -> None:  # noqa: ARG002 - the width is the only one
+        self.show(latent=latent)
+
+    def _step(self, by: int) -> None:
+        members = self._members(self.state.group, self.state.theta)["latent"].tolist()
+        if self.state.latent in members:
+            by += members.index(self.state.latent)
+        if members:
+            self.state.latent = members[by % len(members)]
+
     # ------------------------------------------------------------------ groups
 
     def _members(self, group: str, theta: float) -> Any:

@@ -125,8 +125,8 @@ class StitchingExplorer(Explorer):
         self._bind(self._slider, "step")
         self._bind(self._number, "step")
         buttons = [
-            self._button("← Previous", "The step before this one", lambda: self._go_by(-1)),
-            self._button("Next →", "The step after this one", lambda: self._go_by(1)),
+            self._button("← Previous", "The step before this one", lambda: self._step(-1)),
+            self._button("Next →", "The step after this one", lambda: self._step(1)),
             self._button("Next phase", "The first step of the next phase", self._next_phase),
         ]
         self._jumps = []
@@ -296,6 +296,24 @@ class StitchingExplorer(Explorer):
 
     # ------------------------------------------------------------------ steps
 
+    def _can_visit(self, width: int, latent: int) -> bool:
+        return self._step_of(width, latent) is not None
+
+    def _visit(self, width: int, latent: int) -> None:
+        self.show(step=self._step_of(width, latent))
+
+    def _step(self, by: int) -> None:
+        self.state.step = (self.state.step + by) % len(self._frame)
+
+    def _step_of(self, width: int, latent: int) -> int | None:
+        """The step that moves a latent; of dictionaries of one width, the large one's."""
+        for side in SIDES[::-1]:
+            if self.dictionaries[side].width == width:
+                moves = self.stitching.moves
+                steps = moves.loc[(moves["side"] == side) & (moves["latent"] == latent), "step"]
+                return int(steps.iat[0]) if len(steps) else None
+        return None
+
     def _latents(self, step: int, side: str) -> list[int]:
         """Latents of a side that a step moved, the most frequent first."""
         moves = self._moves.get(step)
@@ -327,9 +345,6 @@ class StitchingExplorer(Explorer):
         return next(
             ((side, latents[0]) for side in SIDES[::-1] if (latents := self._latents(step, side))), None
         )
-
-    def _go_by(self, by: int) -> None:
-        self.state.step = (self.state.step + by) % len(self._frame)
 
     def _next_phase(self) -> None:
         starts = self._phases["first_step"]
