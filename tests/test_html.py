@@ -1,14 +1,10 @@
 """The pure functions that turn tokens and numbers into HTML and SVG."""
 
 import re
-from xml.etree import ElementTree
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from saekit import html
-from saekit.widgets import svg
 
 
 @pytest.mark.parametrize(
@@ -74,39 +70,3 @@ def test_bars_grow_with_the_share_and_something_is_never_nothing():
     assert html.bar(1e-6) == "▏"
     assert html.bar(1) == "█" * 12
     assert html.bar(0.5) == "█" * 6
-
-
-def test_charts_are_well_formed_and_say_what_they_show():
-    cosine, change = np.linspace(-0.2, 1, 40), np.linspace(-1e-6, 30, 40)
-    curve = pd.DataFrame({"fpr": [0, 0.2, 1], "tpr": [0, 0.7, 1]})
-    node = {"width": 8, "latent": 1, "cosine": 0.9, "status": "split"}
-    child = {"width": 16, "latent": 3, "cosine": 0.8, "status": "leaf", "children": []}
-    charts = [
-        svg.roc(curve, curve, (0.2, 0.7), label="a <b>"),
-        svg.Scatter(cosine, change).draw(0.7, (0.5, 1.0), label="a <b>"),
-        svg.tree((8, 16), [], {**node, "children": [child]}, lambda w, i: ["<x>", "\x00&"], label="a <b>"),
-    ]
-    for chart in charts:
-        root = ElementTree.fromstring(chart)
-        assert root.get("aria-label") == "a <b>"
-        assert root.get("role") == "img"
-
-
-def test_a_theta_line_stands_at_its_cosine():
-    scatter = svg.Scatter(np.array([0.0, 1.0]), np.array([-1.0, 1.0]))
-    inside = scatter.width - scatter.left - scatter.right
-    for theta in (0.0, 0.25, 1.0):
-        chart = scatter.draw(theta, None, label="")
-        x = float(re.search(r'class="sk-theta" d="M([\d.]+) ', chart)[1])
-        assert x == pytest.approx(scatter.left + theta * inside, abs=0.06)
-
-
-def test_a_large_tree_is_cut_and_says_by_how_much():
-    children = [
-        {"width": 16, "latent": i, "cosine": 0.8, "status": "leaf", "children": []}
-        for i in range(svg.MAX_CHILDREN + 5)
-    ]
-    root = {"width": 8, "latent": 1, "cosine": 0.9, "status": "split", "children": children}
-    chart = svg.tree((8, 16), [], root, lambda w, i: [f"word{i}"], label="")
-    assert "+ 5 more" in chart
-    assert chart.count(">word") == svg.MAX_CHILDREN + 1

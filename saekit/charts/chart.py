@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from markupsafe import Markup
 
-from saekit.charts.model import FULL, Key, Mark, Panel
+from saekit.charts.model import PAGE, Key, Panel
 from saekit.charts.svg import draw_svg
 from saekit.html import image
 
@@ -24,11 +24,11 @@ class Chart:
     Attributes
     ----------
     rows : tuple of tuple of Panel
-        Panels from top to bottom and left to right.
+        Panels from top to bottom and left to right; None is an empty place.
     alt : str
         Alternative text.
     width, height : float
-        Points, with everything; 396 is the width of a page of text (`FULL`).
+        Points, with everything; 396 is the width of a page of text (`PAGE`).
     widths, heights : tuple of float
         Ratios of columns and rows; all alike if empty.
     keys : tuple of Key
@@ -46,9 +46,9 @@ class Chart:
     (Markup('<svg'), [0, 1, 4])
     """
 
-    rows: tuple[tuple[Panel, ...], ...]
+    rows: tuple[tuple[Panel | None, ...], ...]
     alt: str
-    width: float = FULL
+    width: float = PAGE
     height: float = 158.0
     widths: tuple[float, ...] = ()
     heights: tuple[float, ...] = ()
@@ -59,26 +59,13 @@ class Chart:
     @property
     def panels(self) -> list[Panel]:
         """All panels, row by row."""
-        return [panel for row in self.rows for panel in row]
+        return [panel for row in self.rows for panel in row if panel is not None]
 
     @property
     def data(self) -> pd.DataFrame:
         """Exactly what is drawn; of several panels one below the other, with their names in `panel`."""
-        found = {panel.name: panel.data for panel in self.panels if panel.data is not None}
+        found = {panel.name: panel.data for panel in self.panels if len(panel.data.columns)}
         return stacked("panel", found)
-
-    def moved(
-        self, *moving: Sequence[Mark], alt: str | None = None, keys: Sequence[Key] | None = None
-    ) -> Chart:
-        """The same picture with other moving marks, by panel; what stays is not drawn again."""
-        marks = iter(moving)
-        rows = tuple(tuple(replace(panel, moving=tuple(next(marks))) for panel in row) for row in self.rows)
-        return replace(
-            self,
-            rows=rows,
-            alt=self.alt if alt is None else alt,
-            keys=self.keys if keys is None else tuple(keys),
-        )
 
     def svg(self, *, stretch: float = 1.0) -> Markup:
         """Draw it for a page, in the page's theme; with `stretch`, larger around texts of the same size."""

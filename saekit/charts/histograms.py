@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from saekit.charts.chart import Chart
-from saekit.charts.model import HALF, Bars, Mark, Panel, Rule, round_ticks, scale
+from saekit.charts.model import HALF_PAGE, Bars, Mark, Panel, Rule, round_ticks, scale
 from saekit.colours import BLUE, ORANGE, VERMILION, shade
 from saekit.wording import counted, number
 
@@ -95,6 +95,6 @@ def _histogram(
     return Chart(
         ((Panel(scale(edges[0], edges[-1], label=label), y, marks, moving, data),),),
         alt=f"Histogram of {counted(int(counts.sum()), what)} from {number(edges[0])} to {number(edges[-1])}",
-        width=HALF,
+        width=HALF_PAGE,
         height=HEIGHT,
     )

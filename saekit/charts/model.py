@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from saekit.colours import DARK_GREY, INK
 
-FULL, HALF = 396.0, 194.4  # points: 5.5 and 2.7 inches
+PAGE, HALF_PAGE = 396.0, 194.4  # points: 5.5 and 2.7 inches
 ROLES = {"ink": INK, "quiet": DARK_GREY, "grid": "#d8d8d8", "paper": "#ffffff", "band": "#f3f3f3"}
 
 Floats = NDArray[np.float64]
@@ -170,7 +170,7 @@ def round_ticks(low: float, high: float, n: int) -> list[float]:
     """
     rough = (high - low) / n or 1.0
     power = 10.0 ** np.floor(np.log10(rough))
-    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= rough * (1 - 1e-9))
+    step = next(power * nice for nice in (1, 2, 5, 10) if power * nice >= 0.75 * rough)
     first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
     return [float(f"{step * k:.12g}") for k in range(first, last + 1)]
 
@@ -358,8 +358,8 @@ class Panel:
         What stays the same.
     moving : tuple of mark
         What changes with a selection, drawn on top.
-    data : DataFrame, optional
-        Exactly what is drawn; None if another panel of the chart holds it.
+    data : DataFrame
+        Exactly what is drawn; empty if another panel of the chart holds it.
     name, title : str
         Its name in the chart's data, and the heading above it in a figure.
     bare : bool
@@ -374,7 +374,7 @@ class Panel:
     y: Scale
     marks: tuple[Mark, ...]
     moving: tuple[Mark, ...] = ()
-    data: pd.DataFrame | None = None
+    data: pd.DataFrame = field(default_factory=pd.DataFrame)
     name: str = ""
     title: str = ""
     bare: bool = False
@@ -382,3 +382,8 @@ class Panel:
     keys: tuple[Key, ...] = ()
     key_title: str = ""
     drawn: dict[Any, str] = field(default_factory=dict, repr=False)  # static marks, shared by copies
+
+    @property
+    def is_named_above(self) -> bool:
+        """Whether a text stands above the panel, such as the name of a stretch."""
+        return any(isinstance(mark, Text) and "y" in mark.over and mark.y > 1 for mark in self.marks)

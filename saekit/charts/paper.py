@@ -81,9 +81,13 @@ def _draw_chart(figure: Any, chart: Chart) -> None:
     )
     if all(panel.bare for panel in chart.panels) and isinstance(figure, Figure):
         figure.set_layout_engine("constrained", w_pad=0, h_pad=0)  # coordinates are points
-    for panels, row in zip(axes, chart.rows, strict=True):
-        for place, panel in zip(panels, row, strict=True):
-            draw(place, panel)
+    for places, column in zip(axes.T, zip(*chart.rows, strict=True), strict=True):
+        for place, panel in zip(places, column, strict=True):
+            if panel is None:
+                place.remove()
+            else:
+                draw(place, panel)
+                place.xaxis.set_in_layout(column[-1] is not None)  # otherwise it hangs below an empty place
     if n_rows > 1:
         figure.align_ylabels(axes[:, 0])
     if chart.keys:
@@ -112,7 +116,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     if panel.square:
         axes.set_box_aspect(1)
     if panel.title:
-        axes.set_title(plain(panel.title), fontsize=8)
+        axes.set_title(plain(panel.title), fontsize=8, pad=13 if panel.is_named_above else None)
     for place, mark in enumerate([*panel.marks, *panel.moving]):
         _MARKS[type(mark)](axes, mark, 1 + place / 1000)
     if panel.keys:

@@ -59,11 +59,11 @@ def draw_svg(chart: Chart, stretch: float = 1.0) -> Markup:
     width, height = PX * stretch * chart.width, PX * stretch * chart.height
     keys, keys_height = _keys(chart.keys, chart.key_columns, width)
     parts, n_columns = [], len(chart.rows[0])
-    lefts = [max(_left(row[place]) for row in chart.rows) for place in range(n_columns)]
+    lefts = [max(_left(panel) for panel in column if panel) for column in zip(*chart.rows, strict=True)]
     inner = width - sum(lefts) - 12 * n_columns
     ratios = chart.widths or (1,) * n_columns
-    tops = [max(_top(panel) for panel in row) for row in chart.rows]
-    bottoms = [max(_bottom(panel) for panel in row) for row in chart.rows]
+    tops = [max(_top(panel) for panel in row if panel) for row in chart.rows]
+    bottoms = [max(_bottom(panel) for panel in row if panel) for row in chart.rows]
     tall = height - sum(tops) - sum(bottoms)
     shares = chart.heights or (1,) * len(chart.rows)
     y = 0.0
@@ -71,9 +71,10 @@ def draw_svg(chart: Chart, stretch: float = 1.0) -> Markup:
         x, high = 0.0, tall * share / sum(shares)
         for panel, left, ratio in zip(row, lefts, ratios, strict=True):
             wide = inner * ratio / sum(ratios)
-            side = min(wide, high)
-            size = (side, side) if panel.square else (wide, high)
-            parts.append(_Drawing(panel, x + left, y + top, *size, stretch).text())
+            if panel:
+                side = min(wide, high)
+                size = (side, side) if panel.square else (wide, high)
+                parts.append(_Drawing(panel, x + left, y + top, *size, stretch).text())
             x += left + wide + 12
         y += top + high + bottom
     whole = height + keys_height
@@ -95,7 +96,8 @@ def _bottom(panel: Panel) -> float:
 
 
 def _top(panel: Panel) -> float:
-    return 4 if panel.bare else 8 + 12 * panel.title.count("\n") + 14 * bool(panel.title)
+    above = 12 * (panel.title.count("\n") + panel.is_named_above) + 14 * bool(panel.title)
+    return 4 if panel.bare else 8 + above
 
 
 def _colour(name: str) -> str:
@@ -249,7 +251,8 @@ class _Drawing:
             turned = f'transform="rotate(-90 {at:.0f} {middle:.0f})"'
             over.append(_write(at, middle, panel.y.label, anchor="middle", extra=turned))
         for n, line in enumerate(panel.title.split("\n")[::-1] if panel.title else ()):
-            over.append(_write(self.left, self.top - 8 - 12 * n, line, colour="ink"))
+            at = self.top - 8 - 12 * (n + panel.is_named_above)
+            over.append(_write(self.left, at, line, colour="ink"))
         for n, key in enumerate(panel.keys[::-1]):
             wide = 24 + LETTER * max(len(key.text) for key in panel.keys)
             over.append(_key(key, wall - wide - 4, floor - 12 - 15 * n))
@@ -328,7 +331,7 @@ class _Drawing:
         x = self.left + self.width * text.x if "x" in text.over else float(self._x(text.x))
         y = self.top + self.height * (1 - text.y) if "y" in text.over else float(self._y(text.y))
         down = {"top": 11.0, "middle": 4.0, "bottom": -2.0}[text.line]
-        shown = visible(text.text).strip()
+        shown = visible(text.text.replace("  ", "\u2002")).strip()
         if text.room is not None:
             shown = cut(shown, text.room * PX * self.stretch / (LETTER * text.size / 7))
         extra = ('class="sk-halo" ' if text.ground else "") + ('font-weight="600"' if text.bold else "")

@@ -15,8 +15,9 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.meta.latents import require_tree
+from saekit.charts import trees
 from saekit.charts.paper import fit_text
-from saekit.colours import DARK_GREY, INK, LATENT, LIGHT_GREY, META, NULL, PALETTE, shade
+from saekit.colours import DARK_GREY, INK, LIGHT_GREY, META, NULL, PALETTE, shade
 from saekit.figures import FULL, HALF, Plot, describe, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import doubling_axis, groups_of, ink_on, made_from, named, rows_of
 from saekit.wording import fixed, listed, percent, share
@@ -260,57 +261,12 @@ def related_latents(result: RelatedLatents) -> Plot:
     centre = nodes.loc[0]
     if not (result.nodes["role"] == "meta-latent").any():
         raise ValueError(f"No meta-latent is active on latent {centre['latent']}.")
-    edges = result.edges.join(nodes[["latent", "label"]].add_prefix("meta_"), on="meta_node")
-    edges = edges.join(nodes[["width", "latent", "label"]], on="latent_node")
-    own = edges[edges["latent_node"] == 0].set_index("meta_node")["activation"]
-    members = edges[edges["latent_node"] != 0]
-    alone = edges[~edges["meta_node"].isin(members["meta_node"])]  # of a meta-latent of this latent only
-    rows = pd.concat([members, alone]).sort_values("meta_node", kind="stable", ignore_index=True)
-    rows.insert(0, "meta_activation", rows["meta_node"].map(own))
-    data = rows.drop(columns=["meta_node", "latent_node"])
-    rank = np.unique(rows["meta_node"], return_inverse=True)[1]
-    step, gap = 0.142, 0.1  # inches from member to member, and more between meta-latents
-    y = step * np.arange(len(rows)) + gap * rank
-    left, box, right = (0.04, 1.2), (1.66, 3.32), (3.72, FULL - 0.3)
-    widths = set(nodes.loc[nodes["role"] != "meta-latent", "width"])
-    with house_style():
-        figure = new_figure(FULL, float(y[-1]) + step + 0.12)
-        figure.set_layout_engine("constrained", w_pad=0, h_pad=0)  # coordinates are inches
-        axes = figure.subplots()
-        height = figure.get_size_inches()[1]
-        axes.set(xlim=(0, FULL), ylim=(height - (step + 0.12) / 2, -(step + 0.12) / 2))
-        axes.axis("off")
-        middle = float(y[0] + y[-1]) / 2
-        _box(axes, left, middle, [f"{centre['width']}/{centre['latent']}", centre["label"]], LATENT)
-        for _, group in rows.groupby("meta_node"):
-            first, here = group.iloc[0], float(y[group.index].mean())
-            _edge(axes, (left[1], middle), (box[0], here), META, 10 * first["meta_activation"])
-            title = f"{first['meta_latent']}   ({first['meta_activation']:.2f})"
-            _box(axes, box, here, [title, first["meta_label"]], META)
-            for member in group[group["latent_node"] != 0].itertuples():
-                end = float(y[member.Index])
-                _edge(axes, (box[1], here), (right[0], end), LATENT, 4 * member.activation)
-                name = f"{member.latent}" if len(widths) == 1 else f"{member.width}/{member.latent}"
-                text = fit_text(f"{name}  {member.label}".rstrip(), right[1] - right[0] - 0.06)
-                axes.text(right[0] + 0.05, end, text, va="center_baseline", fontsize=6.5)
-                axes.text(
-                    FULL - 0.03,
-                    end,
-                    f"{member.activation:.2f}",
-                    va="center_baseline",
-                    ha="right",
-                    fontsize=6.5,
-                    color=DARK_GREY,
-                )
-    numbers = ", ".join(f"{nodes.loc[node, 'latent']} ({activation:.2f})" for node, activation in own.items())
+    chart = trees.related_latents(result)
     return Plot(
-        figure,
-        data,
-        caption=f"The meta-latents of one latent. Latent {centre['latent']} of width {centre['width']} "
-        "(left), its strongest meta-latents with their activations (middle), and the other latents on which "
-        "each of these is most active (right). Line widths are proportional to activations. "
-        f"Meta-latents: {numbers}.",
-        alt=f"Graph of latent {centre['latent']} with its meta-latents {numbers}, and the latents of each.",
+        chart.figure(),
+        chart.data,
+        caption=f"{chart.caption}.",
+        alt=f"{chart.alt}.",
         made_from=made_from(result),
         settings={"latent": int(centre["latent"])},
     )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullLocator
 
 from saekit.analysis.nulls import require_null
-from saekit.charts.model import linear_range
+from saekit.charts import novelty as drawing
+from saekit.charts.chart import Chart
+from saekit.charts.model import HALF_PAGE, PAGE
 from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
-from saekit.figures import FULL, HALF, Plot, house_style, kind_style, new_figure
+from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import as_list, made_from, on_all_tokens, pair_names, shared, title_of
 from saekit.wording import on_tokens, percent
 
@@ -51,63 +52,28 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
         require_null(result, null, "theta")
     panels_of = [result] if null is None else [result, null]
     names = pair_names(panels_of)
-    columns = ["latent", "best_cosine", "mse_change", "novel_cos", "novel_gain"]
+    axes = drawing.insertion_axes(panels_of)
+    panels = []
+    for r, name in zip(panels_of, names, strict=True):
+        title = f"{title_of(name)}\n{_auc(r, 2)}, {r.summary['n_dead']} dead left out"
+        panels.append(drawing.insertion_panel(r, r.theta, axes, title=title))
+        axes = axes[0], replace(axes[1], texts=(), label="")  # shared by all panels
     data = pd.concat(
         [
-            r.frame.loc[~r.frame["dead"], columns].assign(comparison=name, null=r is null)
-            for r, name in zip(panels_of, names, strict=True)
+            panel.data.assign(comparison=name, null=r is null)
+            for panel, r, name in zip(panels, panels_of, names, strict=True)
         ],
         ignore_index=True,
-    )[["comparison", "null", *columns]]
-    scale = linear_range(data["mse_change"])
-    with house_style():
-        figure = new_figure(FULL if null else 0.6 * FULL, 2.6)
-        panels = figure.subplots(1, len(panels_of), sharex=True, sharey=True, squeeze=False)[0]
-        for axes, r, name in zip(panels, panels_of, names, strict=True):
-            part = data[data["null"] == (r is null)]
-            axes.set_yscale("symlog", linthresh=scale)
-            axes.margins(y=0.12)  # room for the shares in the corners
-            for novel, colour, marker in ((True, NOVEL, "o"), (False, RECONSTRUCTION, "^")):
-                points = part[part["novel_cos"] == novel]
-                axes.scatter(
-                    points["best_cosine"],
-                    points["mse_change"],
-                    s=5,
-                    marker=marker,
-                    color=colour,
-                    alpha=0.45,
-                    linewidth=0,
-                    rasterized=True,
-                )
-            axes.axhline(0, color=INK, linewidth=0.6)
-            axes.axvline(r.theta, color=INK, linestyle="--", linewidth=0.8)
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.set_xlabel("best cosine with a small latent")
-            summary = r.summary
-            axes.set_title(
-                f"{title_of(name)}\n{_auc(r, 2)}, {summary['n_dead']} dead left out",
-                fontsize=8,
-            )
-            for x, novel, align in ((0.02, True, "left"), (0.98, False, "right")):
-                for y, gain, vertical in ((0.98, False, "top"), (0.02, True, "bottom")):
-                    share = ((part["novel_cos"] == novel) & (part["novel_gain"] == gain)).mean()
-                    axes.text(
-                        x,
-                        y,
-                        f"{percent(share)} {'help' if gain else 'hurt'}",
-                        transform=axes.transAxes,
-                        ha=align,
-                        va=vertical,
-                        fontsize=7,
-                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
-                    )
-        panels[0].set_ylabel("change in MSE when inserted")
-        handles = [
-            Line2D([], [], linestyle="", marker="o", color=NOVEL, label=f"novel (cosine < {result.theta:g})"),
-            Line2D([], [], linestyle="", marker="^", color=RECONSTRUCTION, label="reconstruction"),
-            Line2D([], [], color=INK, linestyle="--", linewidth=0.8, label=f"$\\theta$ = {result.theta:g}"),
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    )
+    data = data[["comparison", "null", *data.columns.drop(["comparison", "null"])]]
+    chart = Chart(
+        (tuple(panels),),
+        alt="",
+        width=(1 if null else 0.6) * PAGE,
+        height=175,
+        keys=drawing.insertion_keys(result.theta),
+        key_columns=3,
+    )
     numbers = "; ".join(
         f"{name}: {_auc(r, 3)}, {percent(r.summary['share_novel_gain'])} help, "
         f"{percent(r.summary['share_novel_cos'])} lie under θ"
@@ -115,11 +81,11 @@ def insertion_scatter(result: Insertion, null: Insertion | None = None) -> Plot:
         for r, name in zip(panels_of, names, strict=True)
     )
     return Plot(
-        figure,
+        chart.figure(),
         data,
         caption="Inserting single latents. Each point is one latent of the large dictionary: the change in "
         "the small dictionary's MSE when that latent alone is added (negative values help; the axis is "
-        f"linear within ±{scale:g} and logarithmic beyond) against its best cosine with a small latent. "
+        f"linear within ±{axes[1].unit:g} and logarithmic beyond) against its best cosine with a small one. "
         f"{numbers}. Dead latents are left out ({', '.join(str(r.summary['n_dead']) for r in panels_of)}). "
         f"{on_tokens(result.n_tokens, result.n_excluded)}.",
         alt=f"Scatter of the change in MSE against the best cosine, with theta = {result.theta:g} marked. "
@@ -162,46 +128,16 @@ def roc(results: Insertion | Sequence[Insertion], nulls: Insertion | Sequence[In
     for other in nulls:
         about = [r for r in results if other.small in (r.small, r.large)]
         require_null((about or results)[0], other)
-    parts, aucs = [], []
-    with house_style():
-        figure = new_figure(HALF, HALF + 0.1)
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color="#c8c8c8", linewidth=0.8, zorder=0)
-        pairs = [*((r, False) for r in results), *((r, True) for r in nulls)]
-        names = pair_names([*results, *nulls])
-        for (r, null), name, dashes in zip(pairs, names, cycle(("-", "--", ":", "-."))):
-            curve, at, style = r.roc(), r.at(r.theta), kind_style(r.large.kind)
-            colour = NULL if null else style.colour
-            label = f"{title_of(name)} ({r.auc:.2f})"
-            axes.plot(
-                curve["fpr"], curve["tpr"], color=colour, linestyle=dashes, label=label, zorder=2 - null
-            )
-            point = (at["false_positive_rate"], at["true_positive_rate"])
-            axes.plot(
-                *point,
-                style.marker,
-                color=colour,
-                markeredgecolor=INK,
-                markeredgewidth=0.6,
-                markersize=5,
-                zorder=3,
-            )
-            parts.append(curve.assign(comparison=name, null=null, point="curve"))
-            marked = {"theta": r.theta, "fpr": point[0], "tpr": point[1]}
-            parts.append(pd.DataFrame([marked]).assign(comparison=name, null=null, point="theta"))
-            aucs.append(f"{name} {r.auc:.3f}{' (null)' if null else ''}")
-        axes.set(
-            xlim=(-0.02, 1.02),
-            ylim=(-0.02, 1.02),
-            xlabel="share of the latents that hurt",
-            ylabel="share of the latents that help",
-        )
-        axes.set_aspect("equal")
-        axes.legend(loc="lower right", title=f"AUC; marker: $\\theta$ = {theta:g}", alignment="left")
-    data = pd.concat(parts, ignore_index=True)[["comparison", "null", "point", "theta", "fpr", "tpr"]]
+    names = pair_names([*results, *nulls])
+    panel = drawing.roc_panel(
+        results, nulls, [title_of(name) for name in names], f"AUC; marker: θ = {theta:g}"
+    )
+    data = panel.data.replace({"comparison": dict(zip(map(title_of, names), names, strict=True))})
+    aucs = [f"{name} {r.auc:.3f}" for r, name in zip(results, names, strict=False)]
+    aucs += [f"{name} {r.auc:.3f} (null)" for r, name in zip(nulls, names[len(results) :], strict=True)]
     listed = ", ".join(aucs)
     return Plot(
-        figure,
+        Chart(((panel,),), alt="", width=HALF_PAGE, height=HALF_PAGE + 8).figure(),
         data,
         caption="How well the cosine predicts which latents help. For every threshold, the share of the "
         "latents that lower the MSE and of those that raise it whose best cosine lies under the threshold; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from saekit.analysis.splitting import STATUSES
-from saekit.charts.paper import fit_text
-from saekit.colours import BLUE, DARK_GREY, INK, NOVEL, PINK, RECONSTRUCTION
+from saekit.charts import trees
+from saekit.charts.trees import STATUS_COLOURS
+from saekit.colours import DARK_GREY, INK, NOVEL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import groups_of, made_from, root_scale
 from saekit.wording import listed, percent
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 
 NULL_LINES = ("-", ":")  # second seed of the small and of the large width
-_EDGE = "#7a8b99"
-STATUS_COLOURS = {"split": PINK, "identical": BLUE, "refined": "#8cc4e0", "lost": "#e4e4e4"}
-STATUS_MARKERS = {"split": "o", "identical": "s", "refined": "^", "lost": "X", "leaf": "o"}
 
 
 def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
@@ -242,99 +240,14 @@ def splitting_tree_plot(
     root = tree.subtree(width, latent)
     if not root["children"]:
         raise ValueError(f"Latent {latent} of width {width} has no children at theta = {tree.theta:g}.")
-    nodes = _place(root)
-    columns = [w for w in tree.widths if width <= w <= max(node["width"] for node in nodes)]
-    data = pd.DataFrame(nodes)
     labels = labels or {}
-    data["label"] = [labels.get((node["width"], node["latent"]), "") for node in nodes]
-    n_leaves = int(data["row"].max()) + 1
-    leaf_room, stub = 1.45, 0.12  # inches right of the last column; share of a column before edges part
-    step = (FULL - leaf_room - 0.1) / len(columns)
-    with house_style():
-        figure = new_figure(FULL, 0.62 + 0.175 * n_leaves)
-        axes = figure.subplots()
-        axes.set_xlim(-1.0, len(columns) - 1 + leaf_room / step)
-        axes.set_ylim(n_leaves - 0.4, -1.0)
-        axes.axis("off")
-        for place, column in enumerate(columns):
-            axes.annotate(
-                f"width {column}",
-                (place, -1.0),
-                ha="center",
-                va="bottom",
-                color=DARK_GREY,
-                fontsize=7,
-            )
-        for node in nodes:
-            x, y = columns.index(node["width"]), node["row"]
-            start = x - 1 + stub
-            if node is not nodes[0]:
-                thickness = _thickness(node["cosine"], tree.theta)
-                axes.plot(
-                    [start, x], [y, y], color=_EDGE, linewidth=thickness, solid_capstyle="butt", zorder=1
-                )
-            if node["n_children"]:
-                rows = [child["row"] for child in nodes if child["parent_place"] == node["place"]]
-                axes.plot([x, x + stub], [y, y], color=_EDGE, linewidth=0.8, zorder=1)
-                axes.plot([x + stub] * 2, [min(rows), max(rows)], color=_EDGE, linewidth=0.8, zorder=1)
-            axes.plot(
-                x,
-                y,
-                STATUS_MARKERS[node["status"]],
-                color=STATUS_COLOURS.get(node["status"], "white"),
-                markeredgecolor=INK,
-                markeredgewidth=0.6,
-                markersize=4.5,
-                zorder=3,
-            )
-            label = labels.get((node["width"], node["latent"]), "")
-            room = leaf_room - 0.1
-            if node["n_children"]:
-                room = (1 if node is nodes[0] else 1 - stub) * step - 0.14  # no edge left of the root
-            text = fit_text(f"{node['latent']}  {label}".rstrip(), room)
-            if node["n_children"]:
-                offset, align = (-4, 2.2), ("right", "bottom")
-            else:
-                offset, align = (5, 0), ("left", "center_baseline")
-            axes.annotate(
-                text,
-                (x, y),
-                offset,
-                textcoords="offset points",
-                ha=align[0],
-                va=align[1],
-                fontsize=6.5,
-                zorder=4,
-            )
-        present = [s for s in (*STATUSES, "leaf") if s in set(data["status"])]
-        handles = [
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker=STATUS_MARKERS[status],
-                color=STATUS_COLOURS.get(status, "white"),
-                markeredgecolor=INK,
-                markeredgewidth=0.6,
-                label="at the greatest width" if status == "leaf" else status,
-            )
-            for status in present
-        ]
-        for cosine in (tree.theta, 1.0):
-            thickness = _thickness(cosine, tree.theta)
-            handles.append(Line2D([], [], color=_EDGE, linewidth=thickness, label=f"cosine {cosine:g}"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.2)
-    data = data.drop(columns=["place", "parent_place"])
-    leaves = int((data["n_children"] == 0).sum())
+    chart = trees.splitting_tree(tree, width, latent, lambda w, i: labels.get((w, i), ""))
     return Plot(
-        figure,
-        data,
-        caption=f"How one latent splits. Latent {latent} of width {width} and its descendants at θ = "
-        f"{tree.theta:g} up to width {columns[-1]}: {len(data) - 1} latents, {leaves} of them without "
-        "children. Line thickness shows the cosine between the decoder directions of parent and child; "
-        "markers show the fate of each latent at the next width."
+        chart.figure(),
+        chart.data,
+        caption=f"{chart.caption}."
         + (" Labels that are too long have lost their last words (…)." if labels else ""),
-        alt=f"Tree of latent {latent} of width {width} with {len(data) - 1} descendants and {leaves} leaves.",
+        alt=f"{chart.alt}.",
         made_from=made_from(*(pair for above, pair in tree.pairs.items() if above >= width)),
         settings={"theta": tree.theta, "width": width, "latent": latent},
     )
@@ -353,39 +266,3 @@ def _share_text(axes: Axes, x: float, y: float, share: float, background: str, *
         # Only a hatch needs a plain ground, which would stand out of the thin bars.
         bbox={"facecolor": background, "edgecolor": "none", "pad": 0.0} if hatched else None,
     )
-
-
-def _thickness(cosine: float, theta: float) -> float:
-    """Width of an edge in points, from theta (thin) to 1 (thick)."""
-    return 0.6 + 2.4 * max(0.0, (cosine - theta) / max(1 - theta, 1e-9))
-
-
-def _place(root: dict[str, Any]) -> list[dict[str, Any]]:
-    """Nodes of a tree, parents first, with their rows: one per leaf, parents in the middle of theirs."""
-    nodes: list[dict[str, Any]] = []
-    next_row = 0
-
-    def visit(node: dict[str, Any], parent: dict[str, Any] | None) -> float:
-        nonlocal next_row
-        placed = {
-            "place": len(nodes),
-            "parent_place": -1 if parent is None else parent["place"],
-            "parent_width": 0 if parent is None else parent["width"],
-            "parent": -1 if parent is None else parent["latent"],
-            "width": node["width"],
-            "latent": node["latent"],
-            "cosine": node["cosine"],
-            "status": node["status"],
-            "n_children": len(node["children"]),
-        }
-        nodes.append(placed)
-        if node["children"]:
-            rows = [visit(child, placed) for child in node["children"]]
-            placed["row"] = (rows[0] + rows[-1]) / 2
-        else:
-            placed["row"] = float(next_row)
-            next_row += 1
-        return placed["row"]
-
-    visit(root, None)
-    return nodes

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from saekit.analysis.nulls import require_null
+from saekit.charts import stitching as drawing
+from saekit.charts.chart import Chart
 from saekit.charts.model import linear_range
-from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.charts.stitching import PHASE_COLOURS, PHASE_NAMES
+from saekit.colours import INK, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, describe, house_style, kind_style, new_figure
 from saekit.plots.common import (
     as_list,
@@ -37,13 +39,6 @@ if TYPE_CHECKING:
     from saekit.analysis.stitching.frankenstein import Frankenstein
     from saekit.analysis.stitching.path import Stitching, StitchingChain
 
-PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": "#777777", "bias": INK}
-PHASE_NAMES = {
-    "insert": "insert novel",
-    "swap": "swap groups",
-    "remove": "remove lost",
-    "bias": "swap the bias",
-}
 PHASE_DONE = {
     "insert": "novel latents are inserted",
     "swap": "groups are swapped",
@@ -118,59 +113,30 @@ def stitching_curve(
     novel = "" if result.theta is None else f" (best cosine under θ = {result.theta:g})"
     names = pair_names(results)
     numbers = _curve_words(results, names, phases, random, matched, ce)
-    rows = {"fvu": "FVU", "l0": "L0", **({} if ce is None else {"ce_degradation": "ΔCE"})}
+    curves = [drawing.Curve(result, random, matched, ce)]
+    curves += [] if null is None else [drawing.Curve(null)]
+    scales = drawing.stitching_scales(curves)
+    columns = [
+        drawing.stitching_panels(curve, scales, title=title_of(name), named=curve is curves[0])
+        for curve, name in zip(curves, names, strict=True)
+    ]
     steps = [len(r.frame) for r in results]
-    with house_style():
-        figure = new_figure(FULL, 2.9 + 0.75 * (ce is not None))
-        panels = figure.subplots(
-            len(rows),
-            len(results),
-            sharex="col",
-            sharey="row",
-            squeeze=False,
-            height_ratios=(2.6, *[1] * (len(rows) - 1)),
-            width_ratios=[max(n, 0.5 * max(steps)) for n in steps],
-        )
-        unnamed: dict[str, None] = {}
-        for column, r, name, stretches in zip(panels.T, results, names, phases, strict=True):
-            colour = kind_style(r.large.kind).colour
-            for axes in column:
-                _shade(axes, stretches)
-                axes.margins(x=0.02)
-            for axes, measure in zip(column, ("fvu", "l0"), strict=False):
-                axes.plot(r.frame["step"], r.frame[measure], color=colour, linewidth=1.4, zorder=3)
-                _ends(axes, r, measure)
-            unnamed |= _name_phases(column[0], stretches)
-            column[0].set_title(title_of(name), fontsize=8, pad=13)
-            drawn = column[: len(rows) if r is result else 2]  # CE is given for the first result only
-            for axes in column[len(drawn) :]:
-                axes.set_visible(False)
-            drawn[-1].tick_params(labelbottom=True)
-            drawn[-1].xaxis.set_in_layout(len(drawn) == len(rows))  # otherwise it hangs below an empty place
-            drawn[-1].set_xlabel("step")
-        main = panels[:, 0]
-        if random is not None:
-            band = random.frame.groupby("step")[["fvu", "l0"]].agg(["min", "max"])
-            for axes, measure in zip(main, ("fvu", "l0"), strict=False):
-                low, high = band[measure, "min"], band[measure, "max"]
-                axes.fill_between(band.index, low, high, color=NULL, alpha=0.55, linewidth=0, zorder=2)
-        if matched is not None:
-            style = {"color": INK, "linestyle": "--", "linewidth": 0.9, "marker": ".", "markersize": 3.5}
-            main[0].plot(matched.frame["step"], matched.frame["fvu_matched"], zorder=4, **style)
-            main[1].plot(matched.frame["step"], matched.frame["l0_matched"], zorder=4, **style)
-        if ce is not None:
-            colour = kind_style(result.large.kind).colour
-            style = {"color": colour, "clip_on": False, "zorder": 3}  # markers at the ends stay whole
-            main[2].plot(ce.frame["step"], ce.frame["ce_degradation"], "o-", **style)
-        for axes, label in zip(main, rows.values(), strict=True):
-            axes.set_ylabel(label)
-            axes.yaxis.set_major_locator(MaxNLocator(5 if axes is main[0] else 3))
-        figure.align_ylabels(main)
-        handles = [*_curve_legend(result, random, matched), *map(_phase_patch, unnamed)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    chart = Chart(
+        tuple(zip_longest(*columns)),
+        alt="",
+        height=170 + 54 * (ce is not None),
+        heights=drawing.HEIGHTS[: len(scales)],
+        widths=tuple(max(n, 0.5 * max(steps)) for n in steps),
+        keys=drawing.stitching_keys(curves),
+        key_columns=5,
+    )
+    data = pd.concat(
+        [curve.data.assign(comparison=name) for curve, name in zip(curves, names, strict=True)],
+        ignore_index=True,
+    )
     return Plot(
-        figure,
-        _curve_data(results, names, random, matched, ce),
+        chart.figure(),
+        data[["comparison", *data.columns.drop("comparison")]],
         caption=f"Stitching one dictionary into another. FVU and L0 after each step from {names[0]}: novel "
         f"latents{novel} are inserted one by one, groups of similar latents are swapped, and small latents "
         f"without a counterpart are removed; the decoder bias is swapped {BIAS_WHEN[result.bias]}. "
@@ -552,58 +518,6 @@ def additivity(results: Stitching | Sequence[Stitching]) -> Plot:
     )
 
 
-def _shade(axes: Axes, phases: pd.DataFrame) -> None:
-    for row in phases.itertuples():
-        axes.axvspan(
-            row.first_step - 1, row.last_step, color=PHASE_COLOURS[row.phase], alpha=0.11, linewidth=0
-        )
-
-
-def _name_phases(axes: Axes, phases: pd.DataFrame) -> dict[str, None]:
-    """Write the name of each phase above its steps, and return those for which there is no room."""
-    total = phases["last_step"].max()
-    unnamed: dict[str, None] = {}
-    for row in phases.itertuples():
-        if row.last_step - row.first_step <= 0.16 * total:
-            unnamed[row.phase] = None
-        else:
-            axes.text(
-                (row.first_step + row.last_step) / 2,
-                1.02,
-                PHASE_NAMES[row.phase],
-                transform=axes.get_xaxis_transform(),
-                color=PHASE_COLOURS[row.phase],
-                ha="center",
-                va="bottom",
-                fontsize=6.5,
-            )
-    return unnamed
-
-
-def _phase_patch(phase: str) -> Patch:
-    """The legend's entry for a phase that is too short to be named above its steps."""
-    colour = PHASE_COLOURS[phase]
-    return Patch(facecolor=to_rgba(colour, 0.11), edgecolor=colour, linewidth=0.6, label=PHASE_NAMES[phase])
-
-
-def _ends(axes: Axes, result: Stitching, measure: str) -> None:
-    """Mark the two trained dictionaries and draw the level of the small one across."""
-    last, style = result.frame["step"].iloc[-1], kind_style(result.large.kind)
-    for step, side in ((0, "small"), (last, "large")):
-        level = result.references[side][measure]
-        axes.plot(
-            step,
-            level,
-            style.marker,
-            color=style.colour,
-            markeredgecolor=INK,
-            markersize=5,
-            zorder=5,
-            clip_on=False,
-        )
-    axes.axhline(result.references["small"][measure], color=INK, linewidth=0.6, linestyle=":", zorder=1)
-
-
 def _whole(change: float) -> str:
     return f"{change:+.0f}".replace("-", "\u2212")
 
@@ -635,62 +549,6 @@ def _require_control(result: Stitching, *controls: RandomOrders | MatchedCurve |
 
 def _order(result: Stitching) -> str:
     return (result.order or "own").replace("_", " ")
-
-
-def _curve_legend(
-    result: Stitching, random: RandomOrders | None, matched: MatchedCurve | None
-) -> list[Line2D | Patch]:
-    style = kind_style(result.large.kind)
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=style.colour, linewidth=1.4, label="stitched"),
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=style.marker,
-            color=style.colour,
-            markeredgecolor=INK,
-            label="trained",
-        ),
-    ]
-    if random is not None:
-        n = random.frame["draw"].nunique()
-        handles.append(Patch(color=NULL, alpha=0.55, linewidth=0, label=f"random order ({n} draws)"))
-    if matched is not None:
-        handles.append(
-            Line2D([], [], color=INK, linestyle="--", linewidth=0.9, marker=".", label="at the small L0")
-        )
-    return handles
-
-
-def _curve_data(
-    results: Sequence[Stitching],
-    names: Sequence[str],
-    random: RandomOrders | None,
-    matched: MatchedCurve | None,
-    ce: CECurve | None,
-) -> pd.DataFrame:
-    columns = ["step", "phase", "width", "fvu", "l0"]
-    parts = [
-        r.frame[columns].assign(comparison=name, series="stitched")
-        for r, name in zip(results, names, strict=True)
-    ]
-    for r, name in zip(results, names, strict=True):
-        trained = [{"step": 0, **r.references["small"]}, {"step": len(r.frame) - 1, **r.references["large"]}]
-        parts.append(pd.DataFrame(trained).assign(comparison=name, series="trained"))
-    name = names[0]
-    if random is not None:
-        for end in ("min", "max"):
-            band = random.frame.groupby("step", as_index=False)[["fvu", "l0"]].agg(end)
-            parts.append(band.assign(comparison=name, series=f"random order, {end}"))
-    if matched is not None:
-        points = matched.frame[["step", "fvu_matched", "l0_matched"]].set_axis(["step", "fvu", "l0"], axis=1)
-        parts.append(points.assign(comparison=name, series="matched L0"))
-    if ce is not None:
-        parts.append(ce.frame[["step", "phase", "ce_degradation"]].assign(comparison=name, series="CE"))
-    return pd.concat(parts, ignore_index=True)[
-        ["comparison", "series", *columns, *([] if ce is None else ["ce_degradation"])]
-    ]
 
 
 def _curve_words(

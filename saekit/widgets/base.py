@@ -6,9 +6,11 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakSet
 
+import pandas as pd
 import traitlets
 from IPython import get_ipython
 from IPython.core.interactiveshell import InteractiveShell
@@ -17,9 +19,15 @@ from ipywidgets import widgets
 from markupsafe import Markup
 
 from saekit import html, settings
+from saekit.charts.chart import Chart, stacked
+from saekit.files import write_bytes
+from saekit.identity import Identity
 from saekit.selection import select_latent
 from saekit.widgets.bridge import Bridge
 from saekit.wording import listed
+
+if TYPE_CHECKING:
+    from saekit.figures import Plot
 
 
 def guard(method: Callable[..., None]) -> Callable[..., None]:
@@ -165,6 +173,14 @@ class Explorer:
 
     def _parts(self) -> list[Markup]:
         """HTML of the current selection, for `static`."""
+        raise NotImplementedError
+
+    def _charts(self) -> dict[str, Chart]:
+        """Make the pictures of the current selection, by name."""
+        raise NotImplementedError
+
+    def _identities(self) -> Sequence[Identity]:
+        """The dictionaries that the explorer is about, for the record of a figure."""
         raise NotImplementedError
 
     def _panel(self, **layout: str) -> widgets.HTML:
@@ -354,6 +370,76 @@ class Explorer:
         """A line of Python that restores the current selection."""
         selection = ", ".join(f"{name}={getattr(self.state, name)!r}" for name in type(self.state).order)
         return f"explorer.show({selection})"
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The current selection, such as `{"width": 2304, "latent": 17}`; `show(**selection)` restores it."""
+        return {name: getattr(self.state, name) for name in type(self.state).order}
+
+    @property
+    def charts(self) -> dict[str, Chart]:
+        """The pictures on the screen, by name."""
+        return self._charts()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The numbers on the screen: those of the picture, or of all pictures with their names."""
+        return stacked("picture", {name: chart.data for name, chart in self._drawn().items()})
+
+    def _drawn(self) -> dict[str, Chart]:
+        found = self._charts()
+        if not found:
+            raise ValueError(f"There is no picture of this selection: {self.code()}.")
+        return found
+
+    def figure(self, *names: str) -> Plot:
+        """The pictures on the screen as a figure for a paper; `.save("name")` writes its bundle.
+
+        Parameters
+        ----------
+        names : str
+            Pictures to draw, as in `charts`; all of them, below each other, if left out.
+
+        Raises
+        ------
+        ValueError
+            If there is no picture of the selection, or none of such a name.
+        """
+        from saekit.charts.paper import draw_figure
+        from saekit.figures import Plot, describe
+
+        found = self._drawn()
+        wanted = {settings.choice("names", name, list(found)): found[name] for name in names} or found
+        told = listed(f"{name} {value}" for name, value in self.selection.items())
+        return Plot(
+            draw_figure(list(wanted.values())),
+            stacked("picture", {name: chart.data for name, chart in wanted.items()}),
+            caption=" ".join(f"{chart.caption or chart.alt}." for chart in wanted.values())
+            + f" Selection: {told}.",
+            alt=". ".join(chart.alt for chart in wanted.values()) + ".",
+            made_from=describe(*self._identities()),
+            settings=self.selection,
+        )
+
+    def to_html(self, path: str | Path | None = None) -> Markup:
+        """The current selection as a page of its own, without scripts or network.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Also write it there, whole or not at all.
+        """
+        page = html.markup(
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width"><title>{}: {}</title></head>'
+            "<body>{}</body></html>\n",
+            type(self).__name__,
+            self.code(),
+            self.static(),
+        )
+        if path is not None:
+            write_bytes(path, page.encode())
+        return page
 
     def static(self) -> Markup:
         """The current selection as one self-contained HTML string, without scripts or network."""

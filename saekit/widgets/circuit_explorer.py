@@ -14,8 +14,10 @@ from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.analysis.effects.nodes import NodeEffects
+from saekit.charts.chart import Chart
+from saekit.charts.circuits import circuit
+from saekit.identity import Identity
 from saekit.selection import select_latent
-from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State, as_trait_error
 from saekit.widgets.evidence import Evidence, require_evidence
 from saekit.wording import counted, number, signed
@@ -159,7 +161,7 @@ class CircuitExplorer(Explorer):
     def _render(self) -> None:
         self._prompt.value, self._method.value = self.state.prompt, self.state.method
         self._head.value = html.panel(self._header())
-        self._chart.value = html.panel(self._drawn(as_image=False))
+        self._chart.value = html.panel(self._picture(as_image=False))
         options = [
             (
                 f"{signed(row.effect)}   position {row.position} "
@@ -185,7 +187,7 @@ class CircuitExplorer(Explorer):
         ]
         header = ("hook point", "position", "latent", "effect", "fires on")
         table = html.table(header, rows, numeric=(3,), caption="Greatest effects")
-        return [self._header(), self._drawn(as_image=True), table, self._about(4)]
+        return [self._header(), self._picture(as_image=True), table, self._about(4)]
 
     # ------------------------------------------------------------------ pieces
 
@@ -241,31 +243,18 @@ class CircuitExplorer(Explorer):
             len(self._nodes()),
         )
 
-    def _drawn(self, *, as_image: bool) -> Markup:
-        strings = self.effects.prompts.strings
-        most = len(strings[self.state.prompt]) if self.state.prompt != MEAN else max(map(len, strings))
-        places = list(self.effects.places)
-        nodes = [
-            {
-                "column": int(row.position),
-                "lane": places.index(row.place),
-                "latent": int(row.latent),
-                "effect": float(row.effect),
-            }
-            for row in self._nodes().head(SHOWN).itertuples()
-        ]
-        state = self.state
-        label = "Nodes of the circuit by position and hook point"
-        if nodes:
-            label += f"; the greatest effect is {number(float(self._nodes()['effect'].iloc[0]))}"
-        drawn = svg.circuit(
-            [self._token(position) for position in range(most)],
-            places,
-            nodes,
-            (state.position, places.index(state.place), state.latent),
-            label=label,
-        )
-        return html.drawing(drawn, label, as_image=as_image)
+    def _charts(self) -> dict[str, Chart]:
+        strings, state = self.effects.prompts.strings, self.state
+        most = len(strings[state.prompt]) if state.prompt != MEAN else max(map(len, strings))
+        tokens = [self._token(position) for position in range(most)]
+        selected = (state.position, state.place, state.latent)
+        return {"circuit": circuit(tokens, self.effects.places, self._nodes().head(SHOWN), selected)}
+
+    def _identities(self) -> list[Identity]:
+        return list(self.effects.dictionaries)
+
+    def _picture(self, *, as_image: bool) -> Markup:
+        return self._charts()["circuit"].html(as_image=as_image)
 
     def _about(self, n: int) -> Markup:
         state, frame = self.state, self.effects.frame

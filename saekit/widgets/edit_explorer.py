@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.analysis.edits import Edits
+from saekit.charts.chart import Chart
+from saekit.charts.edits import edits_by_method
+from saekit.identity import Identity
 from saekit.widgets.base import Explorer, State, as_trait_error
 
 SHOWN = 3  # answers by probability, besides those of base and source
@@ -121,9 +125,19 @@ class EditExplorer(Explorer):
     def _render(self) -> None:
         for name, control in self._controls.items():
             control.value = getattr(self.state, name)
-        self._detail.value = html.panel(*self._parts())
+        self._detail.value = html.panel(*self._told(as_image=False))
+
+    def _charts(self) -> dict[str, Chart]:
+        method, _, n = self.state.method.rpartition(", ")
+        return {"edits": edits_by_method(self.edits, (method, int(n)))}
+
+    def _identities(self) -> Sequence[Identity]:
+        return [self.edits.dictionary]
 
     def _parts(self) -> list[Markup]:
+        return self._told(as_image=True)
+
+    def _told(self, *, as_image: bool) -> list[Markup]:
         state, frame = self.state, self.edits.frame
         chosen = (
             (self._pairs == state.pair)
@@ -140,7 +154,8 @@ class EditExplorer(Explorer):
             first["base"],
             first["norm"],
         )
-        return [head, html.columns(*(self._answers(row) for _, row in rows.iterrows())), self._numbers()]
+        answers = html.columns(*(self._answers(row) for _, row in rows.iterrows()))
+        return [head, answers, self._charts()["edits"].html(as_image=as_image), self._numbers()]
 
     def _answers(self, row: Any) -> Markup:
         """The likeliest answers to one question, and those of base and source, before and after."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.similarity import largest
+from saekit.charts.chart import Chart
 from saekit.family import Family
+from saekit.identity import Identity
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, require_evidence_of_each
 
@@ -116,6 +119,16 @@ class LatentExplorer(Explorer):
             caption="Nearest at other widths",
         )
         return [self._header(), self._contexts(), self._tables(near if rows else Markup(), as_image=True)]
+
+    def _charts(self) -> dict[str, Chart]:
+        chart = self.evidence[self.state.width].chart(self.state.latent)
+        if chart is None:
+            return {}
+        name = f"latent {self.state.latent} of {self.family[self.state.width].name}"
+        return {"activations": replace(chart, caption=f"Activations of {name}. {chart.alt}")}
+
+    def _identities(self) -> list[Identity]:
+        return [self.family[self.state.width].identity]
 
     # ------------------------------------------------------------------ pieces
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,18 +19,22 @@ from torch import Tensor
 
 from saekit import charts, html
 from saekit.analysis.latents import LogitTable, require_residual_stream
+from saekit.analysis.meta.latents import related_latents
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.similarity import largest
+from saekit.charts.chart import Chart
+from saekit.charts.trees import related_latents as draw_related
+from saekit.identity import Identity
 from saekit.selection import select_latent, select_latents
-from saekit.widgets import svg
 from saekit.widgets.base import Explorer, LatentState, as_trait_error
 from saekit.widgets.evidence import Evidence, effect_table, no_effects, require_evidence_of_each
-from saekit.wording import number, share
+from saekit.wording import SEPARATOR, number, share
 
 if TYPE_CHECKING:
     from saekit.analysis.labels import Labels
 
 N_GRAPH = 5  # meta-latents in the graph, and latents for each
+STRETCH = 1.4  # of the graph, which then has more room for words
 N_MEMBERS = 30  # latents listed for a meta-latent
 N_FIRST = 10  # of these, shown at once on a static page
 N_LOGITS = 8
@@ -243,7 +248,7 @@ class MetaExplorer(Explorer):
                 switch.value = int(own["meta_latent"].iat[place]) not in self.state.off
         self._all_on.disabled = not self.state.off
         self._rebuilt.value = html.panel(self._comparison())
-        self._graph.value = html.panel(html.drawing(self._draw(), self._alt(), as_image=False))
+        self._graph.value = html.panel(self._graph_of(as_image=False))
         self._meta_latent.value = self.state.meta_latent
         options = [(self._line(row), int(row["meta_latent"])) for _, row in own.iterrows()]
         self._fill(self._chooser, options, selected=self.state.meta_latent)
@@ -262,7 +267,7 @@ class MetaExplorer(Explorer):
         return [
             self._header(),
             html.columns(self._decomposition(), self._comparison()),
-            html.image(self._draw(), self._alt()),
+            self._graph_of(as_image=True),
             self._about(as_image=True),
             self._members_table(),
         ]
@@ -332,38 +337,28 @@ class MetaExplorer(Explorer):
             effect_table(tables[1], Markup("Rebuilt <small>(at length 1)</small>")),
         )
 
-    def _draw(self) -> str:
-        state, own = self.state, self._own()
-        branches = []
-        for row in own.head(N_GRAPH).itertuples():
-            members = self.meta.members(row.meta_latent, N_GRAPH + 1)
-            here = (members["width"] == state.width) & (members["latent"] == state.latent)
-            leaves = [
-                (
-                    self._number(m.width, m.latent),
-                    " · ".join(self.evidence[m.width].words(m.latent)),
-                    m.activation,
-                )
-                for m in members[~here].head(N_GRAPH).itertuples()
-            ]
-            branches.append(
-                {
-                    "name": str(row.meta_latent),
-                    "text": self._label(row.meta_latent),
-                    "activation": row.activation,
-                    "off": row.meta_latent in state.off,
-                    "leaves": leaves,
-                }
-            )
-        words = " · ".join(self.evidence[state.width].words(state.latent))
-        return svg.related(f"{self._number(state.width, state.latent)} {words}", branches, label=self._alt())
-
-    def _alt(self) -> str:
-        n = min(N_GRAPH, len(self._own()))
-        return (
-            f"Latent {self.state.latent} of width {self.state.width} in the centre, {n} of its meta-latents "
-            f"around it and up to {N_GRAPH} other latents around each; the lists name them."
+    def _charts(self) -> dict[str, Chart]:
+        width, state = self.state.width, self.state
+        result = related_latents(
+            self.meta, state.latent, base=self._bases[width], n_meta=N_GRAPH, n_members=N_GRAPH
         )
+        nodes = result.nodes
+        labels = [
+            self._label(node.latent) if node.role == "meta-latent" else self._words(node.width, node.latent)
+            for node in nodes.itertuples()
+        ]
+        found = {"related": draw_related(replace(result, nodes=nodes.assign(label=labels)), state.off)}
+        histogram = self._histogram()
+        return found if histogram is None else found | {"histogram": histogram}
+
+    def _identities(self) -> list[Identity]:
+        return [self.meta.identity, *self.meta.bases]
+
+    def _graph_of(self, *, as_image: bool) -> Markup:
+        return self._charts()["related"].html(as_image=as_image, stretch=STRETCH)
+
+    def _words(self, width: int, latent: int) -> str:
+        return SEPARATOR.join(word.strip() for word in self.evidence[width].words(latent)) or "dead"
 
     # ------------------------------------------------------------------ a meta-latent
 
@@ -384,13 +379,18 @@ class MetaExplorer(Explorer):
         )
         effects = self._effects(self.meta.dictionary.W_dec[meta_latent][None])
         shown = effect_table(effects[0]) if effects else no_effects(self._no_effects)
-        return title + activity + html.columns(self._histogram(as_image), shown)
+        histogram = self._histogram()
+        assert histogram is not None  # it is not dead
+        drawn = html.markup("<h4>Activations on latents</h4>{}", histogram.html(as_image=as_image))
+        return title + activity + html.columns(drawn, shown)
 
-    def _histogram(self, as_image: bool) -> Markup:
+    def _histogram(self) -> Chart | None:
+        """The meta-latent's activations; None if it is dead."""
         values = self.meta.members(self.state.meta_latent, len(self.meta.rows))["activation"].to_numpy()
+        if not len(values):
+            return None
         counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
-        chart = charts.histogram(counts, edges, label="activation on a latent")
-        return Markup("<h4>Activations on latents</h4>") + chart.html(as_image=as_image)
+        return charts.histogram(counts, edges, label="activation on a latent")
 
     def _members_table(self) -> Markup:
         rows = [

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from markupsafe import Markup
 from saekit import html, settings
 from saekit.analysis.novelty import Insertion
 from saekit.analysis.nulls import require_null
+from saekit.charts import novelty as drawing
+from saekit.charts.chart import Chart
+from saekit.charts.model import Panel
+from saekit.identity import Identity
 from saekit.selection import select_latent
-from saekit.widgets import svg
 from saekit.widgets.base import Explorer, State, as_trait_error
 from saekit.widgets.evidence import Evidence, require_evidence
 from saekit.wording import number, share, signed
@@ -29,6 +33,11 @@ GROUPS = {
 }
 N_LISTED = 30  # latents of a group in the live list
 N_STATIC = 5  # latents of each group in the static form
+MOST = 5000  # latents drawn
+CAPTION = (
+    "Inserting single latents. Each point is a latent of the large dictionary: the change in the small "
+    "dictionary's MSE when it alone is added, against its best cosine; and the ROC curve of that cosine"
+)
 
 
 class NoveltyState(State):
@@ -121,10 +130,14 @@ class NoveltyExplorer(Explorer):
         self.evidence, self.small_evidence = evidence, small_evidence
         self._results = {"this": insertion, **({} if null is None else {"other seed": null})}
         self._summaries = {name: result.summary for name, result in self._results.items()}
-        self._curves = {name: _curve(result) for name, result in self._results.items()}
+        self._axes = drawing.insertion_axes([insertion])
+        self._with_curve = {name: r for name, r in self._results.items() if not r.without_auc}
+        self._roc: Panel | None = None
+        if not insertion.without_auc:
+            nulls = [] if null is None or null.without_auc else [null]
+            self._roc = drawing.roc_panel([insertion], nulls, list(self._with_curve), "AUC")
         alive = self._frame[~self._frame["dead"]]
         self._alive = alive.sort_values(["mse_change", "latent"])  # most helpful first
-        self._scatter = svg.Scatter(alive["best_cosine"].to_numpy(), alive["mse_change"].to_numpy())
         theta = insertion.theta if theta is None else theta
         super().__init__(NoveltyState(evidence.width, theta, first=self._first))
 
@@ -169,7 +182,7 @@ class NoveltyExplorer(Explorer):
         self._theta.value = theta
         self._theta_box.value = theta
         self._group.value = group
-        self._overview.value = html.panel(self._header(), self._charts(as_image=False))
+        self._overview.value = html.panel(self._header(), self._pictures(as_image=False))
         members = self._members(group, theta)
         shown = members.head(N_LISTED)
         self._count.value = html.panel(
@@ -205,7 +218,7 @@ class NoveltyExplorer(Explorer):
             title = html.join([group.capitalize(), " ", html.small(f"({meaning}): {len(members):,} latents")])
             header = ("latent", "best cosine", "MSE change", "fires on")
             lists.append(html.table(header, rows, numeric=(0, 1, 2), caption=title))
-        return [self._header(), self._charts(as_image=True), html.columns(*lists), self._about(4)]
+        return [self._header(), self._pictures(as_image=True), html.columns(*lists), self._about(4)]
 
     # ------------------------------------------------------------------ pieces
 
@@ -224,26 +237,34 @@ class NoveltyExplorer(Explorer):
             self.state.theta,
         )
 
-    def _charts(self, *, as_image: bool) -> Markup:
-        theta = self.state.theta
-        at = {name: result.at(theta) for name, result in self._results.items()}
-        row = self._frame.iloc[self.state.latent]
-        point = None if row["dead"] else (float(row["best_cosine"]), float(row["mse_change"]))
-        drawn = self._scatter.n_drawn
-        sample = f", {drawn:,} drawn" if drawn < len(self._alive) else ""
-        label = f"MSE change against best cosine of {len(self._alive):,} latents{sample}, theta {theta:.2f}"
-        charts = [(self._scatter.draw(theta, point, label=label), label)]
-        curve = self._curves["this"]
-        if curve is not None:
-            here = (at["this"]["false_positive_rate"], at["this"]["true_positive_rate"])
-            auc = number(self._summaries["this"]["auc"])
-            label = f"ROC curve, area {auc}; theta {theta:.2f} is at ({here[0]:.2f}, {here[1]:.2f})"
-            charts.append((svg.roc(curve, self._curves.get("other seed"), here, label=label), label))
-        images = [html.drawing(*chart, as_image=as_image) for chart in charts]
+    def _charts(self) -> dict[str, Chart]:
+        theta, selected = self.state.theta, self.state.latent
+        most = MOST if len(self._alive) > MOST else None
+        sample = f", {MOST:,} drawn" if most else ""
+        alt = f"MSE change against best cosine of {len(self._alive):,} latents{sample}, theta {theta:.2f}"
+        panel = drawing.insertion_panel(self.insertion, theta, self._axes, selected=selected, most=most)
+        keys = drawing.insertion_keys(theta)
+        chart = Chart(((panel,),), alt, height=200, keys=keys, key_columns=3, caption=CAPTION)
+        if self._roc is None:
+            return {"insertion": chart}
+        curves = [*self._with_curve.values()]
+        roc = drawing.roc_at(self._roc, curves[:1], curves[1:], theta)
+        at = self.insertion.at(theta)
+        here = f"({at['false_positive_rate']:.2f}, {at['true_positive_rate']:.2f})"
+        auc = number(self._summaries["this"]["auc"])
+        alt = f"{alt}; ROC curve, area {auc}; theta {theta:.2f} is at {here}"
+        return {"insertion": replace(chart, rows=((panel, roc),), widths=(1.6, 1), alt=alt)}
+
+    def _pictures(self, *, as_image: bool) -> Markup:
+        at = {name: result.at(self.state.theta) for name, result in self._results.items()}
         note = Markup()
-        if curve is None:
-            note = html.markup("<p>{}</p>", html.small(f"No ROC curve: {self._results['this'].without_auc}."))
-        return html.columns(*images, self._confusion() + note + self._rates(at))
+        if self._roc is None:
+            note = html.markup("<p>{}</p>", html.small(f"No ROC curve: {self.insertion.without_auc}."))
+        (chart,) = self._charts().values()
+        return html.columns(chart.html(as_image=as_image), self._confusion() + note + self._rates(at))
+
+    def _identities(self) -> list[Identity]:
+        return [identity for r in self._results.values() for identity in (r.small, r.large)]
 
     def _confusion(self) -> Markup:
         count = {group: len(self._members(group, self.state.theta)) for group in GROUPS}
@@ -365,9 +386,3 @@ class NoveltyExplorer(Explorer):
     def _first(self, group: str, theta: float) -> int | None:
         members = self._members(group, theta)
         return int(members["latent"].iat[0]) if len(members) else None
-
-
-def _curve(result: Insertion) -> Any:
-    """The ROC curve; None if all latents help or none does."""
-    gain = result.novel_gain[~result.dead]
-    return result.roc() if 0 < int(gain.sum()) < len(gain) else None

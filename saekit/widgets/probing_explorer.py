@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import pandas as pd
 from ipywidgets import widgets
 from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.probing import Probing
+from saekit.charts.chart import Chart
+from saekit.charts.scores import scores
 from saekit.family import Family
 from saekit.widgets.evidence import Evidence
 from saekit.widgets.latent_explorer import LatentExplorer
@@ -79,10 +83,12 @@ class ProbingExplorer(LatentExplorer):
         bar, *others = super()._build()
         self._found = self._list("Probes", "Sets by AUC of the best latent: choose one to see it", [], rows=9)
         self._found.observe(lambda change: self._go(change["new"]), "value")
-        return [bar, self._found, *others]
+        self._probes = self._panel()
+        return [bar, self._probes, self._found, *others]
 
     def _render(self) -> None:
         super()._render()
+        self._probes.value = html.panel(self._picture(as_image=False))
         width = self.state.width
         options = [
             (f"AUC {auc:.3f}   {shown}   latent {self.evidence[width].label(i)}", (width, i))
@@ -111,4 +117,19 @@ class ProbingExplorer(LatentExplorer):
             numeric=(1, 2),
             caption=f"Best probes at width {width} (kept out: of the training text)",
         )
-        return [table, *super()._parts()]
+        return [self._picture(as_image=True), table, *super()._parts()]
+
+    def _charts(self) -> dict[str, Chart]:
+        width, latent = self.state.width, self.state.latent
+        rows = [(self._marked(name), latent, auc) for name, auc, latent in self.probes[width][:ROWS]]
+        if not rows:
+            return super()._charts()
+        data = pd.DataFrame(rows, columns=["name", "latent", "AUC"])
+        here = np.flatnonzero(data["latent"] == latent)
+        alt = f"AUC of the best probes on one latent at width {width}"
+        chart = scores(data, ["AUC"], label="AUC", alt=alt, selected=int(here[0]) if len(here) else None)
+        return {"probes": chart, **super()._charts()}
+
+    def _picture(self, *, as_image: bool) -> Markup:
+        chart = self._charts().get("probes")
+        return Markup() if chart is None else chart.html(as_image=as_image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ipywidgets import widgets
@@ -10,14 +11,18 @@ from markupsafe import Markup
 
 from saekit import html
 from saekit.analysis.splitting import SplittingTree
-from saekit.widgets import svg
+from saekit.charts.chart import Chart
+from saekit.charts.trees import splitting_tree
+from saekit.identity import Identity
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, require_evidence_of_each
-from saekit.wording import share
+from saekit.wording import SEPARATOR, share
 
 N_STARTS = 12  # most-split latents to start from
 MAX_ROWS = 12  # children in the table
 MAX_NODES = 60  # nodes of the tree as text
+MOST_CHILDREN, MOST_LEAVES = 8, 16  # of the tree that is drawn
+STRETCH = 1.4  # of a drawing, which then has more room for words
 
 
 class SplittingExplorer(Explorer):
@@ -63,8 +68,8 @@ class SplittingExplorer(Explorer):
         latent: int | None = None,
     ) -> None:
         first = next(iter(tree.pairs.values())).small
-        members = [first, *(pair.large for pair in tree.pairs.values())]
-        evidence = require_evidence_of_each(evidence, members, "SplittingExplorer")
+        self._members = [first, *(pair.large for pair in tree.pairs.values())]
+        evidence = require_evidence_of_each(evidence, self._members, "SplittingExplorer")
         self.tree, self.evidence = tree, evidence
         self._table = tree.table  # computed once
         self._starts = tree.most_split(N_STARTS)
@@ -99,7 +104,7 @@ class SplittingExplorer(Explorer):
         parent, children = self.tree.parent(width, latent), self.tree.children(width, latent)
         self._up.disabled, self._down.disabled = parent is None, not children
         self._head.value = html.panel(self._header())
-        self._drawing.value = html.panel(html.drawing(self._draw(), self._alt(), as_image=False))
+        self._drawing.value = html.panel(self._tree(as_image=False))
         self._relatives.value = html.panel(self._family(parent, children), self._as_text())
         self._text.value = html.panel(self.evidence[width].contexts_table(latent, 5))
         near = [("parent", parent)] if parent else []
@@ -121,7 +126,7 @@ class SplittingExplorer(Explorer):
         width, latent = self.state.width, self.state.latent
         return [
             self._header(),
-            html.image(self._draw(), self._alt()),
+            self._tree(as_image=True),
             self._family(self.tree.parent(width, latent), self.tree.children(width, latent)),
             self._as_text(),
             self.evidence[width].contexts_table(latent, 5),
@@ -171,21 +176,29 @@ class SplittingExplorer(Explorer):
         )
         return html.markup("<p>{}</p>", html.small(fate))
 
-    def _draw(self) -> str:
+    def _charts(self) -> dict[str, Chart]:
         width, latent = self.state.width, self.state.latent
-        path = list(reversed(self.tree.ancestors(width, latent)))
-        return svg.tree(
-            self.tree.widths,
-            path,
-            self.tree.subtree(width, latent),
-            lambda w, i: self.evidence[w].words(i, 3),
-            label=self._alt(),
+        chart = splitting_tree(
+            self.tree,
+            width,
+            latent,
+            self._words,
+            ancestors=self.tree.ancestors(width, latent)[::-1],
+            most_children=MOST_CHILDREN,
+            most_leaves=MOST_LEAVES,
         )
-
-    def _alt(self) -> str:
-        width, latent = self.state.width, self.state.latent
         n = len(self.tree.children(width, latent))
-        return f"Splitting tree of latent {latent} of width {width}: {n} children, listed in the tables."
+        alt = f"Splitting tree of latent {latent} of width {width}: {n} children, listed in the tables"
+        return {"tree": replace(chart, alt=alt)}
+
+    def _tree(self, *, as_image: bool) -> Markup:
+        return self._charts()["tree"].html(as_image=as_image, stretch=STRETCH)
+
+    def _identities(self) -> list[Identity]:
+        return self._members
+
+    def _words(self, width: int, latent: int) -> str:
+        return SEPARATOR.join(word.strip() for word in self.evidence[width].words(latent)) or "dead"
 
     def _family(self, parent: dict[str, Any] | None, children: list[dict[str, Any]]) -> Markup:
         here = {"width": self.state.width, "latent": self.state.latent, "cosine": float("nan")}

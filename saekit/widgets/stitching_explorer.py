@@ -12,8 +12,10 @@ from ipywidgets import widgets
 from markupsafe import Markup
 
 from saekit import html, settings
+from saekit.charts import stitching as drawing
+from saekit.charts.chart import Chart
 from saekit.dictionary import Dictionary
-from saekit.widgets import svg
+from saekit.identity import Identity
 from saekit.widgets.base import Explorer, State, as_trait_error
 from saekit.widgets.evidence import Evidence, require_evidence
 from saekit.wording import number, share, signed
@@ -93,16 +95,9 @@ class StitchingExplorer(Explorer):
         self.stitching, self._frame = stitching, stitching.frame
         self._moves = dict(iter(stitching.moves.groupby("step")))
         self._phases = stitching.phases
-        phases = [(row.phase, row.first_step - 1, row.last_step) for row in self._phases.itertuples()]
-        references = stitching.references
-        panels = {"FVU": "fvu", "L0": "l0"}
-        self._curve = svg.Curve(
-            self._frame["step"].to_numpy(),
-            {name: self._frame[column].to_numpy() for name, column in panels.items()},
-            phases,
-            levels={name: [references[side][column] for side in SIDES] for name, column in panels.items()},
-            xlabel="step",
-        )
+        curve = drawing.Curve(stitching)
+        self._curves = drawing.stitching_panels(curve, drawing.stitching_scales([curve]))
+        self._keys = drawing.stitching_keys([curve])
         by_change = self._frame.iloc[1:].sort_values(["mse_change", "step"])
         self._gains = by_change[by_change["mse_change"] < 0].head(N_JUMPS)
         self._costs = by_change[by_change["mse_change"] > 0].iloc[::-1].head(N_JUMPS)
@@ -144,7 +139,7 @@ class StitchingExplorer(Explorer):
         self._slider.value = self._number.value = step
         for jump in self._jumps:
             jump.value = step if step in [value for _, value in jump.options] else None
-        self._head.value = html.panel(self._header(), self._chart(as_image=False))
+        self._head.value = html.panel(self._header(), self._pictured(as_image=False))
         self._what.value = html.panel(self._moved())
         self._detail.value = html.panel(self._about(3))
 
@@ -159,7 +154,7 @@ class StitchingExplorer(Explorer):
             lists.append(html.table(header, cells, numeric=(0, 2), caption=title))
         return [
             self._header(),
-            self._chart(as_image=True),
+            self._pictured(as_image=True),
             self._moved(),
             self._about(3),
             html.columns(*lists),
@@ -172,7 +167,7 @@ class StitchingExplorer(Explorer):
         return html.markup(
             "<h3>From {} to {}</h3><p>Step <b>{:,}</b> of {:,}, phase <b>{}</b>: {:,} latents of the small "
             "dictionary and {:,} of the large one. <small>{}; on {:,} tokens; {:,} positions are excluded. "
-            "Dashed lines: the two dictionaries alone.</small></p>",
+            "Markers at the ends: the two dictionaries alone.</small></p>",
             s.small.name,
             s.large.name,
             self.state.step,
@@ -195,14 +190,27 @@ class StitchingExplorer(Explorer):
             if options[option] is not None
         )
 
-    def _chart(self, *, as_image: bool) -> Markup:
-        row = self._frame.iloc[self.state.step]
-        label = (
-            f"FVU and L0 over the steps; step {self.state.step} is at FVU {row['fvu']:.3f}, "
-            f"L0 {row['l0']:.1f}; dashed lines: the two dictionaries alone"
+    def _charts(self) -> dict[str, Chart]:
+        step = self.state.step
+        row = self._frame.iloc[step]
+        at = f"step {step} is at FVU {row['fvu']:.3f}, L0 {row['l0']:.1f}"
+        panels = drawing.at_step(self._curves, self.stitching, step)
+        chart = Chart(
+            tuple((panel,) for panel in panels),
+            alt=f"FVU and L0 over the steps; {at}; markers at the ends: the two dictionaries alone",
+            height=200,
+            heights=drawing.HEIGHTS[:2],
+            keys=self._keys,
+            caption=f"Stitching {self.stitching.small.name} into {self.stitching.large.name}. FVU and L0 "
+            f"after each step, with the phases shaded; {at}",
         )
-        chart = self._curve.draw(self.state.step, label=label)
-        return html.columns(html.drawing(chart, label, as_image=as_image), self._cost())
+        return {"curve": chart}
+
+    def _identities(self) -> list[Identity]:
+        return [dictionary.identity for dictionary in self.dictionaries.values()]
+
+    def _pictured(self, *, as_image: bool) -> Markup:
+        return html.columns(self._charts()["curve"].html(as_image=as_image), self._cost())
 
     def _cost(self) -> Markup:
         """Measures before and after the step."""

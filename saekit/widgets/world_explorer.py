@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
 import traitlets
 from ipywidgets import widgets
 from markupsafe import Markup
 
 from saekit import html
+from saekit.charts.chart import Chart
+from saekit.charts.scores import scores
+from saekit.identity import Identity
 from saekit.recovery import Recovery
 from saekit.selection import select_latent
 from saekit.synthetic import World
 from saekit.widgets.base import Explorer, State, as_trait_error
+from saekit.wording import counted
 
+SCORES = ("cosine", "precision", "recall", "f1")
+MOST = 30  # latents drawn
 MAX_FEATURES = 60  # rows of the tree
 MAX_LATENTS = 3  # in a cell of it
 
@@ -89,11 +96,29 @@ class WorldExplorer(Explorer):
 
     def _render(self) -> None:
         self._feature.value = self.state.feature
-        detail, tree = self._parts()
-        self._detail.value, self._tree.value = html.panel(detail), html.panel(tree)
+        self._detail.value = html.panel(self._latents(), self._picture(as_image=False))
+        self._tree.value = html.panel(self._features())
 
     def _parts(self) -> list[Markup]:
-        return [self._latents(), self._features()]
+        return [self._latents(), self._picture(as_image=True), self._features()]
+
+    def _charts(self) -> dict[str, Chart]:
+        feature, found = self.state.feature, []
+        for name, frame in self._frames.items():
+            rows = frame[frame["best"] == feature]
+            found.append(rows.assign(name=name + ", latent " + rows["latent"].astype(str)))
+        data = pd.concat(found)[["name", "latent", *SCORES]]
+        if data.empty:
+            return {}
+        label = self.world.labels[feature]
+        alt = f"Scores of the {counted(len(data), 'latent')} whose best true feature is {feature}, {label}"
+        return {"scores": scores(data.head(MOST), SCORES, label="score", alt=alt)}
+
+    def _picture(self, *, as_image: bool) -> Markup:
+        return html.join(chart.html(as_image=as_image) for chart in self._charts().values())
+
+    def _identities(self) -> list[Identity]:
+        return []  # recoveries are of directions, which no dictionary need hold
 
     def _latents(self) -> Markup:
         """The selected feature and every latent that points at it best."""

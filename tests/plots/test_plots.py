@@ -425,18 +425,17 @@ def test_splitting_tree_draws_every_descendant():
         assert (parent["width"], parent["latent"]) == (edge.parent_width, edge.parent)
         assert parent["cosine"] == edge.cosine
     axes = found.figure.axes[0]
-    markers = [line for line in axes.lines if line.get_marker() not in ("None", "")]
-    assert [float(m.get_ydata()[0]) for m in markers] == data["row"].tolist()
+    places = np.concatenate([np.asarray(marker.get_offsets()) for marker in axes.collections])
+    assert places[:, 1].tolist() == data["row"].tolist()
+    by_width = [set(places[data["width"] == width, 0]) for width in WIDTHS]
+    assert all(len(found) == 1 for found in by_width)
     leaves = data.loc[data["n_children"] == 0, "row"]
     assert sorted(leaves) == list(range(len(leaves)))
     # Thicker where the cosine is greater.
     thickness = {
         line.get_ydata()[0]: line.get_linewidth()
         for line in axes.lines
-        if line.get_marker() == "None"
-        and len(line.get_xdata()) == 2
-        and line.get_ydata()[0] == line.get_ydata()[1]
-        and line.get_xdata()[1] == 2
+        if line.get_ydata()[0] == line.get_ydata()[1] and line.get_xdata()[1] in by_width[2]
     }
     deepest = edges[edges["width"] == 48].sort_values("cosine")
     drawn = [thickness[row] for row in deepest["row"]]

@@ -20,7 +20,7 @@ def test_there_is_a_mark_for_every_method():
     assert len(plot.data) == len(METHODS)
     plane, damage = plot.figure.axes
     for axes, x in ((plane, "isolation"), (damage, "damage")):
-        shown = [tuple(container[0].get_xydata()[0]) for container in axes.containers]
+        shown = [tuple(marker.get_offsets()[0]) for marker in axes.collections]
         expected = plot.data[[x, "cause"]].itertuples(index=False, name=None)
         np.testing.assert_allclose(sorted(shown), sorted(expected))
     for name in dict(METHODS):

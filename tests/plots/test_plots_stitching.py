@@ -282,5 +282,5 @@ def test_every_phase_is_named_and_no_marker_of_the_ce_is_cut():
     phases = {phase for r in (stitchings()[0], null()) for phase in r.phases["phase"]}
     assert {PHASE_NAMES[phase] for phase in phases} <= named
     assert "bias" in phases, "a single step, too narrow for a name above it"
-    (line,) = (line for line in figure.axes[4].lines if line.get_marker() == "o")
-    assert not line.get_clip_on()
+    (markers,) = (c for c in figure.axes[4].collections if isinstance(c, PathCollection))
+    assert not markers.get_clip_on()

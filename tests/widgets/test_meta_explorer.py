@@ -13,7 +13,8 @@ from toy_world import WORDS
 from widget_checks import live_widgets, shown
 
 from saekit.analysis import MetaSAE, collect
-from saekit.colours import LATENT
+from saekit.charts.model import Link
+from saekit.colours import LATENT, META
 from saekit.dictionary import Dictionary
 from saekit.widgets import Evidence
 from saekit.widgets.meta_explorer import N_LOGITS, N_MEMBERS, MetaExplorer
@@ -94,7 +95,7 @@ def test_boxes_and_state_are_one(explorer):
     assert explorer._switches[0].value
     explorer.state.off = (first,)
     assert not explorer._switches[0].value
-    assert "stroke-dasharray" in explorer._draw()
+    assert "stroke-dasharray" in explorer.charts["related"].svg()
     explorer.state.latent = 14
     assert explorer.state.off == ()
     assert all(switch.value for switch in explorer._switches if switch.layout.display != "none")
@@ -126,7 +127,7 @@ def test_a_meta_latent_is_shown_with_its_members(world, meta, explorer):
     values = [float(all_of_them[offset[width] + latent]) for width, latent in options]
     assert values == sorted(values, reverse=True)
     np.testing.assert_allclose(values, all_of_them.sort(descending=True).values[: len(options)], rtol=1e-5)
-    drawn = re.findall(r"<title>[^<]*: (\d+) activations?</title>", explorer._histogram(as_image=False))
+    drawn = re.findall(r"<title>[^<]*: (\d+) activations?</title>", explorer.charts["histogram"].svg())
     assert sum(map(int, drawn)) == count
 
 
@@ -164,12 +165,13 @@ def test_the_graph_has_a_line_for_every_relation(world, meta, explorer):
     for meta_latent in own["meta_latent"]:
         members = meta.members(meta_latent, meta.width * 9)
         leaves += min(5, sum((m.width, m.latent) != (48, 1) for m in members.itertuples()))
-    drawn = explorer._draw()
-    assert drawn.count(f'fill="{LATENT}"') == leaves > 5
-    widths = [
-        float(w) for w in re.findall(r'stroke="#029e73" stroke-opacity="0.55" stroke-width="([\d.]+)"', drawn)
-    ]
-    np.testing.assert_allclose(widths, np.minimum(14 * own["activation"], 12), atol=0.05)
+    chart = explorer.charts["related"]
+    links = [mark for mark in chart.panels[0].marks if isinstance(mark, Link)]
+    assert sum(link.colour == LATENT for link in links) == leaves > 5
+    widths = [link.width for link in links if link.colour == META]
+    np.testing.assert_allclose(widths, 10 * own["activation"])
+    assert chart.svg().count("C") >= len(links)
+    assert len(explorer.figure("related").figure.axes[0].patches) >= len(links)
 
 
 @pytest.mark.slow

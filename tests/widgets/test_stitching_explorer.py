@@ -65,7 +65,8 @@ def test_the_dot_is_on_the_curve(stitching, explorer):
     places = []
     for step in stitching.frame["step"]:
         explorer.state.step = int(step)
-        dots = re.findall(r'<circle class="sk-here" cx="([\d.]+)" cy="([\d.]+)"', shown(explorer))
+        moving = "".join(re.findall(r'<g class="sk-moving">(.*?)</g>', shown(explorer)))
+        dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', moving)
         places.append([*dots[0], dots[1][1]])
     for place, measure in zip(np.array(places, dtype=float).T, ("step", "fvu", "l0"), strict=True):
         fit = np.polynomial.Polynomial.fit(stitching.frame[measure], place, 1)
