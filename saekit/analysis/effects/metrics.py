@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from saekit import settings
-from saekit.models import logits_with_replacement, require_rows
+from saekit.models import require_rows, run_to
 from saekit.prompts import NONE, Prompts
 from saekit.results import Result
 
@@ -220,7 +220,7 @@ class TaskAccuracy(Result):
 
 
 @torch.no_grad()
-def task_accuracy(model: TransformerBridge, prompts: Prompts) -> TaskAccuracy:
+def task_accuracy(model: TransformerBridge, prompts: Prompts, *, batch_rows: int = 32) -> TaskAccuracy:
     """Measure whether a model can do a task, before its circuit is looked for.
 
     Parameters
@@ -229,11 +229,13 @@ def task_accuracy(model: TransformerBridge, prompts: Prompts) -> TaskAccuracy:
         The model.
     prompts : Prompts
         With right and wrong answers.
+    batch_rows : int
+        Rows per forward pass.
 
     Raises
     ------
     ValueError
-        If the prompts lack answers, or the model cannot take them.
+        If the prompts lack answers, the model cannot take them, or a setting is out of range.
 
     Examples
     --------
@@ -242,13 +244,17 @@ def task_accuracy(model: TransformerBridge, prompts: Prompts) -> TaskAccuracy:
     >>> task_accuracy(model, prompts).frame.columns.tolist()
     ['prompt', 'logit_difference', 'corrupted_logit_difference', 'correct', 'top']
     """
+    batch_rows = settings.whole("batch_rows", batch_rows)
     metric = metric_of("logit_difference", prompts, int(model.cfg.d_vocab), differentiable=False)
     require_rows(model, prompts.tokens)
-    rows = torch.arange(len(prompts))
+    every = torch.arange(len(prompts))
 
     def last(tokens: Tensor) -> Tensor:
-        logits = logits_with_replacement(model, tokens, "blocks.0.hook_resid_pre", None)
-        return logits[rows, prompts.last].float().cpu()
+        parts = []
+        for rows in every.split(batch_rows):
+            run = run_to(model, tokens[rows], "blocks.0.hook_resid_pre")
+            parts.append(run.logits(run.activations, last=prompts.last[rows]).float().cpu())
+        return torch.cat(parts)
 
     clean = last(prompts.tokens)
     difference = metric.of(prompts)(clean)
@@ -258,7 +264,7 @@ def task_accuracy(model: TransformerBridge, prompts: Prompts) -> TaskAccuracy:
     assert prompts.answers is not None
     frame = pd.DataFrame(
         {
-            "prompt": rows.numpy(),
+            "prompt": every.numpy(),
             "logit_difference": difference.double().numpy(),
             "corrupted_logit_difference": corrupted.double().numpy(),
             "correct": (difference > 0).numpy(),

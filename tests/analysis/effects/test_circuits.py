@@ -129,6 +129,27 @@ def test_later_hook_points_follow_what_earlier_ones_have_become(model, prompts):
     assert circuit.frame["metric"].iloc[1] == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "place", ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.hook_resid_pre"]
+)
+def test_every_hook_point_begins_at_the_corrupted_prompt_and_ends_at_the_model(model, prompts, place):
+    """Hook points inside a block, in heads, and before the first block."""
+    one = prompts.select([0])  # of full length, so that the whole corrupted activation is patched
+    dictionary = sae(place)
+    effects = measure_node_effects(model, dictionary, one, methods=["attribution"], start=0)
+    circuit = measure_circuit(model, dictionary, effects, sizes=[2])
+    other = capture(model, one.corrupted, place).flatten(2)
+    metric = METRICS["logit_difference"].of(one)
+    ends = [
+        float(metric(logits_with_replacement(model, one.tokens, place, change)[:, -1]))
+        for change in (lambda x: other.view_as(x), None)
+    ]
+    assert circuit.empty_metric == pytest.approx(ends[0], abs=1e-4)
+    assert circuit.model_metric == pytest.approx(ends[1], abs=1e-4)
+    assert circuit.frame["faithfulness"].tolist()[::2] == pytest.approx([0, 1], abs=1e-4)
+    assert effects.totals["total"].item() == pytest.approx(ends[0] - ends[1], abs=1e-4)
+
+
 def test_on_a_linear_model_faithfulness_is_the_share_of_effects(linear_model, prompts):
     dictionary = double(sae())
     effects = measure_node_effects(
