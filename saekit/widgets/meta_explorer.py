@@ -396,7 +396,7 @@ class MetaExplorer(Explorer):
         rows = [
             (
                 f"{row.width:,}",
-                html.bold(row.latent),
+                html.goto(row.width, row.latent, html.bold(row.latent)),
                 f"{row.activation:.2f}",
                 html.chips(self.evidence[row.width].words(row.latent)) or "dead",
             )

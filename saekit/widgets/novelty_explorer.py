@@ -208,7 +208,7 @@ class NoveltyExplorer(Explorer):
             members = self._members(group, self.state.theta)
             rows = [
                 (
-                    html.bold(row.latent),
+                    html.goto(self.evidence.width, row.latent, html.bold(row.latent)),
                     f"{row.best_cosine:.2f}",
                     signed(row.mse_change),
                     html.chips(self.evidence.words(row.latent)),
@@ -329,7 +329,7 @@ class NoveltyExplorer(Explorer):
                     "<p>Best cosine <b>{:.2f}</b>, with small latent {}: {} by cosine. Inserted alone, it "
                     "changes the MSE by <b>{}</b>: it {}.</p>",
                     row["best_cosine"],
-                    match,
+                    html.goto(self.insertion.small.width, match),
                     "novel" if novel else "not novel",
                     signed(row["mse_change"]),
                     "helps" if helps else "does not help",

@@ -106,7 +106,7 @@ class ProbingExplorer(LatentExplorer):
             (
                 self._marked(name),
                 f"{auc:.3f}",
-                str(i),
+                html.goto(width, i),
                 html.chips(self.evidence[width].words(i)) or "dead",
             )
             for name, auc, i in self.probes[width][:ROWS]

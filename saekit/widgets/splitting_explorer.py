@@ -208,7 +208,7 @@ class SplittingExplorer(Explorer):
             (
                 role,
                 f"{node['width']:,}",
-                html.bold(node["latent"]),
+                html.goto(node["width"], node["latent"], html.bold(node["latent"])),
                 f"{node['cosine']:.2f}" if node["cosine"] == node["cosine"] else "",
                 html.chips(self.evidence[node["width"]].words(node["latent"])) or "dead",
                 self.evidence[node["width"]].best_context(node["latent"]),
@@ -248,7 +248,7 @@ class SplittingExplorer(Explorer):
             (
                 str(row.children),
                 f"{row.width:,}",
-                str(row.latent),
+                html.goto(row.width, row.latent),
                 html.chips(self.evidence[row.width].words(row.latent)) or "dead",
             )
             for row in self._starts.itertuples()
@@ -291,4 +291,5 @@ class SplittingExplorer(Explorer):
 
 
 def _numbered(node: dict[str, Any]) -> Markup:
-    return html.markup("{:,}/<b>{}</b>", node["width"], node["latent"])
+    width, latent = node["width"], node["latent"]
+    return html.goto(width, latent, html.markup("{:,}/<b>{}</b>", width, latent))

@@ -261,10 +261,16 @@ class StitchingExplorer(Explorer):
         partners, cosines = self._closest(side, shown, others)
         rows = [
             (
-                html.bold(latent),
+                html.goto(evidence.width, latent, html.bold(latent)),
                 html.chips(evidence.words(latent)) or "dead",
                 share(evidence.counts[latent] / evidence.activations.n_tokens),
-                html.join([partner, " ", html.chips(self.evidence[other].words(partner, 1))]),
+                html.join(
+                    [
+                        html.goto(self.evidence[other].width, partner),
+                        " ",
+                        html.chips(self.evidence[other].words(partner, 1)),
+                    ]
+                ),
                 f"{cosine:.2f}",
             )
             for latent, partner, cosine in zip(shown, partners, cosines, strict=True)

@@ -40,10 +40,14 @@ def test_every_step_shows_the_latents_it_moved(world, stitching, explorer):
             assert (f"{n:,} {verb}:" in text) == (n > 0)
         if len(removed) == 1 and len(inserted) == 1:
             cosine = similar[inserted[0], removed[0]]
-            assert re.search(rf"<b>{inserted[0]}</b>.*>{removed[0]} <.*>{cosine:.2f}<", text)
+            assert re.search(
+                rf'<b>{inserted[0]}</b>.*data-goto="24/{removed[0]}">{removed[0]}<.*>{cosine:.2f}<', text
+            )
         elif len(inserted) == 1 and not removed:
             cosine, nearest = similar[inserted[0]].max(dim=0)
-            assert re.search(rf"<b>{inserted[0]}</b>.*>{nearest} <.*>{cosine:.2f}<", text)
+            assert re.search(
+                rf'<b>{inserted[0]}</b>.*data-goto="24/{nearest}">{nearest}<.*>{cosine:.2f}<', text
+            )
 
 
 def test_a_step_shows_the_error_before_and_after(stitching, explorer):
