@@ -17,8 +17,10 @@ from markupsafe import Markup
 from saekit import html, settings
 from saekit.activations import ActivationStore
 from saekit.analysis.similarity import largest
+from saekit.charts.chart import Chart
 from saekit.family import Family
 from saekit.files import write_bytes
+from saekit.identity import Identity
 from saekit.loading.neuronpedia import mixed_list_url
 from saekit.widgets.atlas import Atlas, build_atlas
 from saekit.widgets.base import Explorer, LatentState, as_trait_error
@@ -749,15 +751,23 @@ class Workspace(Explorer):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The numbers on the screen: the filtered table, both latents, the list, or the latent's row."""
+        """The numbers on the screen: the filtered table, both latents, the list, or those of the explorer."""
+        if self.state.view in self.explorers:
+            return self.explorers[self.state.view].frame
         if self.state.view == "my list":
             return self.pins
         if self.state.view == "table":
             return self.rows.reset_index(drop=True)
-        shown = [state_latent(self.state)]
-        shown += [self._second()] if self.state.view == "side by side" else []
-        rows = [self.atlas.table(width).iloc[[latent]] for width, latent in shown]
+        both = state_latent(self.state), self._second()
+        rows = [self.atlas.table(width).iloc[[latent]] for width, latent in both]
         return pd.concat(rows, ignore_index=True)
+
+    def _charts(self) -> dict[str, Chart]:
+        explorer = self.explorers.get(self.state.view)
+        return {} if explorer is None else explorer._charts()
+
+    def _identities(self) -> Sequence[Identity]:
+        return [self.atlas.family[width].identity for width in self.atlas.widths]
 
     def close(self) -> None:
         """Close every widget; the workspace itself remains, and can be displayed again."""

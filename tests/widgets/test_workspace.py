@@ -311,6 +311,18 @@ def test_the_code_restores_a_selection_and_the_static_form_shows_it(atlas, works
     assert "<script" not in workspace.static()
 
 
+def test_numbers_and_pictures_are_those_of_the_view(workspace):
+    workspace.show(view="splitting")
+    inner = workspace.explorers["splitting"]
+    assert workspace.frame.equals(inner.frame)
+    assert [chart.alt for chart in workspace.charts.values()] == [
+        chart.alt for chart in inner.charts.values()
+    ]
+    workspace.show(view="my list")
+    with pytest.raises(ValueError, match="no picture"):
+        workspace.figure()
+
+
 def test_further_explorers_are_views(world, atlas):
     mine = LatentExplorer(world.family, world.evidence)
     workspace = Workspace(atlas, explorers={"mine": mine})
