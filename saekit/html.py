@@ -289,6 +289,7 @@ def context(
     maximum: float,
     *,
     notes: Mapping[int, str] | None = None,
+    near: int | None = None,
 ) -> Markup:
     """Render running text with every token coloured by its activation.
 
@@ -306,6 +307,9 @@ def context(
         Activation of the deepest colour.
     notes : mapping of int to str, optional
         What is told beside the activation of the token at an index.
+    near : int, optional
+        Tokens on each side of the peak that are shown at first; those further away are shown where the
+        page's "whole rows" is ticked.
     """
     notes = notes or {}
     cells = []
@@ -328,7 +332,21 @@ def context(
                 "colour": token_colour(value / maximum) if value > 0 else "",
             }
         )
-    return _part("tokens", cells)
+    start, stop = 0, len(cells)
+    if near is not None and peak is not None:
+        start, stop = max(0, peak - near), min(len(cells), peak + near + 1)
+    return _part("tokens", _joined(cells[:start]), cells[start:stop], _joined(cells[stop:]))
+
+
+def _joined(cells: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Tokens far from the peak, with silent neighbours as one."""
+    found: list[dict[str, str]] = []
+    for cell in cells:
+        if found and not found[-1]["colour"] and not cell["colour"]:
+            found[-1] = {**cell, "text": found[-1]["text"] + cell["text"]}
+        else:
+            found.append(cell)
+    return found
 
 
 def token_colour(share: float) -> str:

@@ -16,6 +16,7 @@ def in_memory(x, *, tokens, special, excluded, document=None, documents=()):
         "rows": rows,
         "context_length": context_length,
         "hook_point": "toy",
+        "model": None,
         "dtype": "float32",
         "shard_rows": rows,
         "hash": hash_tensors({"x": x, "tokens": tokens, "excluded": excluded}),

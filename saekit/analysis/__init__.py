@@ -44,6 +44,7 @@ from saekit.analysis.latents import (
     collect,
     contexts,
     logit_table,
+    row_contexts,
     top_contexts,
     top_tokens,
 )
@@ -283,6 +284,7 @@ __all__ = [
     "random_orders",
     "read_text",
     "related_latents",
+    "row_contexts",
     "score_explanations",
     "show_clusters",
     "shuffled_clusters",

@@ -458,6 +458,7 @@ def contexts(
     >>> contexts(store, [21], vocabulary, before=1, after=2)[0].tokens
     (' river', ' the', ' the', ' river')
     """
+    before, after = _few(before, after)
     chosen = select_latents(positions, store.tokens.numel(), what="positions")
     found = _contexts(
         store,
@@ -467,6 +468,39 @@ def contexts(
         latent=latent,
         before=before,
         after=after,
+        sources=sources,
+    )
+    return Contexts(tuple(found), latent)
+
+
+def row_contexts(
+    store: ActivationStore,
+    positions: Latents,
+    vocabulary: Sequence[str] | PreTrainedTokenizerBase,
+    *,
+    activations: LatentActivations | None = None,
+    latent: int | None = None,
+    sources: Sequence[str] | None = None,
+) -> Contexts:
+    """All of each position's document that is in its row.
+
+    Parameters and errors as for `contexts`.
+
+    Examples
+    --------
+    >>> row_contexts(store, [21], vocabulary)[0].tokens[:3]
+    (' river', ' the', ' the')
+    """
+    chosen = select_latents(positions, store.tokens.numel(), what="positions")
+    reach = store.context_length
+    found = _contexts(
+        store,
+        chosen,
+        vocabulary,
+        activations=activations,
+        latent=latent,
+        before=reach,
+        after=reach,
         sources=sources,
     )
     return Contexts(tuple(found), latent)
@@ -493,6 +527,7 @@ def top_contexts(
     >>> top_contexts(collected, 0, store, vocabulary, n=1, before=1, after=1)[0].tokens
     (' queen', ' king', ' river')
     """
+    before, after = _few(before, after)
     latent = select_latent(latent, activations.width)
     n = settings.whole("n", n)
     activations.require_store(store)
@@ -513,6 +548,18 @@ def top_contexts(
     return Contexts(tuple(found), latent)
 
 
+def _few(before: int, after: int) -> tuple[int, int]:
+    """Numbers of tokens on both sides that are shown at a time."""
+    before, after = (
+        settings.whole(name, value, at_least=0) for name, value in (("before", before), ("after", after))
+    )
+    if before + 1 + after > MAX_CONTEXT:
+        raise ValueError(
+            f"At most {MAX_CONTEXT} tokens are shown at a time, found {before} before and {after} after."
+        )
+    return before, after
+
+
 def _contexts(
     store: ActivationStore,
     positions: Tensor,
@@ -526,13 +573,6 @@ def _contexts(
     n: int | None = None,
 ) -> list[Context]:
     """The first `n` contexts from the sources; all the windows are cut at once."""
-    before, after = (
-        settings.whole(name, value, at_least=0) for name, value in (("before", before), ("after", after))
-    )
-    if before + 1 + after > MAX_CONTEXT:
-        raise ValueError(
-            f"At most {MAX_CONTEXT} tokens are shown at a time, found {before} before and {after} after."
-        )
     if (activations is None) != (latent is None):
         raise ValueError("Give both activations and latent, or neither.")
     if activations is not None:

@@ -5,6 +5,7 @@ from saekit.widgets.circuit_explorer import CircuitExplorer
 from saekit.widgets.edit_explorer import EditExplorer
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.widgets.latent_explorer import LatentExplorer
+from saekit.widgets.latent_page import latent_page
 from saekit.widgets.meta_explorer import MetaExplorer
 from saekit.widgets.novelty_explorer import NoveltyExplorer
 from saekit.widgets.probing_explorer import ProbingExplorer
@@ -29,4 +30,5 @@ __all__ = [
     "build_atlas",
     "collect_evidence",
     "explore",
+    "latent_page",
 ]

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from saekit import settings
 from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
+from saekit.analysis.ablation import measure_ablation
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
 from saekit.analysis.latents import LogitTable
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.novelty import Insertion
+from saekit.analysis.own_text import TextReading, read_text
 from saekit.analysis.similarity import largest
 from saekit.analysis.splitting import Splitting, SplittingTree, measure_splitting, splitting_tree
 from saekit.analysis.stitching.path import Stitching
@@ -80,7 +83,15 @@ class Atlas:
     insertion: Insertion | None
     stitching: Stitching | None
     _between_seeds: Mapping[int, Sequence[Splitting]]
+    _keep: bool = False
     _tables: dict[int, pd.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of_evidence(cls, family: Family, evidence: Mapping[int, Evidence]) -> Atlas:
+        """An atlas of nothing but evidence, whose latents are named by the words that they fire on."""
+        store = evidence[family.widths[0]].store
+        seeds: dict[int, Sequence[Splitting]] = dict.fromkeys(family.widths, ())
+        return cls(Family(family), store, None, evidence, {}, None, None, None, None, None, seeds)
 
     @property
     def widths(self) -> list[int]:
@@ -105,9 +116,11 @@ class Atlas:
         return self.family[self.select(width, 0)[0]]
 
     def label(self, width: int, latent: int) -> str:
-        """A latent's label."""
+        """A latent's label; where its width has none, the words that it fires on."""
         width, latent = self.select(width, latent)
-        return self.labels[width].of(latent)
+        if width in self.labels:
+            return self.labels[width].of(latent)
+        return " · ".join(self.evidence[width].words(latent)) or "dead"
 
     # ------------------------------------------------------------------ tables
 
@@ -189,7 +202,8 @@ class Atlas:
         """The most similar latent of each other seed of the width: `seed`, `latent`, `cosine`."""
         width, latent = self.select(width, latent)
         rows = []
-        for seed, between in zip(self.family.seeds(width)[1:], self._between_seeds[width], strict=True):
+        others = self.family.seeds(width)[1:] if self._between_seeds[width] else ()
+        for seed, between in zip(others, self._between_seeds[width], strict=True):
             match = between.frame_small.iloc[latent]
             rows.append((seed, int(match["best_match"]), float(match["cosine"])))
         return pd.DataFrame(rows, columns=["seed", "latent", "cosine"])
@@ -212,6 +226,55 @@ class Atlas:
         bases = () if self.meta is None else self.meta.bases
         identity = self.family[width].identity
         return bases.index(identity) if identity in bases else None
+
+    # ------------------------------------------------------------------ with the model
+
+    def logits(self, width: int, latent: int) -> Tensor | None:
+        """A latent's direct effect on the logit of every token, `[vocab]`.
+
+        None without a model, or off the residual stream.
+        """
+        width, latent = self.select(width, latent)
+        if self._unembedding is None or not isinstance(self.evidence[width].logits, LogitTable):
+            return None
+        return self.family[width].W_dec[latent].to(self._unembedding) @ self._unembedding
+
+    @cached_property
+    def _unembedding(self) -> Tensor | None:
+        from saekit.models import unembedding
+
+        return None if self.model is None else unembedding(self.model)
+
+    def read(self, width: int, text: str) -> TextReading:
+        """Run the model on a text of one's own (`saekit.read_text`).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `saekit.read_text`, and if the atlas has no model.
+        """
+        return read_text(self._with_model("reads a text"), self.dictionary(width), text)
+
+    def ablation(self, width: int, latent: int, positions: Sequence[int]) -> dict[int, float]:
+        """Change of the next-token loss when a latent is removed, by position of the store.
+
+        Kept by content; see `saekit.measure_ablation`. NaN where a row ends.
+
+        Raises
+        ------
+        ValueError
+            As `saekit.measure_ablation`, and if the atlas has no model.
+        """
+        width, latent = self.select(width, latent)
+        model = self._with_model("ablates a latent")
+        with keeping(self._keep):
+            found = measure_ablation(model, self.family[width], latent, self.store, list(positions))
+        return dict(zip(found.frame["position"], found.frame["change"], strict=True))
+
+    def _with_model(self, what: str) -> TransformerBridge:
+        if self.model is None:
+            raise ValueError(f"An atlas {what} with its model, and this one has none: give build_atlas one.")
+        return self.model
 
     # ------------------------------------------------------------------ searching
 
@@ -443,6 +506,7 @@ def build_atlas(
         insertion,
         stitching,
         between,
+        keep,
     )
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from markupsafe import Markup
 
 from saekit import charts, html
@@ -31,12 +30,13 @@ from saekit.analysis.latents import (
     logit_table,
     require_residual_stream,
     require_vocabulary,
+    row_contexts,
     top_contexts,
 )
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
-from saekit.selection import select_latent
+from saekit.selection import Latents, select_latent
 from saekit.wording import listed, number, share
 
 if TYPE_CHECKING:
@@ -140,9 +140,22 @@ class Evidence:
         """Contexts of greatest activation, at most one per document."""
         return top_contexts(self.activations, latent, self.store, self.vocabulary, n=n, sources=self.sources)
 
-    def around(self, latent: int, positions: torch.Tensor) -> Contexts:
-        """Contexts of given positions."""
+    def around(self, latent: int, positions: Latents, *, reach: int = 12) -> Contexts:
+        """Contexts of given positions: `reach` tokens on each side."""
         return contexts(
+            self.store,
+            positions,
+            self.vocabulary,
+            activations=self.activations,
+            latent=latent,
+            before=reach,
+            after=reach,
+            sources=self.sources,
+        )
+
+    def rows(self, latent: int, positions: Latents) -> Contexts:
+        """Contexts of given positions, as long as their rows."""
+        return row_contexts(
             self.store,
             positions,
             self.vocabulary,

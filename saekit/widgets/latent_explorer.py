@@ -15,8 +15,10 @@ from saekit.analysis.similarity import largest
 from saekit.charts.chart import Chart
 from saekit.family import Family
 from saekit.identity import Identity
+from saekit.widgets.atlas import Atlas
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, require_evidence_of_each
+from saekit.widgets.latent_page import latent_page
 
 NEIGHBOURS = 3  # nearest latents shown at each other width
 
@@ -72,7 +74,8 @@ class LatentExplorer(Explorer):
             evidence, (family[width].identity for width in family.widths), "LatentExplorer"
         )
         # The whole family is held: a click should not have to read a dictionary.
-        self.family, self.evidence, self.n_contexts = Family(family), evidence, n_contexts
+        self.atlas = Atlas.of_evidence(family, evidence)
+        self.family, self.evidence, self.n_contexts = self.atlas.family, evidence, n_contexts
         width = family.widths[0] if width is None else width
         if latent is None:
             latent = next(iter(evidence[width].alive), 0) if width in evidence else 0
@@ -86,19 +89,17 @@ class LatentExplorer(Explorer):
             self._button("Next →", "The latent after this one", lambda: self._step(1)),
             self._button("Random", "Any latent that is not dead", self._any),
         ]
-        self._head, self._text, self._side = self._panel(), self._panel(), self._panel()
+        self._page = self._panel()
         self._near = self._list(
             "Nearest", "Most similar latents at other widths: choose one to go there", [], rows=9
         )
         self._near.observe(lambda change: self._go(change["new"]), "value")
         bar = widgets.HBox([*controls, *steps], layout={"flex_flow": "row wrap"})
-        return [bar, self._head, self._text, self._side, self._near]
+        return [bar, self._page, self._near]
 
     def _render(self) -> None:
         self._show_latent()
-        self._head.value = html.panel(self._header())
-        self._text.value = html.panel(self._contexts())
-        self._side.value = html.panel(self._tables(as_image=False))
+        self._page.value = html.panel(self._latent_page(whole_rows=True))
         self._fill(
             self._near,
             [
@@ -108,17 +109,17 @@ class LatentExplorer(Explorer):
         )
 
     def _parts(self) -> list[Markup]:
-        rows = [
-            (f"{w:,}", str(i), f"{cosine:.2f}", html.chips(self.evidence[w].words(i)) or "dead")
-            for w, i, cosine in self._neighbours()
-        ]
-        near = html.table(
-            ("width", "latent", "cosine", "fires on"),
-            rows,
-            numeric=(0, 1, 2),
-            caption="Nearest at other widths",
+        return [self._latent_page(whole_rows=False, as_image=True)]
+
+    def _latent_page(self, *, whole_rows: bool, as_image: bool = False) -> Markup:
+        return latent_page(
+            self.atlas,
+            self.state.width,
+            self.state.latent,
+            whole_rows=whole_rows,
+            as_image=as_image,
+            n=self.n_contexts,
         )
-        return [self._header(), self._contexts(), self._tables(near if rows else Markup(), as_image=True)]
 
     def _charts(self) -> dict[str, Chart]:
         chart = self.evidence[self.state.width].chart(self.state.latent)
@@ -129,31 +130,6 @@ class LatentExplorer(Explorer):
 
     def _identities(self) -> list[Identity]:
         return [self.family[self.state.width].identity]
-
-    # ------------------------------------------------------------------ pieces
-
-    def _header(self) -> Markup:
-        width, latent = self.state.width, self.state.latent
-        words = html.chips(self.evidence[width].words(latent, 5))
-        title = html.markup("<h3>Latent {} of {} {}</h3>", latent, self.family[width].name, words)
-        return title + self.evidence[width].facts(latent)
-
-    def _contexts(self) -> Markup:
-        evidence, latent = self.evidence[self.state.width], self.state.latent
-        intervals = evidence.intervals(latent)
-        return evidence.contexts_table(latent, self.n_contexts) + (
-            intervals and html.details("All strengths: activation intervals with examples", intervals)
-        )
-
-    def _tables(self, *more: Markup, as_image: bool) -> Markup:
-        evidence, latent = self.evidence[self.state.width], self.state.latent
-        parts = [
-            evidence.histogram(latent, as_image=as_image),
-            evidence.tokens_table(latent),
-            evidence.logits_table(latent),
-            *more,
-        ]
-        return html.columns(*filter(None, parts))
 
     def _neighbours(self) -> list[tuple[int, int, float]]:
         """Width, latent and cosine of the nearest latents at the other widths."""

@@ -351,7 +351,7 @@ def test_an_error_is_shown_and_leaves_no_stale_panel(world, latent_explorer, mon
         raise RuntimeError("the <evidence> broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(latent_explorer.evidence[24]), "contexts_table", broken)
+        patch.setattr(type(latent_explorer.evidence[24]), "tokens_table", broken)
         latent_explorer.state.latent = 3
         text = shown(latent_explorer)
         assert 'role="alert"' in text
@@ -367,7 +367,7 @@ def test_errors_are_raised_in_strict_mode(latent_explorer, monkeypatch):
     assert latent_explorer.view
     monkeypatch.setattr(
         type(latent_explorer.evidence[24]),
-        "contexts_table",
+        "tokens_table",
         lambda *_, **__: (_ for _ in ()).throw(RuntimeError("x")),
     )
     with pytest.raises(RuntimeError, match="x"):

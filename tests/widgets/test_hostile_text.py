@@ -20,11 +20,13 @@ from widget_checks import shown
 import saekit
 from saekit import html, widgets
 from saekit.analysis.effects.nodes import measure_node_effects
+from saekit.analysis.own_text import TextReading
 from saekit.analysis.probing import LastTokens, probe
 from saekit.analysis.stitching.path import stitch
 from saekit.recovery import measure_recovery
 from saekit.report.page import Section, Table, write_page
 from saekit.synthetic import nabeshima_tree
+from saekit.widgets import build_atlas, latent_page
 
 pytestmark = pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning")
 
@@ -39,6 +41,7 @@ ALLOWED = {
     *("style", "div", "span", "small", "b", "u", "i", "h3", "h4", "p", "br", "code", "mark", "ul", "li", "a"),
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "img"),
     *("svg", "rect", "path", "text", "title", "circle", "g"),
+    *("article", "header", "section", "dl", "dt", "dd", "label", "input"),
 }
 # What may not be on a page as it is: it cannot be seen, and most of it changes what is around it.
 ACTING = {
@@ -214,6 +217,35 @@ def test_hostile_text_is_literal_in_every_explorer(kind, hostile, model, store):
     for text in (live, static):
         assert "⟨U+202E⟩" in text
         assert "<script>alert(1)</script>" in text or "onclick=alert(1)" in text
+
+
+def test_hostile_text_is_literal_on_the_page_of_a_latent(hostile):
+    atlas = build_atlas(
+        hostile.family,
+        hostile.store,
+        vocabulary=VOCABULARY,
+        tree=hostile.tree,
+        meta=make_meta([hostile.family[width] for width in hostile.family.widths]),
+        keep=False,
+        progress=False,
+    )
+    places = torch.arange(len(VOCABULARY))
+    own = TextReading(
+        hostile.family[24].identity, tuple(VOCABULARY), places, places % 24, torch.ones(len(VOCABULARY))
+    )
+    text = ""
+    for latent in range(12):
+        for page in (latent_page(atlas, 24, latent, own=own), latent_page(atlas, 24, latent, as_image=True)):
+            assert isinstance(page, Markup)
+            text += require_literal(page)
+    for literal in (
+        "⟨U+202E⟩evil",
+        "<script>alert(1)</script>",
+        "␀␛[31m",
+        "\U0001f469\u200d\U0001f469",
+        "{{ 7 * 7 }}",
+    ):
+        assert literal in text
 
 
 def test_the_whole_of_a_long_token_can_be_read(hostile):
