@@ -755,7 +755,7 @@ COMMANDS = {
     "baselines": Command(
         "train baselines that learn nothing, and measure every headline on them", _no_options, _baselines
     ),
-    "lines": Command("test whether days and months lie around circles", _no_options, _lines),
+    "lines": Command("test days and months for circles, and map between layers", _no_options, _lines),
     "circuits": Command("measure circuits through the bundled dictionaries", _no_options, _circuits),
     "facts": Command("find facts that the embedded model knows", _no_options, _facts, resumes=False),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
