@@ -115,7 +115,7 @@ def scale(
 
     Examples
     --------
-    >>> scale(0, 1, n=4).texts
+    >>> scale(0, 1, n=2).texts
     ('0', '0.5', '1')
     """
     low, high = float(low), float(high)

@@ -28,7 +28,7 @@ def insertion_axes(results: Sequence[Insertion]) -> tuple[Scale, Scale]:
     --------
     >>> x, y = insertion_axes([saekit.insertion(small, large, x)])
     >>> x.high, y.kind
-    (1.0, 'symlog')
+    (1.02, 'symlog')
     """
     alive = pd.concat([result.frame[~result.frame["dead"]] for result in results])
     low = min(0.0, float(np.floor(10 * alive["best_cosine"].min()) / 10)) if len(alive) else 0.0

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from saekit.charts.chart import Chart
-from saekit.charts.model import PAGE, Dots, Key, Mark, Panel, Rule, Scale, Text, scale
+from saekit.charts.model import Dots, Key, Mark, Panel, Scale, scale
 from saekit.colours import BLUE, GREEN, ORANGE, VERMILION
+from saekit.html import cut, harmless
 
 _LOOKS = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILION, "D"))
-NAMES = 150.0  # points for the names
+LETTERS = 36  # of a name that are shown
 
 
 def scores(
@@ -40,13 +41,11 @@ def scores(
     """
     data = data.reset_index(drop=True)
     low = min(0.0, float(data[list(measures)].min().min())) if len(data) else 0.0
-    x = scale(low - 0.02, 1.02, label=label)
-    wide = (x.high - x.low) * NAMES / (PAGE - NAMES)  # the names stand left of the axis
-    axis = Scale(x.low - wide, x.high, ticks=x.ticks, texts=x.texts, label=label)
+    x = scale(low - 0.02, 1.02, label=label, grid=True)
     rows = range(len(data))
-    marks: list[Mark] = [Rule("x", tick, "grid", 0.5) for tick in x.ticks]
-    for row, name in zip(rows, data["name"], strict=True):
-        marks.append(Text(x.low - wide, row, name, "start", room=NAMES - 10, move=(3, 0)))
+    names = tuple(cut(harmless(name), LETTERS) for name in data["name"])
+    y = Scale(max(len(data), 1) - 0.5, -0.5, ticks=tuple(map(float, rows)), texts=names)
+    marks: list[Mark] = []
     for measure, (colour, marker) in zip(measures, _LOOKS, strict=False):
         told = [
             f"{name}: {measure} {value:.3f}" for name, value in zip(data["name"], data[measure], strict=True)
@@ -56,10 +55,9 @@ def scores(
         for measure in measures:
             ring = Dots(data[measure].iat[selected], selected, "none", "o", 8, edge="ink", edge_width=1.2)
             marks.append(ring)
-    y = Scale(max(len(data), 1) - 0.5, -0.5)
     keys = [Key(name, colour, marker) for name, (colour, marker) in zip(measures, _LOOKS, strict=False)]
     return Chart(
-        ((Panel(axis, y, tuple(marks), data=data),),),
+        ((Panel(x, y, tuple(marks), data=data),),),
         alt,
         height=34 + 11 * max(len(data), 1),
         keys=tuple(keys) if len(keys) > 1 else (),
