@@ -101,7 +101,11 @@ def measure_rebuilt_ce(
 
     Examples
     --------
-    >>> measure_rebuilt_ce(model, meta, store).summary["ce_degradation"]  # doctest: +SKIP
+    >>> quick = saekit.analysis.meta.sae.Recipe("quick", lr=1e-3, steps=20, batch=1.0, width=0.5)
+    >>> meta = saekit.meta_sae(saes[32], width=8, k=2, recipe=quick)
+    >>> found = measure_rebuilt_ce(model, meta, harvested, max_rows=2)
+    >>> found.frame["decoder"].tolist()
+    ['own', 'rebuilt', 'turned at random']
     """
     place, seed = meta.place(base), settings.whole("seed", seed, at_least=0)
     max_rows = settings.whole("max_rows", max_rows)
