@@ -312,11 +312,16 @@ def context(
         page's "whole rows" is ticked.
     """
     notes = notes or {}
+    split = split_characters(tokens)
     cells = []
     for place, (token, value) in enumerate(zip(tokens, values, strict=True)):
         whole = visible(token)
         text = cut(whole)
         told = f"{value:.3g}" if value > 0 else "0"
+        if place in split:
+            character, first = split[place]
+            whole = text = character if first else "⋯"
+            told = f"part of {character} · {told}"
         if place in notes:
             told += f" · {notes[place]}"
         if text != whole:
@@ -347,6 +352,69 @@ def _joined(cells: Iterable[dict[str, str]]) -> list[dict[str, str]]:
         else:
             found.append(cell)
     return found
+
+
+def split_characters(tokens: Sequence[str]) -> dict[int, tuple[str, bool]]:
+    """Characters whose bytes are split over neighbouring tokens, such as an emoji.
+
+    A token that is not whole characters is shown as the tokenizer stores it, in angle brackets
+    (`saekit.models.token_strings`).
+
+    Returns
+    -------
+    dict
+        By index of the token, the characters that it is a part of, and whether it is their first part.
+
+    Examples
+    --------
+    >>> split_characters(["a", "<ðŁĻ>", "<Ĥ>"])
+    {1: ('🙂', True), 2: ('🙂', False)}
+    """
+    found: dict[int, tuple[str, bool]] = {}
+    start, together = 0, b""
+    for place, token in enumerate(tokens):
+        part = _part_of_character(token)
+        if part is None:
+            together = b""
+            continue
+        start = start if together else place
+        together += part
+        text = _decoded(together)
+        if text is not None:
+            found |= {i: (text, i == start) for i in range(start, place + 1)}
+            together = b""
+    return found
+
+
+def _part_of_character(token: str) -> bytes | None:
+    """The bytes of a token that is not whole characters; None of any other."""
+    inside = re.fullmatch(r"<(.+)>", token)
+    if inside is None:
+        return None
+    if number := re.fullmatch(r"0x([0-9A-F]{2})", inside[1]):  # SentencePiece
+        part = bytes.fromhex(number[1])
+    elif all(char in _BYTES for char in inside[1]):
+        part = bytes(_BYTES[char] for char in inside[1])
+    else:
+        return None
+    return part if _decoded(part) is None else None
+
+
+def _decoded(part: bytes) -> str | None:
+    try:
+        return part.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that byte-level tokenizers write for bytes: printable ones are themselves."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
 
 
 def token_colour(share: float) -> str:

@@ -49,6 +49,31 @@ def test_context_marks_active_tokens_and_the_peak_by_more_than_colour():
     assert re.findall(r'data-told="([^"]+)"', text) == ["0", "2", "0", "4"]
 
 
+@pytest.mark.parametrize("written", ["byte level", "fallback"])
+def test_a_character_that_is_split_over_tokens_is_joined(written):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    bytes_of = ByteLevel(add_prefix_space=False, use_regex=False)
+    smile, accent = "\U0001f642", "\u00e9"
+
+    def parts(text, end):
+        if written == "fallback":
+            return [f"<0x{byte:02X}>" for byte in text.encode()]
+        ((letters, _),) = bytes_of.pre_tokenize_str(text)  # one for each byte
+        return [f"<{letters[:end]}>", f"<{letters[end:]}>"]
+
+    first, second = parts(smile, 3), parts(accent, 1)
+    tokens = ["a", *first, " b", "<s>", *second, first[0], " c"]
+    n, m = len(first), len(second)
+    expected = {1 + i: (smile, i == 0) for i in range(n)}
+    expected |= {3 + n + i: (accent, i == 0) for i in range(m)}
+    assert html.split_characters(tokens) == expected
+    text = html.context(tokens, [0.0, 2.0, *[0.0] * (len(tokens) - 2)], 1, 2.0)
+    shown = re.sub(r"<[^>]+>", "", text)
+    assert shown == f"a{smile}{'⋯' * (n - 1)} b&lt;s&gt;{accent}{'⋯' * (m - 1)}{html.escape(first[0])} c"
+    assert f'data-told="part of {smile} · 2"' in text
+
+
 def luminance(colour):
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

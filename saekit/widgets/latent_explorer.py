@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
+import traitlets
 from ipywidgets import widgets
 from markupsafe import Markup
 
@@ -23,10 +25,20 @@ from saekit.widgets.latent_page import latent_page
 NEIGHBOURS = 3  # nearest latents shown at each other width
 
 
+class PageState(LatentState):
+    """A latent, a text of one's own, and whether tokens tell what they lose without the latent."""
+
+    order = ("width", "latent", "text", "ablation")
+    text = traitlets.Unicode("")
+    ablation = traitlets.Bool(False)
+
+
 class LatentExplorer(Explorer):
     """Walk through the latents of a family and see what each fires on.
 
-    Changing the width goes to the latent of that width whose decoder direction is most similar.
+    Changing the width goes to the latent of that width whose decoder direction is most similar. With an
+    atlas that has a model, a text of one's own is read, and what each token of the examples loses
+    without the latent is measured on request.
 
     Parameters
     ----------
@@ -40,18 +52,21 @@ class LatentExplorer(Explorer):
         The latent to start with; the first that is not dead if left out.
     n_contexts : int
         Top contexts to show.
+    atlas : Atlas, optional
+        Of this family (`saekit.build_atlas`), for labels, relatives and what needs the model.
 
     Attributes
     ----------
     state : traitlets.HasTraits
-        `width` and `latent`.
+        `width`, `latent`, `text` (empty for none) and `ablation`.
 
     Raises
     ------
     TypeError
         If there is no evidence.
     ValueError
-        If a width of the family has no evidence, or evidence about another dictionary.
+        If a width of the family has no evidence, or evidence about another dictionary, or the atlas is of
+        another family.
 
     Examples
     --------
@@ -69,18 +84,21 @@ class LatentExplorer(Explorer):
         width: int | None = None,
         latent: int | None = None,
         n_contexts: int = 8,
+        atlas: Atlas | None = None,
     ) -> None:
-        evidence = require_evidence_of_each(
-            evidence, (family[width].identity for width in family.widths), "LatentExplorer"
-        )
+        identities = [family[width].identity for width in family.widths]
+        evidence = require_evidence_of_each(evidence, identities, "LatentExplorer")
+        if atlas is not None and [atlas.family[width].identity for width in atlas.widths] != identities:
+            raise ValueError("atlas must be of the family that is explored, and is of another.")
         # The whole family is held: a click should not have to read a dictionary.
-        self.atlas = Atlas.of_evidence(family, evidence)
+        self.atlas = Atlas.of_evidence(family, evidence) if atlas is None else atlas
+        self._read = lru_cache(maxsize=16)(self.atlas.read)
         self.family, self.evidence, self.n_contexts = self.atlas.family, evidence, n_contexts
         width = family.widths[0] if width is None else width
         if latent is None:
             latent = next(iter(evidence[width].alive), 0) if width in evidence else 0
         self._random = np.random.default_rng(0)
-        super().__init__(LatentState(family.widths, width, latent, follow=self._nearest))
+        super().__init__(PageState(family.widths, width, latent, follow=self._nearest))
 
     def _build(self) -> list[widgets.Widget]:
         controls = self._latent_controls(self.family.widths)
@@ -89,16 +107,34 @@ class LatentExplorer(Explorer):
             self._button("Next →", "The latent after this one", lambda: self._step(1)),
             self._button("Random", "Any latent that is not dead", self._any),
         ]
+        self._text = widgets.Text(
+            description="Your text",
+            placeholder="Type a text, and press Enter",
+            continuous_update=False,
+            tooltip="Run the model on a text of your own, and see which latents are active on it",
+            layout={"width": "560px", "max_width": "100%"},
+        )
+        self._ablation = widgets.Checkbox(
+            description="Loss per token",
+            indent=False,
+            tooltip="Measure what each active token of the examples loses without the latent: some seconds",
+            layout={"width": "auto"},
+        )
+        self._bind(self._text, "text")
+        self._bind(self._ablation, "ablation")
+        with_model = widgets.HBox([self._text, self._ablation], layout={"flex_flow": "row wrap"})
+        with_model.layout.display = "none" if self.atlas.model is None else None
         self._page = self._panel()
         self._near = self._list(
             "Nearest", "Most similar latents at other widths: choose one to go there", [], rows=9
         )
         self._near.observe(lambda change: self._go(change["new"]), "value")
         bar = widgets.HBox([*controls, *steps], layout={"flex_flow": "row wrap"})
-        return [bar, self._page, self._near]
+        return [bar, with_model, self._page, self._near]
 
     def _render(self) -> None:
         self._show_latent()
+        self._text.value, self._ablation.value = self.state.text, self.state.ablation
         self._page.value = html.panel(self._latent_page(whole_rows=True))
         self._fill(
             self._near,
@@ -119,7 +155,19 @@ class LatentExplorer(Explorer):
             whole_rows=whole_rows,
             as_image=as_image,
             n=self.n_contexts,
+            own=self._read(self.state.width, self.state.text) if self.state.text else None,
+            ablation=self.state.ablation,
         )
+
+    def code(self) -> str:
+        """A line of Python that restores the current selection."""
+        chosen = {name: getattr(self.state, name) for name in PageState.order}
+        shown = (
+            f"{name}={value!r}"
+            for name, value in chosen.items()
+            if value not in ("", False) or name == "latent"
+        )
+        return f"explorer.show({', '.join(shown)})"
 
     def _charts(self) -> dict[str, Chart]:
         chart = self.evidence[self.state.width].chart(self.state.latent)

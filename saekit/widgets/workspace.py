@@ -783,7 +783,7 @@ def state_latent(state: LatentState) -> tuple[int, int]:
 
 def _explorers_of(atlas: Atlas) -> dict[str, Explorer]:
     """The explorers of what an atlas holds, by view."""
-    found: dict[str, Explorer] = {"latent": LatentExplorer(atlas.family, atlas.evidence)}
+    found: dict[str, Explorer] = {"latent": LatentExplorer(atlas.family, atlas.evidence, atlas=atlas)}
     if atlas.tree is not None:
         found["splitting"] = SplittingExplorer(atlas.tree, atlas.evidence)
     if atlas.insertion is not None:

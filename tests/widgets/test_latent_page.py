@@ -10,12 +10,13 @@ from toy_effects import sae
 from toy_meta import make_meta
 from toy_stores import in_memory
 from toy_world import DEAD, make_atlas
+from widget_checks import shown
 
 from saekit import html
 from saekit.analysis import collect, measure_ablation
 from saekit.family import Family
 from saekit.models import unembedding
-from saekit.widgets import Evidence, build_atlas, latent_page
+from saekit.widgets import Evidence, LatentExplorer, build_atlas, latent_page
 from saekit.widgets.atlas import Atlas
 from saekit.wording import number, share, signed
 
@@ -161,6 +162,30 @@ def test_what_needs_a_model_says_so(atlas):
         latent_page(atlas, 24, 2, ablation=True)
     with pytest.raises(ValueError, match="reads a text with its model"):
         atlas.read(24, "king")
+
+
+def test_the_explorer_reads_a_text_and_measures_ablations_with_its_model(live, world):
+    explorer = LatentExplorer(live.family, live.evidence, atlas=live)
+    assert explorer.code() == f"explorer.show(width=20, latent={explorer.state.latent})"
+    assert explorer.view
+    explorer._text.value = "the king"
+    own = live.read(20, "the king")
+    assert f"{len(own.frame)} latents active on 2 tokens" in shown(explorer)
+    explorer.state.ablation = True
+    assert "loss" in shown(explorer)
+    line = explorer.code()
+    assert line.endswith("text='the king', ablation=True)")
+    static = explorer.static()
+    explorer.show(text="", ablation=False)
+    assert explorer._text.value == ""
+    eval(line, {"explorer": explorer})
+    assert explorer.static() == static
+    without = LatentExplorer(world.family, world.evidence)
+    assert without.view
+    with pytest.raises(ValueError, match="reads a text with its model"):
+        without.state.text = "king"
+    with pytest.raises(ValueError, match="atlas must be of the family"):
+        LatentExplorer(world.family, world.evidence, atlas=live)
 
 
 def test_a_link_only_where_the_dictionary_names_its_public_page(world):
