@@ -43,7 +43,7 @@ class TestNotebook:
         assert tags in (
             ["parameters"],
             ["parameters", "embedded"],
-        )  # the latter: on the embedded default alone
+        )  # it alone
         assignments = [line for line in "".join(first["source"]).splitlines() if line.strip()]
         assert all(re.match(r"[A-Z0-9_, ]+ = [\w\s\"'.,_()-]+(#.*)?$", line) for line in assignments), (
             "literals only"
