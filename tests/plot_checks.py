@@ -6,9 +6,18 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from saekit.figures import house_style
+from saekit.figures import FULL, house_style
+
+SMALLEST = 6  # points
+GREY_GAP = 8  # CIE L* between series that are told apart by colour alone
+# Bars with their names written on them or beside them.
+NAMED = ("meta_splitting", "meta_baselines", "splitting_flow", "upstream_attribution")
 
 OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence"}
 OF_NO_DICTIONARY |= {"baseline_dots", "word_circles", "map_pairs"}
@@ -30,6 +39,60 @@ def check_bundle(plot, name, folder):
     assert len(plot.caption) > 100
     assert len(plot.alt) > 40
     assert "nan" not in plot.caption
+    assert all(module.startswith("saekit.plots.") for module in plot.modules)
+    check_print(plot.figure)
+    if not name.startswith(NAMED):
+        check_grey(plot.figure)
+
+
+def check_print(figure):
+    """No wider than the text of a page, and no text too small to read there."""
+    assert figure.get_size_inches()[0] <= FULL + 1e-6
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip():
+            assert text.get_fontsize() >= SMALLEST, text.get_text()
+
+
+def lightness(colour):
+    """CIE L*, what is left of a colour in a greyscale print."""
+    channels = np.array(to_rgb(colour))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+
+
+def check_grey(figure):
+    """Series of one panel that share marker, line and hatch have colours that differ in grey."""
+    for axes in figure.axes:
+        series = {}
+        for artist in axes.get_children():
+            if artist.get_visible() and (found := look(artist, axes)):
+                series.setdefault(found[1:], set()).add(found[0])
+        for shape, colours in series.items():
+            for a, b in combinations(sorted(colours), 2):
+                assert abs(lightness(a) - lightness(b)) >= GREY_GAP, (axes.get_title(loc="left"), shape, a, b)
+
+
+def look(artist, axes):
+    """Colour of what an artist shows, and what else tells it apart; None for what shows no data."""
+    if isinstance(artist, Line2D):
+        marker, line = artist.get_marker(), artist.get_linestyle()
+        drawn = marker not in ("None", "", None) or line not in ("None", "", " ")
+        # Rules through a whole panel have places on its sides as coordinates.
+        rule = artist.get_transform() != axes.transData
+        dashes = str(artist._unscaled_dash_pattern)
+        return (to_hex(artist.get_color()), "line", str(marker), dashes) if drawn and not rule else None
+    if isinstance(artist, PathCollection) and len(artist.get_facecolor()) == 1:
+        return (
+            to_hex(artist.get_facecolor()[0]),
+            "dots",
+            str(artist.get_paths()[0].vertices.round(2).tolist()),
+        )
+    if isinstance(artist, Patch) and artist is not axes.patch:
+        alpha = artist.get_facecolor()[3]
+        if not artist.get_fill() or alpha < 0.3:
+            return to_hex(artist.get_edgecolor()), "outline", str(artist.get_linestyle())
+        return to_hex(artist.get_facecolor()), "patch", str(artist.get_hatch())
+    return None
 
 
 def check_texts(figure):

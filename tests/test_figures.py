@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from plot_checks import lightness
 
 from saekit import figures
 from saekit.colours import GREY, INK, LATENT, META, NOVEL, NULL, PALETTE, RECONSTRUCTION
@@ -90,6 +90,8 @@ def test_the_palette_is_seaborns_and_is_spelled_once():
     package = Path(figures.__file__).parent
     for file in (package / "figures.py", *package.glob("plots/*.py"), *package.glob("widgets/*.py")):
         assert not [colour for colour in (*PALETTE, GREY, INK) if colour in file.read_text()], file.name
+    for file in package.glob("plots/*.py"):  # figures have no colours of their own
+        assert not re.findall("#[0-9a-f]{6}", file.read_text()), file.name
 
 
 def test_no_type_3_fonts_and_no_clock(tmp_path):
@@ -181,13 +183,6 @@ def test_a_plot_shows_itself():
     assert data["image/png"].startswith(b"\x89PNG")
     assert data["text/plain"] == "Plot(A title; 3 rows)"
     assert metadata["image/png"]["width"] == 660
-
-
-def lightness(colour: str) -> float:
-    """CIE L*, what is left of a colour in a greyscale print."""
-    channels = np.array(to_rgb(colour))
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from saekit.charts.model import Area, Band, Dots, Key, Line, Mark, Panel, Rule, Scale, Text, scale
-from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.colours import DARK_GREY, INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import kind_style
 
 if TYPE_CHECKING:
     from saekit.analysis.stitching.controls import CECurve, MatchedCurve, RandomOrders
     from saekit.analysis.stitching.path import Stitching
 
-PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": "#777777", "bias": INK}
+PHASE_COLOURS = {"insert": NOVEL, "swap": RECONSTRUCTION, "remove": DARK_GREY, "bias": INK}
 PHASE_NAMES = {
     "insert": "insert novel",
     "swap": "swap groups",

@@ -11,18 +11,18 @@ import pandas as pd
 from saekit.analysis.splitting import STATUSES
 from saekit.charts.chart import Chart
 from saekit.charts.model import PAGE, Box, Dots, Key, Line, Link, Mark, Panel, Scale, Text
-from saekit.colours import BLUE, LATENT, META, PINK
+from saekit.colours import BLUE, GREY, LATENT, LIGHT_GREY, META, PINK, SKY, shade
 from saekit.wording import counted
 
 if TYPE_CHECKING:
     from saekit.analysis.meta.latents import RelatedLatents
     from saekit.analysis.splitting import SplittingTree
 
-STATUS_COLOURS = {"split": PINK, "identical": BLUE, "refined": "#8cc4e0", "lost": "#e4e4e4"}
+STATUS_COLOURS = {"split": PINK, "identical": BLUE, "refined": shade(SKY, 0.4), "lost": LIGHT_GREY}
 STATUS_MARKERS = {"split": "o", "identical": "s", "refined": "^", "lost": "X", "leaf": "o"}
 LEAF_ROOM = 104.4  # points right of the last column
 STUB = 0.12  # share of a column before edges part
-_EDGE = "#7a8b99"
+_EDGE = GREY
 
 
 def splitting_tree(

@@ -14,7 +14,7 @@ from saekit.analysis.nulls import require_null
 from saekit.charts import novelty as drawing
 from saekit.charts.chart import Chart
 from saekit.charts.model import HALF_PAGE, PAGE
-from saekit.colours import INK, NOVEL, NULL, RECONSTRUCTION
+from saekit.colours import INK, LIGHT_GREY, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import as_list, made_from, on_all_tokens, pair_names, shared, title_of
 from saekit.wording import on_tokens, percent
@@ -181,7 +181,7 @@ def group_insertion_bars(results: GroupInsertion | Sequence[GroupInsertion]) -> 
         "reconstruction_cos": ("recon-\nstruction", RECONSTRUCTION, ""),
         "novel_gain": ("help\nalone", NOVEL, "////"),
         "not novel_gain": ("hurt\nalone", RECONSTRUCTION, "////"),
-        "all": ("all\n", "#b5b5b5", ""),
+        "all": ("all\n", LIGHT_GREY, ""),
     }
     parts, names = [], pair_names(results)
     for r, name in zip(results, names, strict=True):

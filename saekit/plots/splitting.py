@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from saekit.analysis.splitting import STATUSES
 from saekit.charts import trees
 from saekit.charts.trees import STATUS_COLOURS
-from saekit.colours import DARK_GREY, INK, NOVEL, RECONSTRUCTION
+from saekit.colours import DARK_GREY, GREY, INK, NOVEL, RECONSTRUCTION, shade
 from saekit.figures import FULL, Plot, house_style, new_figure
 from saekit.plots.common import groups_of, made_from, root_scale
 from saekit.wording import listed, percent
@@ -76,10 +76,9 @@ def max_cosine_distribution(similarity: FamilySimilarity) -> Plot:
                     axes.stairs(null, edges, color=INK, linestyle=dashes, linewidth=0.9)
                     found.append(percent(under[name]))
             axes.axvline(theta, color=INK, linestyle="--", linewidth=0.8)
+            seeds = f"seeds: {', '.join(found)}" if found else "no second seed"
             axes.set_title(
-                f"{pair.comparison}\nunder $\\theta$: {percent(under[pair.comparison])} "
-                f"({f'seeds: {listed(found)}' if found else 'no second seed'})",
-                fontsize=8,
+                f"{pair.comparison}\n{percent(under[pair.comparison])} under $\\theta$\n{seeds}", fontsize=7.5
             )
             axes.set_xlabel("greatest cosine")
             root_scale(axes, data["share"].max())
@@ -169,7 +168,7 @@ def splitting_flow(tree: SplittingTree) -> Plot:
                         left,
                         color=colour,
                         hatch="////" if lost else None,
-                        edgecolor="#c4c4c4" if lost else "white",
+                        edgecolor=shade(GREY, 0.5) if lost else "white",
                         linewidth=0.5,
                         label=row.status if place == 0 else None,
                     )

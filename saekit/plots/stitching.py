@@ -17,7 +17,7 @@ from saekit.charts import stitching as drawing
 from saekit.charts.chart import Chart
 from saekit.charts.model import linear_range
 from saekit.charts.stitching import PHASE_COLOURS, PHASE_NAMES
-from saekit.colours import INK, NULL, RECONSTRUCTION
+from saekit.colours import DARK_GREY, INK, NULL, RECONSTRUCTION
 from saekit.figures import FULL, Plot, describe, house_style, kind_style, new_figure
 from saekit.plots.common import (
     as_list,
@@ -49,7 +49,7 @@ PHASE_DONE = {
 DRAWN = 500  # steps of one phase of a chain: a panel of it is about as many pixels wide in print
 GATHERED: dict[str, Any] = {"color": INK, "linewidth": 1.0, "markersize": 4}
 MATCHED: dict[str, Any] = {
-    "color": "#777777",
+    "color": DARK_GREY,
     "markerfacecolor": "white",
     "linewidth": 0.9,
     "markersize": 3.5,
@@ -204,7 +204,7 @@ def stitching_orders(results: Stitching | Sequence[Stitching], random: Sequence[
             axes.set_xlabel("step")
         panels[0].set_ylabel("FVU")
         handles: list[Line2D | Patch] = [
-            Line2D([], [], color=colour or "#555555", linestyle=dashes, label=order)
+            Line2D([], [], color=colour or DARK_GREY, linestyle=dashes, label=order)
             for order, (colour, dashes) in ORDER_STYLES.items()
             if (data["order"] == order).any()
         ]

@@ -21,7 +21,7 @@ from saekit.wording import listed, on_tokens, percent
 if TYPE_CHECKING:
     from saekit.analysis.uniqueness.families import FamilyUniqueness
 
-NULL_DASHES = dict(zip(NULLS, ("-", ":"), strict=True))
+NULL_DASHES = dict(zip(NULLS, ("-.", ":"), strict=True))
 SEEDS, NEXT_WIDTH = RECONSTRUCTION, INK
 STATUS_COLOURS = dict(zip(STATUSES, (RECONSTRUCTION, shade(NOVEL, 0.65), NOVEL), strict=True))
 BINS = 40
