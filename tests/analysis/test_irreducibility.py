@@ -413,6 +413,9 @@ def test_bad_input_gets_one_sentence():
         measure_irreducibility(dictionary, activations, {})
     with pytest.raises(ValueError, match=r"None of 1 clusters is active on 200 tokens"):
         measure_irreducibility(dictionary, activations, {"one": [3]})
+    for twice in (measure_irreducibility, lambda *given: cluster_points(*given[:2], given[2]["a"])):
+        with pytest.raises(ValueError, match="must hold each latent once, found 3 twice"):
+            twice(dictionary, activations, {"a": [3, 1, 3]})
     with pytest.raises(IndexError, match="latents must be between 0 and 8"):
         measure_irreducibility(dictionary, activations, {"a": [9]})
     result = measure_irreducibility(dictionary, activations, clusters, permutations=1)

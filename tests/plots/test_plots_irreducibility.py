@@ -53,7 +53,7 @@ def test_every_point_is_drawn_once():
         drawn = np.concatenate([points.get_offsets() for points in axes.collections])
         found, expected = (points[np.lexsort(points.T)] for points in (drawn, part[["x", "y"]].to_numpy()))
         np.testing.assert_allclose(found, expected)
-    assert plot.caption.startswith("What clusters of ReLU 9 latents reconstruct.")
+    assert plot.caption.startswith("Joint reconstructions of clusters of ReLU 9 latents.")
 
 
 def circles():

@@ -108,8 +108,8 @@ def measure_irreducibility(
     Raises
     ------
     ValueError
-        If activations or clusters are those of another dictionary, there are no clusters, or a number is out
-        of range.
+        If activations or clusters are those of another dictionary, there are no clusters, a cluster holds a
+        latent twice, or a number is out of range.
     TypeError, IndexError
         If latents are not latents of the dictionary.
 
@@ -136,7 +136,7 @@ def measure_irreducibility(
         clusters = {cluster: clusters.members(cluster) for cluster in range(len(clusters))}
     if not clusters:
         raise ValueError("There are no clusters to score.")
-    chosen = {name: select_latents(latents, dictionary.width) for name, latents in clusters.items()}
+    chosen = {name: _members(latents, dictionary.width) for name, latents in clusters.items()}
     min_tokens = settings.whole("min_tokens", min_tokens, at_least=BINS)
     max_tokens = settings.whole("max_tokens", max_tokens, at_least=min_tokens)
     components = settings.whole("components", components, at_least=2)
@@ -212,7 +212,7 @@ def cluster_points(
     Raises
     ------
     ValueError
-        If the activations are those of another dictionary.
+        If the activations are those of another dictionary, or a latent comes twice.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def cluster_points(
     (torch.Size([75]), torch.Size([75, 2]))
     """
     activations.dictionary.require(dictionary.identity, "The dictionary of the activations")
-    chosen = select_latents(latents, dictionary.width)
+    chosen = _members(latents, dictionary.width)
     rows = dictionary.W_dec[chosen.to(dictionary.W_dec.device)].double().cpu()
     left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
     basis = left * singular  # decoder rows in their own span, `[latents, r]`
@@ -231,3 +231,12 @@ def cluster_points(
     for (where, values), row in zip(entries, basis, strict=True):
         points[torch.searchsorted(positions, where)] += values.double()[:, None] * row
     return positions, points
+
+
+def _members(latents: Latents, width: int) -> Tensor:
+    """The latents of a cluster: one that came twice would count twice in every point."""
+    chosen = select_latents(latents, width)
+    found, counts = chosen.unique(return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"A cluster must hold each latent once, found {int(found[counts > 1][0])} twice.")
+    return chosen
