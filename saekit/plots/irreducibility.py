@@ -95,8 +95,8 @@ def cluster_panels(result: ClusterPanels) -> Plot:
     return Plot(
         figure,
         result.frame,
-        caption=f"Joint reconstructions of clusters of {kind} latents. Each point is a token on which a latent "
-        "of the cluster is active, in the plane of two principal components of the cluster's reconstruction; "
+        caption=f"Joint reconstructions of clusters of {kind} latents. Each point is a token on which a "
+        "latent of the cluster is active, in the plane of two principal components of that reconstruction; "
         f"the {COLOURED} commonest tokens have colours. Clusters: {told}.",
         alt=f"{n} scatter plots of tokens in planes, coloured by token. The commonest tokens are "
         f"{listed(commonest)}.",
