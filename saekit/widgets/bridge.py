@@ -34,7 +34,12 @@ function render({ model, el }) {
       const target = event.target;
       if ((event.key === "Enter" || event.key === " ") && target.matches?.(LINKS)) return follow(event);
       const search = root.querySelector(".saekit-search input");
-      if (event.key === "Escape" && target === search) { take(event); root.focus({ preventScroll: true }); }
+      if (target === search && event.key === "Escape") { take(event); root.focus({ preventScroll: true }); }
+      if (target === search && event.key === "Enter") {
+        take(event);
+        model.send({ key: "first", query: search.value });  // the text itself may still be on its way
+        root.focus({ preventScroll: true });
+      }
       if (target.closest?.(OWN_KEYS)) return;
       if (event.key === "/" && search) { take(event); search.focus(); search.select(); }
       const key = KEYS[event.key];
@@ -59,7 +64,7 @@ function render({ model, el }) {
     root.setAttribute("aria-keyshortcuts", "J K B F ArrowLeft ArrowRight /");
     const options = { signal: listening.signal };
     root.addEventListener("click", follow, options);
-    root.addEventListener("keydown", press, options);
+    root.addEventListener("keydown", press, { ...options, capture: true });  // fields keep keys to themselves
     root.addEventListener("focusin", entered, options);
     root.addEventListener("focusout", left, options);
     root.addEventListener("pointerup", clicked, options);
@@ -87,7 +92,7 @@ class Bridge(anywidget.AnyWidget):
     ----------
     receive : callable
         Called with `{"goto": "width/latent"}`, `{"sort": column}` or `{"key": name}`, where the name is
-        `"next"`, `"previous"`, `"back"` or `"forward"`.
+        `"next"`, `"previous"`, `"back"`, `"forward"`, or `"first"` with the `query` that it is the first for.
     """
 
     _esm = _LISTENER

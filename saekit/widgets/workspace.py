@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 ROWS = 25  # of a page of the table
-FOUND = 12  # latents listed for a search
+FOUND = 16  # latents listed for a search
 OWN_VIEWS = ("table", "side by side", "my list")
 TITLES = {
     "latent": "latent",
@@ -393,14 +393,15 @@ class Workspace(Explorer):
 
     def _received(self, message: Mapping[str, Any]) -> None:
         if message.get("key") == "first":
-            self._act(self._open_first)
+            self._act(lambda: self._open_first(message["query"]))
         else:
             super()._received(message)
 
-    def _open_first(self) -> None:
-        found = self.atlas.search(self.state.query, 1)
+    def _open_first(self, query: str) -> None:
+        found, place = self.atlas.search(query, 1), {}
         if len(found):
-            self.goto(int(found["width"].iat[0]), int(found["latent"].iat[0]))
+            place = {"width": int(found["width"].iat[0]), "latent": int(found["latent"].iat[0])}
+        self.show(query=query, **place)
 
     def code(self) -> str:
         """A line of Python that restores the current selection."""
@@ -435,18 +436,20 @@ class Workspace(Explorer):
     # ------------------------------------------------------------------ searching
 
     def _found(self) -> Markup:
-        found = self.atlas.search(self.state.query, FOUND + 1)
+        query, found = html.bold(html.cut(self.state.query)), self.atlas.search(self.state.query, FOUND + 1)
+        if not len(found):
+            return html.markup("<p>No latent has a label or a token with {}.</p>", query)
         rows = [
-            (html.goto(row.width, row.latent, f"{row.width:,}/{row.latent}"), row.label, row.where)
+            html.markup(
+                '<li title="{}">{} {}</li>',
+                f"found in: {row.where}",
+                html.goto(row.width, row.latent, f"{row.width:,}/{row.latent}"),
+                html.cut(row.label, 40),
+            )
             for row in found.head(FOUND).itertuples()
         ]
-        if not rows:
-            return html.markup(
-                "<p>No latent has a label or a token with {}.</p>", html.bold(self.state.query)
-            )
         n = f"the {FOUND} best" if len(found) > FOUND else counted(len(found), "latent")
-        caption = html.markup("Found for {} {}", html.bold(self.state.query), html.small("(", n, ")"))
-        return html.table(("latent", "label", "found in"), rows, caption=caption)
+        return html.markup('<p>Found for {} ({}):</p><ul class="found">{}</ul>', query, n, html.join(rows))
 
     # ------------------------------------------------------------------ the table
 
@@ -744,10 +747,16 @@ class Workspace(Explorer):
     # ------------------------------------------------------------------ pieces
 
     def _heading(self) -> Markup:
+        """The latent that is open, unless the explorer of the view shows it."""
         width, latent = state_latent(self.state)
-        pinned = " ★ pinned" if (width, latent) in self._pins else ""
+        explorer = self.explorers.get(self.state.view)
         label = html.cut(self.atlas.label(width, latent))
-        return html.markup("<h3>{:,}/{} · {}{}</h3>", width, latent, label, pinned)
+        if explorer is not None and explorer.selected == (width, latent):
+            return Markup()
+        title = html.markup("<h3>{:,}/{} · {}</h3>", width, latent, label)
+        if explorer is None or explorer.selected is None:
+            return title
+        return title + html.markup("<p>{}</p>", html.small("This view has no latents of that width."))
 
     @property
     def frame(self) -> pd.DataFrame:
