@@ -264,7 +264,12 @@ class _Counter:
         self.answers: list[Answer] = []
 
     def ask(self, system: str, question: str) -> str:
-        self.answers.append(self.endpoint.ask(system, question))
+        try:
+            self.answers.append(self.endpoint.ask(system, question))
+        except EndpointError as error:  # a run that goes on later does not count these again
+            used = ", ".join(f"{name} {value}" for name, value in self.usage.items() if value is not None)
+            error.add_note(f"Used so far: {used}.")
+            raise
         return self.answers[-1].text
 
     @property

@@ -127,8 +127,13 @@ def test_answers_are_kept_and_a_stopped_run_goes_on(stub, world):
         return reader(system, question) if left[0] >= 0 else (500, {}, b"tired")
 
     stub.answer = tires
-    with pytest.raises(EndpointError, match="status 500: 'tired', after 1 attempts; answers so far are kept"):
+    with pytest.raises(
+        EndpointError, match="status 500: 'tired', after 1 attempts; answers so far are kept"
+    ) as raised:
         explain_latents(endpoint, activations, store, VOCABULARY, range(5), window=4)
+    assert raised.value.__notes__ == [
+        "Used so far: asked 3, cached 0, prompt_tokens 300, completion_tokens 21."
+    ]
     stub.answer, before = reader, len(stub.requests)
     found = explain_latents(endpoint, activations, store, VOCABULARY, range(5), window=4)
     assert len(stub.requests) - before == 2
