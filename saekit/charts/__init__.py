@@ -6,7 +6,7 @@ and alternative text. `Chart.svg` and `Chart.figure` draw it.
 
 from saekit.charts.chart import Chart
 from saekit.charts.circuits import circuit
-from saekit.charts.edits import edits_by_method
+from saekit.charts.edits import at_method, edits_by_method
 from saekit.charts.histograms import histogram, logit_histogram
 from saekit.charts.model import Panel, Scale, scale
 from saekit.charts.novelty import insertion_axes, insertion_keys, insertion_panel, roc_at, roc_panel
@@ -19,6 +19,7 @@ __all__ = [
     "Curve",
     "Panel",
     "Scale",
+    "at_method",
     "at_step",
     "circuit",
     "edits_by_method",

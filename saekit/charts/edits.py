@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -31,15 +32,13 @@ MARKS = {
 SMALL, LARGE = 4.0, 8.0  # size of a mark: more components, larger
 
 
-def edits_by_method(edits: Edits, selected: tuple[str, int] | None = None) -> Chart:
+def edits_by_method(edits: Edits) -> Chart:
     """Draw cause against isolation, and against the damage to unrelated text, by method.
 
     Parameters
     ----------
     edits : Edits
         The edits.
-    selected : tuple, optional
-        Method and number of components of a mark with a ring.
 
     Examples
     --------
@@ -73,8 +72,6 @@ def edits_by_method(edits: Edits, selected: tuple[str, int] | None = None) -> Ch
                 marks.append(Line([at[0]] * 2, [row["cause_low"], row["cause_high"]], colour, 0.5))
                 told = [f"{method}, {row['n']}: cause {at[1]:.2f}, {measure} {at[0]:.2f}"]
                 marks.append(Dots(*at, colour, marker, size, titles=told))
-                if (method, row["n"]) == selected:
-                    marks.append(Dots(*at, "none", "o", size + 5, edge="ink", edge_width=1.3))
         first = measure == "isolation"
         y = scale(-0.05, 1.05, label="cause: edits that take" if first else "")
         drawn.append(Panel(x, y, tuple(marks), data=data if first else pd.DataFrame(), name=measure))
@@ -92,4 +89,29 @@ def edits_by_method(edits: Edits, selected: tuple[str, int] | None = None) -> Ch
         "everything were left as it is. Damage is the increase in loss on unrelated text with the change "
         "added at every position. Larger marks swap more components; bars are 95% bootstrap intervals, over "
         "pairs or rows of text",
+    )
+
+
+def at_method(chart: Chart, method: str, n: int) -> Chart:
+    """Mark a method of a chart of edits.
+
+    Parameters
+    ----------
+    chart : Chart
+        From `edits_by_method`.
+    method, n : str and int
+        The method and its number of components.
+
+    Examples
+    --------
+    >>> at_method(edits_by_method(edits), "latents", 16)  # doctest: +SKIP
+    """
+    data = chart.data
+    row = data[(data["method"] == method) & (data["n"] == n)].iloc[0]
+    rings = {
+        panel.name: Dots(row[panel.name], row["cause"], "none", size=LARGE + 5, edge="ink", edge_width=1.3)
+        for panel in chart.panels
+    }
+    return replace(
+        chart, rows=(tuple(replace(panel, moving=(rings[panel.name],)) for panel in chart.panels),)
     )

@@ -30,7 +30,7 @@ def insertion_axes(results: Sequence[Insertion]) -> tuple[Scale, Scale]:
     >>> x.high, y.kind
     (1.02, 'symlog')
     """
-    alive = pd.concat([result.frame[~result.frame["dead"]] for result in results])
+    alive = pd.concat([frame[~frame["dead"]] for frame in (result.frame for result in results)])
     low = min(0.0, float(np.floor(10 * alive["best_cosine"].min()) / 10)) if len(alive) else 0.0
     x = scale(low - 0.02 * (1 - low), 1 + 0.02 * (1 - low), label="best cosine with a small latent")
     return x, symmetric(alive["mse_change"], label="change in MSE when inserted")
@@ -68,7 +68,8 @@ def insertion_panel(
     >>> insertion_panel(result, 0.7, insertion_axes([result])).data.columns.tolist()
     ['latent', 'best_cosine', 'mse_change', 'novel_cos', 'novel_gain']
     """
-    frame = result.frame[~result.frame["dead"]]
+    whole = result.frame
+    frame = whole[~whole["dead"]]
     novel = frame["best_cosine"].to_numpy() < np.float32(theta)
     helps = frame["novel_gain"].to_numpy()
     data = frame[["latent", "best_cosine", "mse_change"]].assign(novel_cos=novel, novel_gain=helps)
@@ -85,8 +86,8 @@ def insertion_panel(
             share = float(((novel == which) & (helps == gain)).mean()) if len(novel) else float("nan")
             text = f"{percent(share)} {'help' if gain else 'hurt'}"
             marks.append(Text(x_at, y_at, text, anchor, line, over="xy", ground=True))  # type: ignore[arg-type]
-    if selected is not None and not result.frame["dead"].iat[selected]:
-        row = result.frame.iloc[selected]
+    if selected is not None and not whole["dead"].iat[selected]:
+        row = whole.iloc[selected]
         ring = Dots(row["best_cosine"], row["mse_change"], "none", "o", 8, edge="ink", edge_width=1.3)
         marks.append(ring)
     rules = (Rule("y", 0),)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from saekit import html, settings
 from saekit.analysis.edits import Edits
 from saekit.charts.chart import Chart
-from saekit.charts.edits import edits_by_method
+from saekit.charts.edits import at_method, edits_by_method
 from saekit.identity import Identity
 from saekit.widgets.base import Explorer, State, as_trait_error
 
@@ -91,7 +91,8 @@ class EditExplorer(Explorer):
         self.options = {
             name: list(values.unique()) for name, values in zip(EditState.order, found, strict=True)
         }
-        self._table = edits.table
+        self._by_method = edits_by_method(edits)
+        self._table = self._by_method.data
         best = self._table.loc[self._table["disentangle"].idxmax()]
         given = {"pair": pair, "attribute": attribute, "method": method}
         start = {name: values[0] for name, values in self.options.items()}
@@ -129,7 +130,7 @@ class EditExplorer(Explorer):
 
     def _charts(self) -> dict[str, Chart]:
         method, _, n = self.state.method.rpartition(", ")
-        return {"edits": edits_by_method(self.edits, (method, int(n)))}
+        return {"edits": at_method(self._by_method, method, int(n))}
 
     def _identities(self) -> Sequence[Identity]:
         return [self.edits.dictionary]

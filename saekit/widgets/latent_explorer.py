@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,7 +19,7 @@ from saekit.identity import Identity
 from saekit.widgets.atlas import Atlas
 from saekit.widgets.base import Explorer, LatentState
 from saekit.widgets.evidence import Evidence, require_evidence_of_each
-from saekit.widgets.latent_page import latent_page
+from saekit.widgets.latent_page import latent_charts, latent_page
 
 NEIGHBOURS = 3  # nearest latents shown at each other width
 
@@ -170,11 +169,7 @@ class LatentExplorer(Explorer):
         return f"explorer.show({', '.join(shown)})"
 
     def _charts(self) -> dict[str, Chart]:
-        chart = self.evidence[self.state.width].chart(self.state.latent)
-        if chart is None:
-            return {}
-        name = f"latent {self.state.latent} of {self.family[self.state.width].name}"
-        return {"activations": replace(chart, caption=f"Activations of {name}. {chart.alt}")}
+        return latent_charts(self.atlas, self.state.width, self.state.latent)
 
     def _identities(self) -> list[Identity]:
         return [self.family[self.state.width].identity]

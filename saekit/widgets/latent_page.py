@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from saekit import charts, html
 from saekit.analysis.latents import Context
 from saekit.analysis.own_text import TextReading
+from saekit.charts.chart import Chart
 from saekit.loading.neuronpedia import latent_url
 from saekit.widgets.atlas import Atlas
 from saekit.widgets.evidence import Evidence
@@ -96,7 +98,10 @@ def latent_page(
         whole_rows=whole_rows and alive,
         greatest=number(examples.greatest),
         ablation=ablation,
-        histograms=_histograms(atlas, width, latent, as_image),
+        histograms=[
+            (HEADINGS[which], chart.html(as_image=as_image))
+            for which, chart in latent_charts(atlas, width, latent).items()
+        ],
         tables=[part for part in (evidence.tokens_table(latent), evidence.logits_table(latent)) if part],
         relatives=[part for part in (
             _nearest(atlas, width, latent), _tree(atlas, width, latent), _seeds(atlas, width, latent),
@@ -231,17 +236,26 @@ def _own_text(own: TextReading, evidence: Evidence, latent: int, greatest: float
 # ---------------------------------------------------------------------- pictures
 
 
-def _histograms(atlas: Atlas, width: int, latent: int, as_image: bool) -> list[tuple[str, Markup]]:
-    found = []
+HEADINGS = {
+    "activations": "Activations where it is active",
+    "logits": "Effect on the logits of all tokens",
+}
+
+
+def latent_charts(atlas: Atlas, width: int, latent: int) -> dict[str, Chart]:
+    """The histograms of a latent's page: of its activations, and of its effects on all logits."""
+    found = {}
     activations = atlas.evidence[width].chart(latent)
     if activations is not None:
-        found.append(("Activations where it is active", activations.html(as_image=as_image)))
+        found["activations"] = activations
     logits = atlas.logits(width, latent)
     if logits is not None:
-        counts, edges = np.histogram(logits.float().cpu().numpy(), bins=LOGIT_BINS)
-        chart = charts.logit_histogram(counts, edges)
-        found.append(("Effect on the logits of all tokens", chart.html(as_image=as_image)))
-    return found
+        found["logits"] = charts.logit_histogram(*np.histogram(logits.float().cpu().numpy(), bins=LOGIT_BINS))
+    name = f"latent {latent} of {atlas.family[width].name}"
+    return {
+        which: replace(chart, caption=f"{HEADINGS[which]}: {name}. {chart.alt}")
+        for which, chart in found.items()
+    }
 
 
 # ---------------------------------------------------------------------- relatives

@@ -184,6 +184,7 @@ class MetaExplorer(Explorer):
         self._unembedding = unembedding
         self._facts = meta.frame
         self._bases = {width: place for place, width in enumerate(meta.widths)}
+        self._words_of = lru_cache(maxsize=4096)(self._name_by_words)
         self._of = lru_cache(maxsize=64)(lambda width, latent: meta.of(latent, self._bases[width]))
         self._random = np.random.default_rng(0)
         width = meta.widths[-1] if width is None else width
@@ -337,7 +338,7 @@ class MetaExplorer(Explorer):
             effect_table(tables[1], Markup("Rebuilt <small>(at length 1)</small>")),
         )
 
-    def _charts(self) -> dict[str, Chart]:
+    def _related(self) -> Chart:
         width, state = self.state.width, self.state
         result = related_latents(
             self.meta, state.latent, base=self._bases[width], n_meta=N_GRAPH, n_members=N_GRAPH
@@ -347,15 +348,17 @@ class MetaExplorer(Explorer):
             self._label(node.latent) if node.role == "meta-latent" else self._words(node.width, node.latent)
             for node in nodes.itertuples()
         ]
-        found = {"related": draw_related(replace(result, nodes=nodes.assign(label=labels)), state.off)}
+        return draw_related(replace(result, nodes=nodes.assign(label=labels)), state.off)
+
+    def _charts(self) -> dict[str, Chart]:
         histogram = self._histogram()
-        return found if histogram is None else found | {"histogram": histogram}
+        return {"related": self._related(), **({} if histogram is None else {"histogram": histogram})}
 
     def _identities(self) -> list[Identity]:
         return [self.meta.identity, *self.meta.bases]
 
     def _graph_of(self, *, as_image: bool) -> Markup:
-        return self._charts()["related"].html(as_image=as_image, stretch=STRETCH)
+        return self._related().html(as_image=as_image, stretch=STRETCH)
 
     def _words(self, width: int, latent: int) -> str:
         return SEPARATOR.join(word.strip() for word in self.evidence[width].words(latent)) or "dead"
@@ -425,14 +428,14 @@ class MetaExplorer(Explorer):
 
     def _label(self, meta_latent: int, length: int = 90) -> str:
         """A meta-latent's label, in plain text."""
-        if self.labels is None:
-            members = self.meta.members(meta_latent, N_NAMING)
-            words = (self.evidence[m.width].words(m.latent, 1) for m in members.itertuples())
-            text = " · ".join(dict.fromkeys(word for found in words for word in found))
-        else:
-            text = self.labels.of(meta_latent)
+        text = self._words_of(meta_latent) if self.labels is None else self.labels.of(meta_latent)
         text = html.visible(text) if text else "dead"
         return text if len(text) <= length else f"{text[: length - 1]}…"
+
+    def _name_by_words(self, meta_latent: int) -> str:
+        members = self.meta.members(meta_latent, N_NAMING)
+        words = (self.evidence[m.width].words(m.latent, 1) for m in members.itertuples())
+        return SEPARATOR.join(dict.fromkeys(word for found in words for word in found))
 
     def _rebuild(self) -> Tensor:
         own, dictionary = self._own(), self.meta.dictionary
