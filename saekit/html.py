@@ -33,7 +33,7 @@ MAX_SHOWN = 48  # characters of a token that are shown; the rest is told where o
 # ---------------------------------------------------------------------- text
 
 _JOINERS = "\u200c\u200d"  # part of the spelling between letters of some scripts, and within an emoji
-_BLANK = "\u115f\u1160\u2800\u3164\uffa0"  # printable by their category, and yet nothing to see
+_BLANK = set("\u115f\u1160\u2800\u3164\uffa0")  # printable by their category, and yet nothing to see
 
 
 def harmless(text: str) -> str:
@@ -48,7 +48,7 @@ def harmless(text: str) -> str:
     >>> harmless("a\nb \u202eevil")
     'a↵b ⟨U+202E⟩evil'
     """
-    if text.isprintable() and not any(char in text for char in _BLANK):
+    if text.isprintable() and _BLANK.isdisjoint(text):
         return text
     text = text.replace("\r\n", "\n")
     around = f" {text} "
@@ -251,6 +251,7 @@ def goto(width: int, latent: int, text: Any = None) -> Markup:
 # ---------------------------------------------------------------------- tokens
 
 
+@functools.lru_cache(1 << 16)
 def visible(text: str, *, leading_space: bool = False) -> str:
     """Token text with visible whitespace; plain text.
 

@@ -1,6 +1,8 @@
 """The pure functions that turn tokens and numbers into HTML and SVG."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,20 +76,73 @@ def test_a_character_that_is_split_over_tokens_is_joined(written):
     assert f'data-told="part of {smile} · 2"' in text
 
 
-def luminance(colour):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+THEMES = Path(sys.prefix) / "share/jupyter/lab/themes/@jupyterlab"
 
 
-@pytest.mark.parametrize(
-    ("text", "paper"),
-    [((33, 33, 33), (255, 255, 255)), ((255, 255, 255), (17, 17, 17))],
-    ids=["light", "dark"],
-)
-def test_the_deepest_colour_keeps_text_readable(text, paper):
-    blend = [html.MAX_ALPHA * o + (1 - html.MAX_ALPHA) * p for o, p in zip(html.ORANGE, paper, strict=True)]
-    low, high = sorted((luminance(text), luminance(blend)))
-    assert (high + 0.05) / (low + 0.05) >= 4.5
+def theme_colours(theme):
+    """The variables of a JupyterLab theme; none elsewhere, where the style sheet has its own colours."""
+    if theme == "elsewhere":
+        return {}
+    css = (THEMES / f"theme-{theme}-extension" / "index.css").read_text()
+    return dict(re.findall(r"(--[\w-]+):\s*([^;}]+)", css))
+
+
+def rgba(value, variables):
+    """Red, green, blue and alpha of a CSS colour."""
+    value = value.strip()
+    if value.startswith("var("):
+        name, _, fallback = value[4:-1].partition(",")
+        return rgba(variables.get(name, fallback), variables)
+    if value.startswith("rgba("):
+        return tuple(float(part) for part in value[5:-1].split(","))
+    digits = {"white": "fff", "black": "000"}.get(value, value.removeprefix("#"))
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    return (*(int(digits[i : i + 2], 16) for i in (0, 2, 4)), 1.0)
+
+
+def over(above, below):
+    """One colour on another."""
+    return [above[3] * a + (1 - above[3]) * b for a, b in zip(above[:3], below[:3], strict=True)]
+
+
+def contrast(text, paper):
+    """WCAG's contrast of a colour, with alpha, on another."""
+
+    def luminance(colour):
+        shares = [x / 255 for x in colour]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(over(text, paper)), luminance(paper[:3])))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "elsewhere"])
+def test_text_can_be_read_and_the_focus_seen_in_every_theme(theme):
+    variables = theme_colours(theme)
+
+    def colour(name, fallback):
+        return rgba(f"var({name},{fallback})", variables)
+
+    papers = [colour(f"--jp-layout-color{i}", "#fff") for i in (0, 1)]
+    ink = colour("--jp-content-font-color1", "#212121")
+    tested = 0
+    for selector, rule in re.findall(r"([^{}]+)\{([^{}]*)\}", html.STYLE):
+        texts = re.findall(r"(?<![-\w])color: (var\([^;]*\))", rule)
+        grounds = re.findall(r"background: (var\([^;]*\))", rule)
+        behind = [rgba(ground, variables) for ground in grounds] or papers
+        for text in texts:
+            for paper in behind:
+                tested += 1
+                assert contrast(rgba(text, variables), paper) >= 4.5, (selector, text)
+        for line in re.findall(r"outline: 2px solid (var\([^;]*\))", rule):
+            assert min(contrast(rgba(line, variables), paper) for paper in papers) >= 3, selector
+    assert tested > 12
+    # On the deepest colour of a token, in ordinary and in quiet places.
+    deepest = rgba(html.token_colour(1.0), variables)
+    assert deepest[3] == html.MAX_ALPHA
+    for paper in papers:
+        assert contrast(ink, over(deepest, paper)) >= 4.5
 
 
 def test_bars_grow_with_the_share_and_something_is_never_nothing():

@@ -54,12 +54,13 @@ class Parsed(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.elements, self.attributes, self.text = set(), [], ""
+        self.elements, self.attributes, self.tags, self.text = set(), [], [], ""
         self.feed(str(page))
 
     def handle_starttag(self, tag, attrs):
         self.elements.add(tag)
         self.attributes += attrs
+        self.tags.append((tag, attrs))
 
     def handle_data(self, data):
         self.text += data
@@ -217,6 +218,33 @@ def test_hostile_text_is_literal_in_every_explorer(kind, hostile, model, store):
     for text in (live, static):
         assert "⟨U+202E⟩" in text
         assert "<script>alert(1)</script>" in text or "onclick=alert(1)" in text
+
+
+@pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
+def test_every_control_and_picture_has_a_label(kind, hostile, model, store):
+    """So that assistive technology can name it."""
+    explorer, states = MAKERS[kind](hostile, model, store)
+    explorer.show(**states[0])
+    for control in controls_of(explorer.view):
+        assert control.description.strip() or control.tooltip, type(control)
+    for page in (shown(explorer), explorer.static()):
+        parsed = Parsed(page)
+        pictures = [dict(attributes) for tag, attributes in parsed.tags if tag in ("svg", "img")]
+        for picture in pictures:
+            assert picture.get("aria-label") or picture.get("alt")
+        for tag, attributes in parsed.tags:
+            if dict(attributes).get("tabindex") == "0":
+                assert tag == "mark", "what can be reached can be told"
+                assert dict(attributes)["data-told"]
+        assert not [value for name, value in parsed.attributes if name == "tabindex" and int(value) > 0]
+
+
+def controls_of(widget):
+    """The controls below a widget."""
+    for child in getattr(widget, "children", ()):
+        yield from controls_of(child)
+    if hasattr(widget, "description") and not isinstance(widget, controls.HTML):
+        yield widget
 
 
 def test_hostile_text_is_literal_on_the_page_of_a_latent(hostile):
