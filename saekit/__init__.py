@@ -16,17 +16,16 @@ Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map
                  carry_dictionary, explain_latents, score_explanations, Endpoint
 Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_frozen_decoder,
                  permuted_decoder, random_at_equal_l0, compare_with_baselines,
-                 harvest_last_tokens, LastTokens, probe
+                 harvest_last_tokens, LastTokens, probe, ProbingExplorer, WorldExplorer
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer,
                  read_text, measure_ablation
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
 Explorers        explore, build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
-                 NoveltyExplorer, StitchingExplorer, MetaExplorer, ProbingExplorer,
-                 CircuitExplorer, WorldExplorer
-Report, figures  write_report, plots, figures, figures_folder, provenance_of, provenance_table,
-                 neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
+                 NoveltyExplorer, StitchingExplorer, MetaExplorer, CircuitExplorer
+Report, figures  write_report, export_site, plots, figures, figures_folder, provenance_of,
+                 provenance_table, neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
                  order_table, baselines_table, probing_table, components_table, facts_table
@@ -149,6 +148,7 @@ _EXPORTS = {
     "saekit.analysis.hedging": ("measure_hedging",),
     "saekit.figures": ("figures_folder",),
     "saekit.report.report": ("write_report",),
+    "saekit.site.export": ("export_site",),
     "saekit.provenance": ("provenance_of", "provenance_table"),
     "saekit.prompts": ("Prompts",),
     "saekit.widgets": (

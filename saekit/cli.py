@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from saekit.activations import ActivationStore
     from saekit.corpora import Document, TokenRows
     from saekit.family import Family
+    from saekit.widgets.atlas import Atlas
+    from saekit.widgets.workspace import Workspace
 
 TOKENS = 1_000_000
 DOCUMENTS = 20_000
@@ -482,10 +484,7 @@ def _convert(options: argparse.Namespace) -> None:
 def _report_options(parser: Parser) -> None:
     from saekit.report.report import write_report
 
-    parser.add_argument(
-        "family", help="a folder or glob of SAEs, a bundled family such as relu, or a release"
-    )
-    _option(parser, "store", "held-out activations", default="the embedded ones", type=Path)
+    _family_options(parser, store="the embedded ones")
     _option(parser, "out", "folder to write", default="report-FAMILY", type=Path)
     for name, kind, help in (
         ("theta", _number, "cosine from which latents are the same"),
@@ -493,6 +492,14 @@ def _report_options(parser: Parser) -> None:
         ("recipe", str, "how meta-SAEs are trained"),
     ):
         _option(parser, name, help, default=_default(write_report, name), type=kind)
+
+
+def _family_options(parser: Parser, *, store: str) -> None:
+    """The options of a family, held-out activations and their model."""
+    parser.add_argument(
+        "family", help="a folder or glob of SAEs, a bundled family such as relu, or a release"
+    )
+    _option(parser, "store", "held-out activations", default=store, type=Path)
     parser.add_argument(
         "--allow-mismatch",
         action="store_true",
@@ -557,6 +564,102 @@ def _independent(family: Family, store: ActivationStore, *, allow_mismatch: bool
             dictionary = found.dictionary
         members.append(dictionary)
     return Family(members)
+
+
+# ---------------------------------------------------------------------- pages for people without a notebook
+
+
+def _export_options(parser: Parser) -> None:
+    _family_options(parser, store="those of the family's model on the embedded text")
+    parser.add_argument("out", type=Path, help="folder to write")
+    _option(parser, "widths", "widths that have pages", default="all", nargs="+", type=_whole)
+    _option(
+        parser,
+        "latents",
+        "latents of each width that have pages, such as 7 or 0-99",
+        default="all",
+        nargs="+",
+        type=_latents,
+    )
+
+
+def _latents(text: str) -> range:
+    """A latent, or the first and last of several."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"expected a latent such as 7, or several such as 0-99, found {text!r}"
+        )
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from saekit.site.export import export_site, require_site_folder
+
+    out = require_site_folder(options.out)
+    chosen = _given(options, "widths")
+    if hasattr(options, "latents"):
+        chosen["latents"] = sorted({latent for several in options.latents for latent in several})
+    print(export_site(_atlas(options), out, progress=options.progress, **chosen))
+
+
+def _serve_options(parser: Parser) -> None:
+    from saekit.site.serve import HOST, PORT
+
+    _family_options(parser, store="those of the family's model on the embedded text")
+    _option(parser, "host", "address to listen on", default=HOST)
+    _option(parser, "port", "port to listen on", default=PORT, type=_whole)
+    parser.add_argument(
+        "--no-browser", action="store_true", help="do not open the page in the browser of this machine"
+    )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from saekit.site.serve import HOST, PORT, is_loopback, require_free, require_voila, serve
+
+    host, port = getattr(options, "host", HOST), getattr(options, "port", PORT)
+    require_voila()
+    require_free(host, port)
+    if not is_loopback(host):
+        print(
+            f"Warning: everyone who reaches {host}, port {port}, can open the workspace without a password, "
+            "and each visitor starts a process here.",
+            file=sys.stderr,
+        )
+    _atlas(options)  # kept, so that visitors need not wait for it
+    place = f"[{host}]" if ":" in host else host
+    print(f"The workspace is at http://{place}:{port}/ (Ctrl-C stops it).", flush=True)
+    given = _given(options, "family", "store", "allow_mismatch", "model", "revision", "processing")
+    given = json.loads(json.dumps(given, default=str))
+    source = f"from saekit.cli import workspace\nworkspace(**{given!r})"
+    serve(source, host=host, port=port, open_browser=not hasattr(options, "no_browser"))
+
+
+def workspace(**given: Any) -> Workspace:
+    """The workspace that `saekit serve` shows to a visitor, from the options that it was given."""
+    from saekit.widgets.workspace import Workspace
+
+    return Workspace(_atlas(argparse.Namespace(progress=False, **given)))
+
+
+def _atlas(options: argparse.Namespace) -> Atlas:
+    """Everything that the pages of a family look up, kept for the next time."""
+    from saekit.activations import ActivationStore
+    from saekit.loading.names import load_family
+    from saekit.series.profiles import store_for
+    from saekit.widgets.atlas import build_atlas
+
+    family = load_family(options.family)
+    info = family[family.widths[0]].info
+    own = {"processing": info.get("model_processing", {})} | (
+        {"name": info["model"]} if "model" in info else {}
+    )
+    model = _load_model(options, **({} if _given(options, "model", "processing") else own))
+    if hasattr(options, "store"):
+        store = ActivationStore.open(options.store)
+    else:
+        store = store_for(family, progress=options.progress)
+    return build_atlas(family, store, model, progress=options.progress, **_given(options, "allow_mismatch"))
 
 
 # ---------------------------------------------------------------------- the series
@@ -741,6 +844,8 @@ COMMANDS = {
         _report,
         resumes=False,
     ),
+    "export": Command("write a static site with a page for every latent", _export_options, _export),
+    "serve": Command("open the workspace in a browser, through Voila", _serve_options, _serve, resumes=False),
     "families": Command(
         "train missing and wider members of the bundled families",
         _families_options,

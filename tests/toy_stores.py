@@ -19,6 +19,7 @@ def in_memory(x, *, tokens, special, excluded, document=None, documents=()):
         "model": None,
         "dtype": "float32",
         "shard_rows": rows,
+        "exclusion": {"counts": {"total": int(excluded.sum())}},
         "hash": hash_tensors({"x": x, "tokens": tokens, "excluded": excluded}),
     }
     store = ActivationStore(Path("toy"), manifest)
