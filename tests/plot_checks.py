@@ -6,10 +6,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
+from matplotlib.collections import PathCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, PathPatch, Rectangle, StepPatch
 from matplotlib.text import Text
 
 from saekit.figures import FULL, house_style
@@ -17,6 +18,7 @@ from saekit.figures import FULL, house_style
 SMALLEST = 6  # points
 GREY_GAP = 8  # CIE L* between series that are told apart by colour alone
 # Bars with their names written on them or beside them.
+OTHERWISE = ("big_tree", "related", "maps")  # by thickness, and bars that are cut: their own tests compare
 NAMED = ("meta_splitting", "meta_baselines", "splitting_flow", "upstream_attribution")
 
 OF_NO_DICTIONARY = {"activation_norms", "kinds_frontier", "active_histogram", "convergence"}
@@ -43,6 +45,42 @@ def check_bundle(plot, name, folder):
     check_print(plot.figure)
     if not name.startswith(NAMED):
         check_grey(plot.figure)
+    if not name.startswith(OTHERWISE):
+        check_drawn(plot.figure, csv, name)
+
+
+def check_drawn(figure, csv, name):
+    """Some measured column of the CSV is on the figure, every number of it."""
+    drawn = np.sort(np.concatenate([numbers(artist) for axes in figure.axes for artist in axes.findobj()]))
+    whole = []
+    floats = csv.select_dtypes("float")
+    for column in floats if len(floats.columns) else csv.select_dtypes("number"):
+        values = csv[column].dropna().to_numpy()
+        near = drawn[np.clip(np.searchsorted(drawn, values - 1e-7 * np.abs(values)), 0, len(drawn) - 1)]
+        if len(values) and np.allclose(near, values, rtol=1e-6, atol=1e-9):
+            whole.append(column)
+    assert whole, name
+
+
+def numbers(artist):
+    """What an artist places on its axes: coordinates, sizes of bars, values of pixels."""
+    found = []
+    if isinstance(artist, Line2D):
+        found = [*artist.get_data()]
+    elif isinstance(artist, Rectangle):
+        (x, y), w, h = artist.get_xy(), artist.get_width(), artist.get_height()
+        found = [[x, y, w, h, x + w, y + h]]
+    elif isinstance(artist, StepPatch):
+        found = [artist.get_data().values, artist.get_data().edges]
+    elif isinstance(artist, PolyCollection):
+        found = [path.vertices for path in artist.get_paths()]
+    elif isinstance(artist, PathCollection):
+        found = [artist.get_offsets()]
+    elif isinstance(artist, QuadMesh | AxesImage):
+        found = [artist.get_array()]
+    elif isinstance(artist, PathPatch):
+        found = [[artist.get_linewidth()]]
+    return np.concatenate([[], *(np.ma.filled(np.ma.asarray(v, float), np.nan).ravel() for v in found)])
 
 
 def check_print(figure):

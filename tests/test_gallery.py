@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from saekit.figures import Plot, house_style, latex, new_figure
+from saekit.figures import FULL, Plot, house_style, latex, new_figure
 from saekit.files import hash_file
 from saekit.gallery import citation, stale_figures, write_index
 
@@ -47,6 +47,19 @@ def test_every_committed_figure_says_what_it_was_made_from():
     assert all((ROOT / table).is_file() for table in tables)
     titles = {name: manifest["caption"].partition(". ")[0] for name, manifest in MANIFESTS.items()}
     assert {name: title for name, title in titles.items() if not 5 < len(title) < 80} == {}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_committed_figure_can_be_printed(name):
+    """At its size, no wider than a page of text, with embedded fonts and without the time of day."""
+    pdf = (FIGURES / f"{name}.pdf").read_bytes()
+    assert b"/Type3" not in pdf
+    assert b"CreationDate" not in pdf
+    width, height = MANIFESTS[name]["size_in"]
+    assert width <= FULL + 1e-6
+    assert height <= 9  # a page of ICLR
+    box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+) ?\]", pdf)
+    assert [float(side) / 72 for side in box.groups()] == pytest.approx([width, height], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------ gallery

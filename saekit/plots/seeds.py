@@ -186,10 +186,11 @@ def substitution_curve(result: Substitution) -> Plot:
         removed = part["removed"].sum()
         row = {"cosine_from": COSINE_BINS[index], "cosine_to": COSINE_BINS[index + 1], "n_latents": len(part)}
         for name, column in (("quality", "substituted"), ("quality_control", "substituted_control")):
-            row[name] = 1 - part[column].sum() / removed if removed > 0 else np.nan
+            seen = len(part) >= FEWEST and removed > 0
+            row[name] = 1 - part[column].sum() / removed if seen else np.nan
         rows.append(row)
     data = pd.DataFrame(rows)
-    shown = data[data["n_latents"] >= FEWEST]
+    shown = data.dropna(subset=["quality"])
     summary = result.summary
     with house_style():
         figure = new_figure(0.6 * FULL, 2.6)

@@ -57,17 +57,18 @@ def uniqueness_distributions(result: FamilyUniqueness) -> Plot:
             identity = dict(zip(("width", "other", "null", "comparison"), key, strict=True))
             parts.append(pd.DataFrame({"measure": measure, **identity, **bins}))
     data = pd.concat(parts, ignore_index=True)
+    first = data.groupby(["measure", "width"])["comparison"].transform("first")
+    data = data[(data["null"] == "") | (data["comparison"] == first)].reset_index(drop=True)
     with house_style():
         figure = new_figure(FULL, 3.1)
         panels = figure.subplots(2, len(widths), sharex=True, sharey=True, squeeze=False)
         for row, (measure, title) in zip(panels, measures.items(), strict=True):
             for axes, width in zip(row, widths, strict=True):
                 part = data[(data["measure"] == measure) & (data["width"] == width)]
-                for (comparison, other, null), bins in groups_of(part, ["comparison", "other", "null"]):
+                for (_, other, null), bins in groups_of(part, ["comparison", "other", "null"]):
                     share = bins["share"].to_numpy()
-                    if null:
-                        if comparison == part["comparison"].iloc[0]:  # those of the first one suffice
-                            axes.stairs(share, edges, color=NULL, linestyle=NULL_DASHES[null], linewidth=0.9)
+                    if null:  # those of the first comparison of a width
+                        axes.stairs(share, edges, color=NULL, linestyle=NULL_DASHES[null], linewidth=0.9)
                     elif other == "other seed":  # the first one filled, further ones as outlines
                         axes.stairs(share, edges, color=SEEDS, fill=not axes.patches, linewidth=0.9)
                     else:
@@ -234,6 +235,7 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
         low, high = _wilson(lacking, total)
         bins = {"density_from": edges[:-1], "density_to": edges[1:], **counts}
         shares = {"share_lacking": _ratio(lacking, total), "low": low, "high": high}
+        shares = {name: np.where(total >= FEWEST, share, np.nan) for name, share in shares.items()}
         parts.append(pd.DataFrame({"dictionary": name, **bins, **shares}))
     data = pd.concat(parts, ignore_index=True)
     with house_style():
@@ -245,7 +247,7 @@ def uniqueness_by_density(results: FamilyUniqueness | Sequence[FamilyUniqueness]
             part = data[data["dictionary"] == name]
             upper, lower = panels[:, place]
             middle = np.sqrt(part["density_from"] * part["density_to"])
-            seen = part[[*STATUSES]].sum(axis=1) >= FEWEST
+            seen = part["share_lacking"].notna()
             upper.vlines(middle[seen], part["low"][seen], part["high"][seen], color=NOVEL, linewidth=0.8)
             upper.plot(
                 middle[seen], part["share_lacking"][seen], "o", color=NOVEL, markersize=3, clip_on=False
