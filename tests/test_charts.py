@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from saekit import charts
 from saekit.charts.chart import Chart
-from saekit.charts.model import Dots, Line, Panel, Scale, scale, symmetric
+from saekit.charts.model import Dots, Key, Line, Panel, Scale, Text, scale, symmetric
 from saekit.charts.svg import cut
 
 HOSTILE = "<script>alert('&\")</script>\u202e\x00\n"
@@ -103,8 +103,6 @@ def test_what_stays_is_drawn_once(monkeypatch):
 
 
 def test_any_text_is_literal():
-    from saekit.charts.model import Key, Text
-
     marks = (
         Text(0.5, 0.5, HOSTILE, room=500),
         Dots([0.5], [0.5], "ink", titles=[HOSTILE]),
@@ -116,6 +114,19 @@ def test_any_text_is_literal():
     assert "\u202e" not in svg
     assert "\x00" not in svg
     assert svg.count("&lt;script&gt;") == 6
+
+
+def test_a_figure_shows_directional_marks_and_does_not_follow_them():
+    """matplotlib would turn the text around."""
+    marks = (Text(0.5, 0.5, "\u202eevil"), Text(0.5, 0.2, "\u202eevil", room=300))
+    axes = (
+        Chart(((Panel(scale(0, 1), scale(0, 1), marks, title="\u202eevil\nand $5"),),), alt="")
+        .figure()
+        .axes[0]
+    )
+    for text in axes.texts:
+        assert text.get_text() == "⟨U+202E⟩evil"
+    assert axes.get_title("left") == "⟨U+202E⟩evil\nand \\$5"
 
 
 def test_a_cut_text_loses_whole_words():

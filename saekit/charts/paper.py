@@ -35,6 +35,7 @@ from saekit.charts.model import (
     Text,
 )
 from saekit.figures import STYLE, house_style, new_figure
+from saekit.html import harmless
 from saekit.wording import SEPARATOR
 
 if TYPE_CHECKING:
@@ -148,14 +149,17 @@ def _set_scale(axes: Axes, name: str, scale: Scale) -> None:
 
 
 def plain(text: str) -> str:
-    r"""A text as matplotlib shall read it: no math mode but for powers, which the font has no signs for.
+    r"""A text as matplotlib shall read it: harmless, and no math mode but for powers.
+
+    The font has no signs for powers, and matplotlib would follow directional marks.
 
     Examples
     --------
     >>> plain("$5"), plain("10⁴")
     ('\\$5', '10$^{4}$')
     """
-    return _POWER.sub(lambda found: f"$^{{{found[0].translate(_DIGITS)}}}$", text.replace("$", r"\$"))
+    text = "\n".join(harmless(line) for line in text.split("\n")).replace("$", r"\$")
+    return _POWER.sub(lambda found: f"$^{{{found[0].translate(_DIGITS)}}}$", text)
 
 
 def handle(key: Key) -> Line2D | Patch:
@@ -195,6 +199,7 @@ def fit_text(text: str, inches: float, size: float = 6.5) -> str:
     >>> fit_text("4371  mathematician · philosopher", 1.2)
     '4371  mathematician …'
     """
+    text = harmless(text)
     font, renderer = FontProperties(family=STYLE["font.family"], size=size), RendererAgg(1, 1, 720)
 
     def too_long(text: str) -> bool:

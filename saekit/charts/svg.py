@@ -104,6 +104,11 @@ def _colour(name: str) -> str:
     return _THEME.get(name, name)
 
 
+def _on_dark(alpha: float) -> float:
+    """More of a translucent mark, which would vanish on a dark page."""
+    return alpha**0.5
+
+
 def _fill(colour: str, alpha: float = 1.0) -> str:
     return f"fill:{_colour(colour)}" + (f";fill-opacity:{alpha:g}" if alpha < 1 else "")
 
@@ -192,7 +197,7 @@ def _key(key: Key, x: float, y: float) -> str:
 
 
 def _dot(x: float, y: float, dots: Dots, title: str = "") -> str:
-    look = _fill(dots.colour, dots.alpha)
+    look = _fill(dots.colour, _on_dark(dots.alpha))
     if dots.edge or _is_open(dots.marker):
         look += _edge(dots.edge or dots.colour, dots.edge_width)
     if dots.marker == "o":
@@ -272,10 +277,12 @@ class _Drawing:
         if dots.titles or dots.edge or len(x) < 20:
             return "".join(_dot(a, b, dots, _title(dots.titles, n)) for n, (a, b) in enumerate(pairs))
         if dots.marker == "o":
-            look = _stroke(dots.colour, dots.size, alpha=dots.alpha) + ";stroke-linecap:round"
+            look = _stroke(dots.colour, dots.size, alpha=_on_dark(dots.alpha)) + ";stroke-linecap:round"
             return f'<path d="{"".join([f"M{a:.1f} {b:.1f}h0" for a, b in pairs])}" style="{look}"/>'
         shape = _marker(dots.marker, PX * dots.size)
-        look = _stroke(dots.colour, 0.8) if _is_open(dots.marker) else _fill(dots.colour, dots.alpha)
+        look = (
+            _stroke(dots.colour, 0.8) if _is_open(dots.marker) else _fill(dots.colour, _on_dark(dots.alpha))
+        )
         return f'<path d="{"".join([f"M{a:.1f} {b:.1f}{shape}" for a, b in pairs])}" style="{look}"/>'
 
     def _line(self, line: Line) -> str:
@@ -331,7 +338,7 @@ class _Drawing:
         x = self.left + self.width * text.x if "x" in text.over else float(self._x(text.x))
         y = self.top + self.height * (1 - text.y) if "y" in text.over else float(self._y(text.y))
         down = {"top": 11.0, "middle": 4.0, "bottom": -2.0}[text.line]
-        shown = visible(text.text.replace("  ", "\u2002")).strip()
+        shown = visible(re.sub(" {2,}", "\u2002", text.text)).strip()
         if text.room is not None:
             shown = cut(shown, text.room * PX * self.stretch / (LETTER * text.size / 7))
         extra = ('class="sk-halo" ' if text.ground else "") + ('font-weight="600"' if text.bold else "")
@@ -356,7 +363,7 @@ class _Drawing:
     def _link(self, link: Link) -> str:
         (x0, x1), (y0, y1) = self._x([link.start[0], link.end[0]]), self._y([link.start[1], link.end[1]])
         middle = (x0 + x1) / 2
-        look = _stroke(link.colour, link.width, link.dash, link.alpha)
+        look = _stroke(link.colour, link.width, link.dash, _on_dark(link.alpha))
         path = f"M{x0:.1f} {y0:.1f}C{middle:.1f} {y0:.1f} {middle:.1f} {y1:.1f} {x1:.1f} {y1:.1f}"
         return f'<path d="{path}" style="{look}"/>'
 

@@ -83,7 +83,7 @@ def splitting_tree(
         status, about = node["status"], f"latent {node['latent']} of width {node['width']}"
         if node["cosine"] == node["cosine"]:
             about += f", cosine {node['cosine']:.2f} with its parent"
-        fill, mark = STATUS_COLOURS.get(status, "#ffffff"), STATUS_MARKERS[status]
+        fill, mark = STATUS_COLOURS.get(status, "paper"), STATUS_MARKERS[status]
         told = [f"{about}: {label(node) or status}"]
         dots.append(Dots(at[node["width"]], row, fill, mark, 4.5, edge="ink", titles=told))
 
@@ -144,7 +144,7 @@ def _tree_keys(theta: float, statuses: Collection[str], edges: bool) -> Iterable
     for status in (*STATUSES, "leaf"):
         if status in set(statuses):
             text = "at the greatest width" if status == "leaf" else status
-            yield Key(text, STATUS_COLOURS.get(status, "#ffffff"), STATUS_MARKERS[status], edge="ink")
+            yield Key(text, STATUS_COLOURS.get(status, "paper"), STATUS_MARKERS[status], edge="ink")
     for cosine in (theta, 1.0) if edges else ():
         yield Key(f"cosine {cosine:g}", _EDGE, dash="-", width=_thickness(cosine, theta))
 
