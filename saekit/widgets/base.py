@@ -419,6 +419,7 @@ class Explorer:
             alt=". ".join(chart.alt for chart in wanted.values()) + ".",
             made_from=describe(*self._identities()),
             settings=self.selection,
+            modules=(type(self).__module__,),
         )
 
     def to_html(self, path: str | Path | None = None) -> Markup:

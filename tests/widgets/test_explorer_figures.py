@@ -112,6 +112,7 @@ def test_the_figure_is_legible_whole_and_the_same_every_time(made, name, tmp_pat
     explorer, selection = made[name]
     explorer.show(**selection)
     plot = explorer.figure()
+    assert plot.modules == (type(explorer).__module__,)
     width = plot.figure.get_size_inches()[0]
     assert width in (pytest.approx(5.5), pytest.approx(2.7))
     sizes = [text.get_fontsize() for text in plot.figure.findobj(match=lambda a: hasattr(a, "get_fontsize"))]
