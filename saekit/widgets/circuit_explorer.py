@@ -285,7 +285,7 @@ class CircuitExplorer(Explorer):
             parts.append(html.table(("method", "mean effect", "prompts"), found, numeric=(1, 2)))
         if state.latent != ERROR and state.place in self.evidence:
             evidence = self.evidence[state.place]
-            parts += [evidence.facts(state.latent), evidence.contexts_table(state.latent, n)]
+            parts.append(evidence.card(state.latent, n))
         return html.join(parts)
 
     def _token_or_none(self, position: int) -> str:

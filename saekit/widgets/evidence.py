@@ -9,7 +9,7 @@ tokenizer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.selection import Latents, select_latent
-from saekit.wording import listed, number, share
+from saekit.wording import listed, number, share, signed
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -200,6 +200,10 @@ class Evidence:
         greatest = self.activations.entries(latent)[1].max().item()
         return _contexts_table(self.top(latent, n), greatest, caption)
 
+    def card(self, latent: int, n: int = 3) -> Markup:
+        """The page of a latent in small: its facts and `n` top contexts."""
+        return self.facts(latent) + self.contexts_table(latent, n)
+
     def best_context(self, latent: int) -> Markup:
         """Render the context of greatest activation on its own; nothing if the latent is dead."""
         found = self.top(latent, 1)
@@ -290,27 +294,55 @@ def effect_table(effect: pd.DataFrame, caption: str | Markup = "Direct effect on
 
 
 def _contexts_table(found: Sequence[Context], greatest: float, caption: str) -> Markup:
-    copies: dict[tuple[str, ...], int] = {}
-    for context in found:
-        copies[context.tokens] = copies.get(context.tokens, 0) + 1
-    rows = []
-    for context in found:
-        again = copies.pop(context.tokens, 0)
-        if not again:
-            continue
-        same = html.small(f" ×{again} the same") if again > 1 else Markup()
-        origin = ": ".join(part for part in (context.source, context.title) if part)
-        rows.append(
-            (
-                html.bold(number(context.values[context.focus])),
-                html.context(context.tokens, context.values, context.focus, greatest) + same,
-                html.small(origin),
-            )
-        )
     title = html.markup(
         "{} <small>(colour: activation, deepest at {}; bold: peak)</small>", caption, number(greatest)
     )
+    rows = example_rows(found, greatest)
     return html.table(("peak", "text", "from"), rows, numeric=(0,), caption=title)
+
+
+def example_rows(
+    found: Sequence[Context],
+    greatest: float,
+    *,
+    near: int | None = None,
+    losses: Mapping[int, float] | None = None,
+) -> list[tuple[Any, ...]]:
+    """Peak, coloured text and origin of each context.
+
+    Contexts of exactly the same tokens, in their order, are one row with their number.
+
+    Parameters
+    ----------
+    found : sequence of Context
+        In the order to show.
+    greatest : float
+        Activation of the deepest colour.
+    near : int, optional
+        Tokens on each side of the peak that are shown at first, and compared; all if left out.
+    losses : mapping of int to float, optional
+        What the next token's loss changes by without the latent, by position of the store.
+    """
+    copies: dict[tuple[str, ...], list[Context]] = {}
+    for context in found:
+        start, stop = 0, len(context.tokens)
+        if near is not None:
+            start, stop = max(0, context.focus - near), context.focus + near + 1
+        copies.setdefault(context.tokens[start:stop], []).append(context)
+    rows: list[tuple[Any, ...]] = []
+    for context, *same in copies.values():
+        first = context.position - context.focus
+        notes = {
+            at - first: f"loss {signed(change, 2)}"
+            for at, change in (losses or {}).items()
+            if first <= at < first + len(context.tokens) and change == change
+        }
+        text = html.context(context.tokens, context.values, context.focus, greatest, notes=notes, near=near)
+        again = html.small(f" ×{len(same) + 1} the same") if same else ""
+        origin = ": ".join(part for part in (context.source, context.title) if part)
+        peak = html.bold(number(context.values[context.focus]))
+        rows.append((peak, html.join([text, again]), html.small(html.cut(html.harmless(origin)))))
+    return rows
 
 
 def collect_evidence(

@@ -116,7 +116,7 @@ class LatentExplorer(Explorer):
         self._ablation = widgets.Checkbox(
             description="Loss per token",
             indent=False,
-            tooltip="Measure what each active token of the examples loses without the latent: some seconds",
+            tooltip="Measure what each active token of the examples loses without the latent: up to a minute",
             layout={"width": "auto"},
         )
         self._bind(self._text, "text")

@@ -1,7 +1,5 @@
 """The page of a latent: everything that is known of it, in one place and one layout."""
 
-# ruff: noqa: RUF001 - typographic characters are meant: people read this text
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,8 +15,8 @@ from saekit.analysis.own_text import TextReading
 from saekit.charts.chart import Chart
 from saekit.loading.neuronpedia import latent_url
 from saekit.widgets.atlas import Atlas
-from saekit.widgets.evidence import Evidence
-from saekit.wording import counted, number, share, signed
+from saekit.widgets.evidence import Evidence, example_rows
+from saekit.wording import counted, number, share
 
 NEAR = 10  # tokens on each side of the peak that are shown at first
 BINS, SAMPLES = 5, 3  # intervals of the activation, and examples of each
@@ -55,7 +53,7 @@ def latent_page(
         A text of one's own to show (`atlas.read(width, text)`).
     ablation : bool
         Measure what each active token of the examples loses when the latent is removed there, which
-        needs the atlas's model and a few seconds.
+        needs the atlas's model and, on a CPU, up to a minute.
     whole_rows : bool
         Put whole rows of text on the page, of which 10 tokens on each side of the peak are shown until "whole
         rows" is ticked; otherwise only these are on it.
@@ -145,7 +143,7 @@ class _Examples:
         shown = [*self.top, *(context for _, found in self.intervals for context in found)]
         self.losses: dict[int, float] = {}
         if ablation and shown:
-            active = {at for context in shown for at in _positions(context, active=True)}
+            active = {at for context in shown for at in _active_near(context)}
             self.losses = atlas.ablation(width, latent, sorted(active))
 
     def _cut(self, positions: Sequence[int]) -> list[Context]:
@@ -172,37 +170,14 @@ class _Examples:
         return html.join(parts)
 
     def _rows(self, found: Sequence[Context]) -> list[tuple[Any, ...]]:
-        """A row per context; those of the same tokens around the peak are one, with their number."""
-        copies: dict[tuple[str, ...], list[Context]] = {}
-        for context in found:
-            start = max(0, context.focus - NEAR)
-            copies.setdefault(context.tokens[start : context.focus + NEAR + 1], []).append(context)
-        return [self._row(same[0], len(same)) for same in copies.values()]
-
-    def _row(self, context: Context, n: int) -> tuple[Any, ...]:
-        notes = {
-            place: f"loss {signed(self.losses[at], 2)}"
-            for place, at in enumerate(_positions(context))
-            if at in self.losses and self.losses[at] == self.losses[at]
-        }
-        text = html.context(
-            context.tokens, context.values, context.focus, self.greatest, notes=notes, near=NEAR
-        )
-        again = html.small(f" ×{n} the same") if n > 1 else ""
-        origin = ": ".join(part for part in (context.source, context.title) if part)
-        peak = html.bold(number(context.values[context.focus]))
-        return peak, html.join([text, again]), html.small(html.cut(html.harmless(origin)))
+        return example_rows(found, self.greatest, near=NEAR, losses=self.losses)
 
 
-def _positions(context: Context, *, active: bool = False) -> list[int]:
-    """Positions of a context's tokens in the store; only those near the peak where it is active."""
+def _active_near(context: Context) -> list[int]:
+    """Positions in the store of the active tokens near the peak."""
     first = context.position - context.focus
     near = range(context.focus - NEAR, context.focus + NEAR + 1)
-    return [
-        first + place
-        for place, value in enumerate(context.values)
-        if not active or (value > 0 and place in near)
-    ]
+    return [first + place for place, value in enumerate(context.values) if value > 0 and place in near]
 
 
 def _own_text(own: TextReading, evidence: Evidence, latent: int, greatest: float) -> Markup:

@@ -335,14 +335,13 @@ class NoveltyExplorer(Explorer):
                     "helps" if helps else "does not help",
                 )
             )
-        parts += [self.evidence.facts(latent), self.evidence.contexts_table(latent, n)]
+        parts.append(self.evidence.card(latent, n))
         if self.small_evidence is not None:
             small = html.chips(self.small_evidence.words(match, 5))
             parts.append(
                 html.markup("<h4>Its best match: latent {} of {} {}</h4>", match, self.insertion.small, small)
             )
-            parts.append(self.small_evidence.facts(match))
-            parts.append(self.small_evidence.contexts_table(match, max(3, n // 2)))
+            parts.append(self.small_evidence.card(match, max(3, n // 2)))
         return html.join(parts)
 
     # ------------------------------------------------------------------ one latent of the large dictionary

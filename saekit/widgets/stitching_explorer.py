@@ -304,8 +304,7 @@ class StitchingExplorer(Explorer):
             for latent in self._latents(self.state.step, side)[:N_ABOUT]:
                 words = html.chips(evidence.words(latent, 5))
                 parts.append(html.markup("<h4>{}: latent {} of {} {}</h4>", verb, latent, name, words))
-                parts.append(evidence.facts(latent))
-                parts.append(evidence.contexts_table(latent, n))
+                parts.append(evidence.card(latent, n))
         return html.join(parts)
 
     # ------------------------------------------------------------------ steps
