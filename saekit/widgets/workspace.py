@@ -317,8 +317,8 @@ class Workspace(Explorer):
         if state.query != self._searched:
             self._results.value = html.panel(self._found()) if state.query.strip() else ""
             self._searched = state.query
-        self._head.value = html.panel(self._heading())
         self._synchronise()
+        self._head.value = html.panel(self._heading())
         if state.view in self.explorers:
             if not self._boxes[state.view].children:
                 self._boxes[state.view].children = (self.explorers[state.view].view,)
