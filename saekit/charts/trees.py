@@ -236,7 +236,7 @@ def related_latents(result: RelatedLatents, off: Collection[int] = ()) -> Chart:
         dash = "--" if first["meta_latent"] in off else "-"
         strength = 10 * first["meta_activation"] if dash == "-" else 1.0
         links.append(Link((_LEFT[1], middle), (_MIDDLE[0], here), META, strength, dash=dash))
-        title = f"{first['meta_latent']}   ({first['meta_activation']:.2f})"
+        title = f"{first['meta_latent']} ({first['meta_activation']:.2f})"
         texts += _boxed(_MIDDLE, here, title, first["meta_label"], META)
         for member in group[group["latent_node"] != 0].itertuples():
             end, strength = float(y[member.Index]), 4 * member.activation if dash == "-" else 0.8

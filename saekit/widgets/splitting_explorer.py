@@ -91,6 +91,7 @@ class SplittingExplorer(Explorer):
         self._start = self._list(
             "Most split", "Latents with the most children: choose one to go there", starts
         )
+        self._start.layout.display = None if starts else "none"
         self._near = self._list("Go to", "Parent and children: choose one to go there", [])
         for chooser in (self._start, self._near):
             chooser.observe(lambda change: self._go(change["new"]), "value")

@@ -593,7 +593,10 @@ class Workspace(Explorer):
             counted(both, "token"),
             *shares,
         )
-        sides = html.columns(*(self._side(*one, as_image=as_image) for one in (first, second)))
+        sides = html.markup(
+            '<div class="beside"><section>{}</section><section>{}</section></div>',
+            *(self._side(*one, as_image=as_image) for one in (first, second)),
+        )
         return about + sides + self._dictionaries(sorted({first[0], second[0]}))
 
     def _side(self, width: int, latent: int, *, as_image: bool) -> Markup:
