@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ BLOCK = 1000  # latents per folder and per file of the search index
 ROWS = 250  # of a page of a table
 TOKENS = 5  # per latent in tables and in the search index
 TEMPLATES = Path(html.__file__).parent / "templates"
+# What every page would repeat for each token, and its style sheet says once; no text can look like it.
+_SILENT = re.compile(r'<span data-told="0">(.*?)</span>', re.DOTALL)
+_COLOUR = re.compile(r'style="background-color:rgba\(255,140,0,([\d.]+)\);color:inherit"')
 _FORMS: dict[str, Callable[[Any], str]] = {
     "share": share,
     "number": number,
@@ -214,12 +218,13 @@ class Site:
             random=None if random is None else root + self.path(width, random),
             listing=f"{root}{width}/{chapter.tables[place // ROWS]}",
             identity=dictionary.identity,
-            body=html.panel(body),
+            body=html.panel(_compact(body)),
         )
 
     def table(self, chapter: Chapter, page: int, records: Sequence[Sequence[Any]]) -> bytes:
         """A page of the table of a width, from 0; `records` are those of its latents."""
         root, width = "../", chapter.width
+        columns = self._columns(width)
         last = len(chapter.tables)
         shown = sorted({1, page - 1, page, page + 1, page + 2, page + 3, last} & {*range(1, last + 1)})
         near: list[int | None] = []
@@ -232,19 +237,26 @@ class Site:
             None,
             chapter=chapter,
             identity=self.atlas.dictionary(width).identity,
-            columns=COLUMNS,
-            statuses=sorted({*_statuses(self.atlas.table(width))}),
-            rows=[self._row(width, record, root) for record in records],
+            columns=columns,
+            statuses=sorted({*_statuses(self.atlas.table(width))} - {""}),
+            rows=[self._row(width, record, root, columns) for record in records],
             page_rows=ROWS,
             pages=chapter.tables,
             number=page + 1,
             near=near,
         )
 
-    def _row(self, width: int, record: Sequence[Any], root: str) -> dict[str, Any]:
+    def _columns(self, width: int) -> list[Column]:
+        """The columns that hold anything at this width: the smallest has no next smaller one."""
+        table = self.atlas.table(width)
+        empty = {place for place, name in _NUMBERS.items() if table[name].isna().all()}
+        empty |= {STATUS} if not any(_statuses(table)) else set()
+        return [column for column in COLUMNS if column.place not in empty]
+
+    def _row(self, width: int, record: Sequence[Any], root: str, columns: Sequence[Column]) -> dict[str, Any]:
         latent = record[0]
         cells: list[tuple[str | Markup, Column]] = []
-        for column in COLUMNS:
+        for column in columns:
             cell: str | Markup
             value = record[column.place]
             if column.place == 0:
@@ -358,6 +370,11 @@ class Site:
         """The style sheets and the script that all pages share."""
         files = ("style.css", "site/site.css", "site/site.js")
         return {f"assets/{Path(name).name}": (TEMPLATES / name).read_bytes() for name in files}
+
+
+def _compact(page: Markup) -> Markup:
+    """The same page with half as many bytes: silent tokens as plain text, colours by their strength."""
+    return Markup(_COLOUR.sub(r'style="--strength:\1"', _SILENT.sub(r"\1", str(page))))  # noqa: S704 - it was Markup
 
 
 def _shown(tokens: Sequence[str]) -> list[str]:

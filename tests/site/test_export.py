@@ -22,7 +22,7 @@ from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.models import load_model
 from saekit.site.pages import Site
-from saekit.widgets import build_atlas
+from saekit.widgets import build_atlas, latent_page
 
 HOSTILE = [
     "</script><script>alert(1)</script>", "\u2028\u2029",
@@ -164,6 +164,31 @@ def test_the_index_holds_what_the_atlas_does(atlas, folder):
         for place, name in ((7, "smaller_cosine"), (8, "larger_cosine"), (9, "seed_cosine")):
             assert np.allclose(rows[place].astype(float), table[name], rtol=1e-4, equal_nan=True)
         assert (rows[10] == "dead").tolist() == table["dead"].tolist()
+
+
+def test_a_page_has_the_text_and_the_colours_of_the_explorers_page(atlas, folder):
+    class Colours(HTMLParser):
+        def __init__(self, source):
+            super().__init__()
+            self.text, self.strengths, self.silent = "", [], 0
+            self.feed(str(source))
+
+        def handle_starttag(self, tag, attributes):
+            given = dict(attributes)
+            self.silent += given.get("data-told") == "0"
+            if tag == "mark":
+                self.strengths += re.findall(r"0\.\d+", given["style"])
+
+        def handle_data(self, data):
+            self.text += data
+
+    page = (folder / "24" / "0" / "5.html").read_text(encoding="utf-8")
+    here = Colours(page[page.index('<article class="latent"') : page.index("</article>")])
+    there = Colours(latent_page(atlas, 24, 5, whole_rows=False).rpartition("</article>")[0])
+    assert here.strengths == there.strengths
+    assert len(here.strengths) > 20
+    assert here.text == there.text
+    assert here.silent == 0 < there.silent
 
 
 def test_tables_and_the_index_are_split(atlas, tmp_path, monkeypatch):

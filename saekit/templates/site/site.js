@@ -7,7 +7,7 @@
   const block = Number(html.dataset.block);
   const widths = JSON.parse(html.dataset.widths); // [width, number of search files], ascending
   const here = html.dataset.width ? Number(html.dataset.width) : null;
-  const [LATENT, LABEL, TOKENS, PROMOTES, DENSITY] = [0, 1, 2, 3, 4];
+  const [LATENT, LABEL, TOKENS, PROMOTES, DENSITY, STATUS] = [0, 1, 2, 3, 4, 10]; // places in a record
   const MOST = 50; // results shown
   const byId = (id) => document.getElementById(id);
   const folded = (text) => text.normalize("NFKC").toLowerCase();
@@ -199,7 +199,7 @@
   const columns = heads.map((head) => ({ at: Number(head.dataset.place), form: head.dataset.form }));
   for (const column of columns) column.numeric = column.form !== "text" && column.form !== "tokens";
   const still = { rows: [...body.rows], shown: shown.textContent, pages: [...pager.childNodes] };
-  const status = columns.at(-1).at, size = Number(table.dataset.rows);
+  const size = Number(table.dataset.rows);
   const state = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   function go(change) {
     const next = { ...state(), ...change };
@@ -247,7 +247,7 @@
       else cell.textContent = written(row[at], form);
       return cell;
     });
-    const tr = made("tr", row[status] === "dead" ? "dead" : "");
+    const tr = made("tr", row[STATUS] === "dead" ? "dead" : "");
     tr.append(...cells);
     return tr;
   }
@@ -295,7 +295,7 @@
     const words = wordsOf(wanted.q ?? "");
     const kept = rows.filter((row) =>
       words.every((word) => row.text.includes(word)) &&
-      (!wanted.status || row[status] === wanted.status));
+      (!wanted.status || row[STATUS] === wanted.status));
     kept.sort(compare(Number(wanted.sort ?? 0), wanted.down));
     const last = Math.max(1, Math.ceil(kept.length / size));
     const page = Math.min(last, Math.max(1, Number(wanted.page) || 1));
