@@ -15,7 +15,7 @@ from saekit.family import Family
 def provenance_of(**inputs: ActivationStore | Dictionary | Family | None) -> dict[str, dict[str, Any]]:
     """Identity of every named input, as JSON values: the `inputs` of a figure.
 
-    Versions and the hash of saekit's own source are added by the figure itself.
+    The figure itself adds versions and the hash of the code that it came through.
 
     Parameters
     ----------

@@ -194,18 +194,22 @@ def spread_labels(points: np.ndarray, size: tuple[float, float], *, steps: int =
     away = points - points.mean(axis=0)
     away = away / np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
     centres = points + 0.75 * box * away
-    for _ in range(steps):
+    for step in range(steps):
         push = np.zeros_like(centres)
         for others, room in ((centres, box), (points, 0.62 * box)):  # a point is half a label and a margin
             gap = centres[:, None] - others[None]
             over = np.maximum(1 - np.abs(gap) / room, 0)
-            touching = over.min(axis=2) > 0
+            touching = over.min(axis=2) > 0.02
             if others is centres:
                 np.fill_diagonal(touching, False)
             shortest = over[..., 0] * room[0] < over[..., 1] * room[1]  # the shorter way out
             side = np.where(gap == 0, np.where(np.arange(len(points)) % 2, 1.0, -1.0)[:, None, None], gap)
             move = np.sign(side) * over * room * np.stack([shortest, ~shortest], axis=2)
             push += np.where(touching[..., None], 0.5 * move, 0).sum(axis=1)
+            if step % 30 == 29:  # out of a deadlock, each label in another direction
+                turn = step + np.arange(len(points))
+                kick = 0.5 * box * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+                push += kick * touching.any(axis=1, keepdims=True)
         if not push.any():
             break
         centres = centres + push

@@ -31,7 +31,7 @@ from saekit.family import Family
 from saekit.figures import house_style, kind_style, render
 from saekit.identity import Identity
 from saekit.metrics import CEDegradation, Evaluation, evaluate
-from saekit.plots.common import pair_name, pair_names
+from saekit.plots.common import pair_name, pair_names, spread_labels
 from saekit.results import Result
 from saekit.training.trainer import TrainingResult
 
@@ -739,3 +739,21 @@ def test_a_missing_auc_is_explained():
         assert f"no AUC ({why})" in drawn.figure.axes[0].get_title("left")
         assert "nan" not in drawn.caption + drawn.alt
     assert not results().relu.without_auc
+
+
+# ---------------------------------------------------------------------- labels of points
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_of_points_do_not_overlap(seed):
+    """Each other or a point, from points in general and from points in one place."""
+    generator = np.random.default_rng(seed)
+    for points in (generator.normal(size=(12, 2)), np.repeat(generator.normal(size=(3, 2)), 2, axis=0)):
+        size = np.array([0.5, 0.2])
+        centres = spread_labels(points, tuple(size))
+        apart = np.abs(centres[:, None] - centres[None]) / size
+        np.fill_diagonal(apart[..., 0], np.inf)
+        assert (apart.max(axis=2) > 0.9).all()
+        covered = (np.abs(centres[:, None] - points[None]) < 0.45 * size).all(axis=2)
+        assert not covered.any()
+        assert np.linalg.norm(centres - points, axis=1).max() < 2.0  # none is led astray
