@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from dashboards import first_rows
 from ipywidgets.widgets import widget
 
 import saekit
@@ -148,13 +149,13 @@ def main() -> None:
     )
     parser.add_argument("--bundled", action="store_true", help="the bundled ReLU family, not a synthetic one")
     parser.add_argument("--width", type=int, default=9216, help="of the larger synthetic dictionary")
-    parser.add_argument("--tokens", type=int, default=20_000, help="of the synthetic store")
+    parser.add_argument("--tokens", type=int, default=20_000, help="of the store")
     parser.add_argument("--interactions", type=int, default=1000, help="with each explorer")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.bundled:
         model = saekit.load_model()
-        store = saekit.embedded_store("held-out", model=model)
+        store = first_rows(saekit.embedded_store("held-out", model=model), arguments.tokens)
         whole = saekit.load_family("relu")
         family = Family([whole[width] for width in whole.widths[-2:]])
         vocabulary, head = model.tokenizer, saekit.models.unembedding(model)

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
-from matplotlib.path import Path
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from saekit.analysis.meta.latents import require_tree
@@ -597,42 +595,6 @@ def _most_shared(data: pd.DataFrame) -> dict[int, str]:
     often = uses[uses["n"] > 1].sort_values(["n", "sum"], ascending=False).index[: len(PALETTE)]
     order = sorted(often, key=lambda m: (uses.loc[m, "first"], -uses.loc[m, "sum"]))
     return dict(zip(order, PALETTE, strict=False))
-
-
-def _box(axes: Axes, span: tuple[float, float], y: float, lines: list[str], colour: str) -> None:
-    """A name and its label in a box, in inches; the label is cut to the space available."""
-    width, height = span[1] - span[0], 0.3 if lines[1] else 0.19
-    axes.add_patch(
-        FancyBboxPatch(
-            (span[0], y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.04",
-            facecolor="white",
-            edgecolor=colour,
-            linewidth=1.0,
-            zorder=3,
-        )
-    )
-    middle = (span[0] + span[1]) / 2
-    shift = 0.068 if lines[1] else 0.0
-    axes.text(middle, y - shift, lines[0], ha="center", va="center_baseline", fontsize=7, zorder=4)
-    if lines[1]:
-        text = fit_text(lines[1], width - 0.08)
-        axes.text(middle, y + shift, text, ha="center", va="center_baseline", fontsize=6.5, zorder=4)
-
-
-def _edge(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, points: float
-) -> None:
-    middle = (start[0] + end[0]) / 2
-    path = Path(
-        [start, (middle, start[1]), (middle, end[1]), end],
-        [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
-    )
-    axes.add_patch(
-        PathPatch(path, facecolor="none", edgecolor=colour, linewidth=points, alpha=0.45, capstyle="butt")
-    )
 
 
 def _with_gaps(groups: list[str]) -> list[float]:

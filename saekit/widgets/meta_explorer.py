@@ -454,9 +454,6 @@ class MetaExplorer(Explorer):
         table = LogitTable(self.meta.identity, top_ids, top, bottom_ids, -bottom, vocabulary)
         return [table.latent(place) for place in range(len(directions))]
 
-    def _number(self, width: int, latent: int) -> str:
-        return f"{latent}" if len(self._bases) == 1 else f"{width}/{latent}"
-
     def _name(self, width: int, latent: int) -> str:
         label = self.evidence[width].label(latent)
         return label if len(self._bases) == 1 else f"width {width}   {label}"

@@ -3,24 +3,27 @@
 import hashlib
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from plot_checks import check_texts
 from toy_edits import make_edits
 from toy_effects import pairs, sae
 from toy_meta import make_labels, make_meta
 from widget_checks import shown
 
+from saekit import charts
 from saekit.analysis import insertion
 from saekit.analysis.effects.nodes import measure_node_effects
 from saekit.analysis.probing import LastTokens, probe
 from saekit.analysis.stitching.path import stitch
 from saekit.charts.model import Dots, Line, Link, Text
 from saekit.charts.novelty import insertion_axes, insertion_panel
-from saekit.figures import render
+from saekit.figures import Plot, render
 from saekit.recovery import measure_recovery
 from saekit.synthetic import nabeshima_tree
 from saekit.widgets import (
@@ -272,6 +275,30 @@ def test_a_circuit_holds_the_greatest_nodes(made):
     found = frame.set_index(["place", "position", "latent"])["effect"]
     assert own[found.index].tolist() == found.tolist()
     assert found.abs().min() >= own.drop(found.index).abs().max()
+
+
+def test_a_csv_draws_the_same_picture_again(made, tmp_path):
+    latent, world = made["latent"][0], made["world"][0]
+    latent.show(width=24, latent=2)
+    world.show(feature=4)
+
+    def saved(explorer):
+        explorer.figure().save("screen", folder=tmp_path)
+        return pd.read_csv(tmp_path / "screen.csv")
+
+    bins, rows = saved(latent), saved(world)
+    again = {
+        latent: charts.histogram(bins["count"], [*bins["low"], bins["high"].iat[-1]]),
+        world: charts.scores(rows, ["cosine", "precision", "recall", "f1"], label="score", alt="again"),
+    }
+    for explorer, chart in again.items():
+        (which,) = explorer.charts
+        drawn = Plot(chart.figure(), chart.data, caption="Again.", alt="Again.")
+        np.testing.assert_array_equal(pixels(explorer.figure(which)), pixels(drawn))
+
+
+def pixels(plot):
+    return np.asarray(Image.open(BytesIO(render(plot.figure, "png", dpi=100))))
 
 
 def test_a_selection_without_a_picture_says_so(made):
