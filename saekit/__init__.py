@@ -10,20 +10,19 @@ Stitching        stitch, stitch_chain, random_orders, matched_curve, matched_l0,
                  pair_statistics, measure_overshoot, build_frankenstein, match_by_density
 Meta-SAEs        meta_sae, meta_sweep, meta_baselines, decomposition, related_latents,
                  side_by_side, cosine_distributions, adjacency_overlap, splitting_through_meta
-Uniqueness       match_latents, measure_uniqueness, compare_codes, family_uniqueness,
-                 measure_shared_subspace, measure_substitution, measure_effects
+Uniqueness       match_latents, measure_uniqueness, compare_codes, measure_substitution,
+                 family_uniqueness, measure_shared_subspace, measure_effects, measure_ablation
 Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map, measure_maps,
                  carry_dictionary, explain_latents, score_explanations, Endpoint
 Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_frozen_decoder,
                  permuted_decoder, random_at_equal_l0, compare_with_baselines,
                  harvest_last_tokens, LastTokens, probe, ProbingExplorer, WorldExplorer
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
-                 multiple_choice_test, detection_test, known_facts, measure_edits, EditExplorer,
-                 read_text, measure_ablation
+                 multiple_choice_test, detection_test, known_facts, measure_edits, read_text
 Circuits, heads  task_accuracy, measure_node_effects, measure_circuit, compare_circuits,
                  head_shares, family_of_head, attribute_upstream, attribute_to_sources
 Explorers        explore, build_atlas, collect_evidence, LatentExplorer, SplittingExplorer,
-                 NoveltyExplorer, StitchingExplorer, MetaExplorer, CircuitExplorer
+                 NoveltyExplorer, StitchingExplorer, MetaExplorer, CircuitExplorer, EditExplorer
 Report, figures  write_report, export_site, plots, figures, figures_folder, provenance_of,
                  provenance_table, neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
