@@ -30,7 +30,9 @@ def make_meta(source):
 
 def make_model(folder):
     """The model of the fixture `model`, and a store of its activations."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, utils
+
+    utils.logging.disable_progress_bar()  # an output of its own in a notebook
 
     config = LlamaConfig(
         vocab_size=320, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,

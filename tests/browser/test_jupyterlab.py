@@ -363,7 +363,8 @@ def test_a_saved_notebook_shows_the_static_form_when_it_is_opened_again(root, br
     """In another JupyterLab, with another kernel, where the live widgets' models are not to be found."""
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     for cell in nbformat.read(root / "explore.ipynb", 4).cells:
-        assert sum(output.output_type == "display_data" for output in cell.outputs) == 2
+        displayed = [dict(output.data) for output in cell.outputs if output.output_type == "display_data"]
+        assert len(displayed) == 2, [data["text/plain"] for data in displayed]
     with lab(root) as address:
         again = opened(browser, address)
         shown = ("Latent 1 of relu 24", "relu 48 (seed 0) into relu 24 (seed 0)", "explorer.show(width=20")
