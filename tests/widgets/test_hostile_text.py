@@ -220,6 +220,24 @@ def test_hostile_text_is_literal_in_every_explorer(kind, hostile, model, store):
         assert "<script>alert(1)</script>" in text or "onclick=alert(1)" in text
 
 
+def test_hostile_text_is_literal_in_every_view_of_the_workspace(hostile):
+    given = {"tree": hostile.tree, "insertion": hostile.insertion}
+    atlas = build_atlas(
+        hostile.family, hostile.store, vocabulary=VOCABULARY, keep=False, progress=False, **given
+    )
+    workspace = widgets.Workspace(atlas)
+    listed = text = ""
+    for view in workspace.state.views:
+        for query in ("", "script", "evil", NAME):
+            workspace.show(view=view, width=24, latent=3, query=query)
+            text += require_literal(shown(workspace)) + require_literal(workspace.static())
+            listed += " ".join(options_of(workspace.view))
+    assert not ACTING & set(listed)
+    assert "<script>alert(1)</script>" in text
+    for control in controls_of(workspace.view):
+        assert control.description.strip() or control.tooltip, type(control)
+
+
 @pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
 def test_every_control_and_picture_has_a_label(kind, hostile, model, store):
     """So that assistive technology can name it."""
