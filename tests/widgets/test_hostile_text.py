@@ -235,7 +235,7 @@ def test_hostile_text_is_literal_in_every_view_of_the_workspace(hostile):
     assert not ACTING & set(listed)
     assert "<script>alert(1)</script>" in text
     for control in controls_of(workspace.view):
-        assert control.description.strip() or control.tooltip, type(control)
+        assert is_labelled(control), type(control)
 
 
 @pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
@@ -244,7 +244,7 @@ def test_every_control_and_picture_has_a_label(kind, hostile, model, store):
     explorer, states = MAKERS[kind](hostile, model, store)
     explorer.show(**states[0])
     for control in controls_of(explorer.view):
-        assert control.description.strip() or control.tooltip, type(control)
+        assert is_labelled(control), type(control)
     for page in (shown(explorer), explorer.static()):
         parsed = Parsed(page)
         pictures = [dict(attributes) for tag, attributes in parsed.tags if tag in ("svg", "img")]
@@ -255,6 +255,13 @@ def test_every_control_and_picture_has_a_label(kind, hostile, model, store):
                 assert tag == "mark", "what can be reached can be told"
                 assert dict(attributes)["data-told"]
         assert not [value for name, value in parsed.attributes if name == "tabindex" and int(value) > 0]
+
+
+def is_labelled(control):
+    """Whether a control, or each button of a group, has a name."""
+    tooltips = getattr(control, "tooltips", [])
+    each = len(tooltips) == len(getattr(control, "options", [])) and all(tooltips)
+    return bool(control.description.strip() or control.tooltip or (tooltips and each))
 
 
 def controls_of(widget):
