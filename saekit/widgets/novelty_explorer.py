@@ -369,14 +369,9 @@ class NoveltyExplorer(Explorer):
     def _members(self, group: str, theta: float) -> Any:
         """Rows of a group: the most helpful first if it helps, else the most harmful first."""
         low, helps = self._alive["best_cosine"] < np.float32(theta), self._alive["mse_change"] < 0
-        masks = {
-            "clear novel": low & helps,
-            "clear reconstruction": ~low & ~helps,
-            "low but hurts": low & ~helps,
-            "high but helps": ~low & helps,
-        }
-        rows = self._alive[masks[group]]
-        return rows if group in ("clear novel", "high but helps") else rows[::-1]
+        novel, gain = group in ("clear novel", "low but hurts"), group in ("clear novel", "high but helps")
+        rows = self._alive[(low == novel) & (helps == gain)]
+        return rows if gain else rows[::-1]
 
     @staticmethod
     def _ordered_by(group: str) -> str:
