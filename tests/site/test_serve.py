@@ -6,8 +6,10 @@ import socket
 import sys
 
 import pytest
+from dictionaries import make
 
-from saekit.cli import main
+from saekit.cli import main, workspace
+from saekit.family import Family
 from saekit.site import serve
 
 
@@ -53,3 +55,14 @@ def test_the_notebook_runs_this_python_in_this_folder(tmp_path, monkeypatch):
     assert os.getcwd() == here
     kernel = json.loads((tmp_path / "made" / "kernels" / "saekit" / "kernel.json").read_text())
     assert kernel["argv"][0] == sys.executable
+
+
+def test_a_visitor_gets_the_family_that_the_command_names(store, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path / "home"))
+    Family(make(d_in=16, width=width) for width in (8, 16)).save(tmp_path / "family")
+    opened = workspace(
+        family=str(tmp_path / "family"), store=str(store.path), model=str(model_folder), allow_mismatch=True
+    )
+    assert opened.atlas.widths == [8, 16]
+    assert opened.atlas.store.content_hash == store.content_hash
+    assert opened.atlas.model is not None
