@@ -310,7 +310,7 @@ def example_rows(
 ) -> list[tuple[Any, ...]]:
     """Peak, coloured text and origin of each context.
 
-    Contexts of exactly the same tokens, in their order, are one row with their number.
+    Contexts of exactly the same tokens, in their order and with the same peak, are one row with their number.
 
     Parameters
     ----------
@@ -323,12 +323,12 @@ def example_rows(
     losses : mapping of int to float, optional
         What the next token's loss changes by without the latent, by position of the store.
     """
-    copies: dict[tuple[str, ...], list[Context]] = {}
+    copies: dict[tuple[int, tuple[str, ...]], list[Context]] = {}
     for context in found:
         start, stop = 0, len(context.tokens)
         if near is not None:
             start, stop = max(0, context.focus - near), context.focus + near + 1
-        copies.setdefault(context.tokens[start:stop], []).append(context)
+        copies.setdefault((context.focus - start, context.tokens[start:stop]), []).append(context)
     rows: list[tuple[Any, ...]] = []
     for context, *same in copies.values():
         first = context.position - context.focus
