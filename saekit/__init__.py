@@ -27,7 +27,8 @@ Report, figures  write_report, export_site, plots, figures, figures_folder, prov
                  provenance_table, neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
 The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
                  convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
-                 order_table, baselines_table, probing_table, components_table, facts_table
+                 baselines_table, probing_table, components_table, circuits_table, facts_table,
+                 edits_table, order_table
 
 Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """
@@ -169,7 +170,9 @@ _EXPORTS = {
     "saekit.series.tables": (
         "baselines_table",
         "components_table",
+        "edits_table",
         "bundled_table",
+        "circuits_table",
         "convergence_table",
         "facts_table",
         "kinds_l0_table",

@@ -754,6 +754,14 @@ def _circuits(options: argparse.Namespace) -> None:
     print(f"The tables are {BUNDLED / 'circuits_*.csv'}.")
 
 
+def _edits(options: argparse.Namespace) -> None:
+    from saekit.loading.names import BUNDLED
+    from saekit.series.edits_grid import write_edits
+
+    print(write_edits(progress=options.progress).to_string(index=False))
+    print(f"The table is {BUNDLED / 'edits.csv'}.")
+
+
 def _baselines(options: argparse.Namespace) -> None:
     from saekit.files import home
     from saekit.loading.names import BUNDLED
@@ -862,6 +870,7 @@ COMMANDS = {
     ),
     "lines": Command("test days and months for circles, and map between layers", _no_options, _lines),
     "circuits": Command("measure circuits through the bundled dictionaries", _no_options, _circuits),
+    "edits": Command("edit facts by latents of the bundled dictionaries", _no_options, _edits),
     "facts": Command("find facts that the embedded model knows", _no_options, _facts, resumes=False),
     "truth": Command("train on worlds whose true features are known", _truth_options, _truth),
     "cite": Command("print BibTeX and TeX for a figure", _cite_options, _cite, resumes=False),

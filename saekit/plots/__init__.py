@@ -8,7 +8,12 @@ from saekit.plots.baselines import baseline_dots
 from saekit.plots.comparison import group_comparison
 from saekit.plots.components import head_shares, source_attribution, upstream_attribution
 from saekit.plots.edits import edits_by_method
-from saekit.plots.effects import circuits_by_dictionary, effects_agreement, faithfulness_curves
+from saekit.plots.effects import (
+    circuits_by_dictionary,
+    circuits_by_width,
+    effects_agreement,
+    faithfulness_curves,
+)
 from saekit.plots.ground_truth import hedging_scatter, overshoot_parts_bars, recovery_by_width
 from saekit.plots.irreducibility import cluster_panels, word_circles
 from saekit.plots.maps import map_bars, map_pairs
@@ -51,6 +56,7 @@ __all__ = [
     "additivity",
     "baseline_dots",
     "circuits_by_dictionary",
+    "circuits_by_width",
     "cluster_panels",
     "code_uniqueness",
     "compose",

@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from saekit import settings
 from saekit.charts.model import linear_range
 from saekit.colours import BLUE, GREEN, INK, ORANGE, PINK
-from saekit.figures import FULL, Plot, house_style, new_figure
+from saekit.figures import FULL, Plot, house_style, kind_style, new_figure, width_colours
 from saekit.plots.common import as_list, made_from, shared
 from saekit.wording import fixed, listed, number, percent
 
@@ -175,6 +175,8 @@ def faithfulness_curves(circuits: Circuit | Sequence[Circuit]) -> Plot:
                 part = data[(data["errors"] == errors) & (data["dictionary"] == name)]
                 for column, line in (("faithfulness", "-"), ("completeness", "--")):
                     axes.plot(part["n_nodes"], part[column], line, color=colour)
+                    if f"random_{column}" in part:
+                        axes.plot(part["n_nodes"], part[f"random_{column}"], ":", color=colour)
                     bounds = part[f"{column}_low"], part[f"{column}_high"]
                     axes.fill_between(part["n_nodes"], *bounds, color=colour, alpha=0.15, linewidth=0)
             axes.set_xscale("symlog", linthresh=1)
@@ -192,6 +194,8 @@ def faithfulness_curves(circuits: Circuit | Sequence[Circuit]) -> Plot:
             Line2D([], [], color=INK, label="circuit alone (faithfulness)"),
             Line2D([], [], color=INK, linestyle="--", label="model without it (completeness)"),
         ]
+        if "random_faithfulness" in data:
+            handles.append(Line2D([], [], color=INK, linestyle=":", label="as many random nodes"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
     parts = [
         f"{name}, {ERROR_STYLES[circuit.errors][0]}: "
@@ -210,6 +214,83 @@ def faithfulness_curves(circuits: Circuit | Sequence[Circuit]) -> Plot:
         made_from=made_from(*circuits),
         settings={"metric": first.metric, "baseline": first.baseline, "method": first.method},
     )
+
+
+def circuits_by_width(curves: pd.DataFrame, errors: str = "nodes") -> Plot:
+    """Faithfulness against the number of nodes, for every width of each task and kind, with random nodes.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        From `saekit.circuits_table("curves")`.
+    errors : {"nodes", "keep", "mean", "remove"}
+        What becomes of SAE errors.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such treatment of errors.
+
+    Examples
+    --------
+    >>> plot = circuits_by_width(saekit.circuits_table("curves"), "mean")
+    >>> plot.data["errors"].unique().tolist()
+    ['mean']
+    """
+    errors = settings.choice("errors", errors, curves["errors"].unique())
+    data = curves[(curves["errors"] == errors) & (curves["stage"] == "trained")].reset_index(drop=True)
+    tasks, kinds, widths = (data[name].unique().tolist() for name in ("task", "kind", "width"))
+    middle = _middle(data)
+    colours = width_colours(sorted(widths))
+    with house_style():
+        figure = new_figure(FULL, 0.9 + 1.7 * len(kinds))
+        panels = figure.subplots(len(kinds), len(tasks), sharex=True, sharey=True, squeeze=False)
+        for line, kind in zip(panels, kinds, strict=True):
+            for axes, task in zip(line, tasks, strict=True):
+                for value in (0, 1):
+                    axes.axhline(value, color=INK, linewidth=0.6)
+                here = data[(data["kind"] == kind) & (data["task"] == task)]
+                for (width, seed), part in here.groupby(["width", "seed"]):
+                    first = seed == here.loc[here["width"] == width, "seed"].min()
+                    inside = part[part["n_nodes"] > 0]
+                    style = {"color": colours[width], "linewidth": 1.2 if first else 0.6}
+                    axes.plot(inside["n_nodes"], inside["faithfulness"], "-", **style)
+                    axes.plot(inside["n_nodes"], inside["random_faithfulness"], ":", **style)
+                axes.set_xscale("log")
+                axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+                axes.minorticks_off()
+                axes.set_title(f"{kind_style(kind).label}, {task.replace('_', ' ')}")
+            line[0].set_ylabel("faithfulness")
+        for axes in panels[-1]:
+            axes.set_xlabel("nodes in the circuit")
+        panels[0, 0].set_ylim(-0.15, 1.2)
+        handles = [
+            *(Line2D([], [], color=colours[width], label=f"width {width}") for width in widths),
+            Line2D([], [], color=INK, linestyle=":", label="as many random nodes"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    found = "; ".join(
+        f"{kind_style(kind).label} {width} {fixed(part['faithfulness'].median())}"
+        for (kind, width), part in data[data["n_nodes"] == middle].groupby(["kind", "width"], sort=False)
+    )
+    random = data.loc[data["n_nodes"] == middle, "random_faithfulness"]
+    return Plot(
+        figure,
+        data,
+        caption=f"Circuits by width. Share of the model's effect that the strongest nodes alone restore "
+        f"({ERROR_STYLES[errors][0]}), and as many random nodes (dotted); thin lines are further seeds. With "
+        f"{middle} nodes, the median over tasks and seeds: {found}; of random nodes at most "
+        f"{fixed(random.max())}.",
+        alt=f"Curves of faithfulness by circuit size, one panel per kind and task. With {middle} nodes: "
+        f"{found}.",
+    )
+
+
+def _middle(data: pd.DataFrame) -> int:
+    """The measured size in the middle, of those that every curve has."""
+    shared = data["n_nodes"].value_counts()
+    sizes = sorted(size for size, n in shared.items() if n == shared.max() and size > 0)
+    return int(sizes[len(sizes) // 2])
 
 
 def circuits_by_dictionary(result: CircuitComparison) -> Plot:

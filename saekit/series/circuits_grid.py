@@ -34,6 +34,7 @@ from saekit.loading.names import BUNDLED, load_family
 from saekit.models import load_model
 from saekit.prompts import TASKS, Prompts
 from saekit.series.embedded import embedded_store
+from saekit.series.tables import CIRCUITS as TABLES
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,7 +50,6 @@ RANDOM_SETS = 1  # per prompt and size
 RANDOM_DRAWS = 5  # of as many latents as are novel
 FEW = ("nodes", "mean")  # treatments of errors for further seeds and stitched dictionaries
 TRAINED = "trained"
-TABLES = ("accuracy", "curves", "dictionaries", "carriers")
 SHARES = tuple(
     f"{name}{bound}"
     for name in ("faithfulness", "completeness", "random_faithfulness", "random_completeness")
@@ -150,7 +150,7 @@ def write_circuits(*, progress: bool = True) -> dict[str, pd.DataFrame]:
                     table.insert(0, "task", task)
                     _write(folder / f"{name}.csv", table)
             for name in TABLES[1:]:
-                found[name].append(pd.read_csv(folder / f"{name}.csv", float_precision="round_trip"))
+                found[name].append(pd.read_csv(folder / f"{name}.csv"))
     tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()}
     for name, table in tables.items():
         _write(BUNDLED / f"circuits_{name}.csv", table)

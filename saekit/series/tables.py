@@ -7,6 +7,7 @@ import pandas as pd
 from saekit.loading.names import BUNDLED
 from saekit.settings import choice
 
+CIRCUITS = ("accuracy", "curves", "dictionaries", "carriers")
 TRUTH = ("recovery", "novelty", "parts", "hedging", "hedged_by_hand", "family", "bench")
 
 
@@ -169,6 +170,53 @@ def facts_table() -> pd.DataFrame:
     ['city', 'country']
     """
     return pd.read_csv(BUNDLED / "facts.csv")
+
+
+def edits_table() -> pd.DataFrame:
+    """Edits of facts about cities and countries by latents of bundled dictionaries, beside other means.
+
+    As measured by `saekit.series.edits_grid`, on entities of which the embedded model knows every fact.
+
+    Returns
+    -------
+    DataFrame
+        One row per dictionary, method and number of components: `entities` (`"city"` or `"country"`),
+        `kind`, `width`, `n_entities`, `n_pairs`, and the columns of `Edits.table`.
+
+    Examples
+    --------
+    >>> saekit.edits_table()["entities"].unique().tolist()
+    ['city', 'country']
+    """
+    return pd.read_csv(BUNDLED / "edits.csv")
+
+
+def circuits_table(name: str) -> pd.DataFrame:
+    """Circuits of every bundled dictionary, on the tasks that the embedded model can do.
+
+    As measured by `saekit.series.circuits_grid`, with integrated gradients on pairs of prompts. A dictionary
+    has `kind`, `width`, `seed` and `stage`: `"trained"`, or how far it is stitched (then its seed is -1).
+
+    Parameters
+    ----------
+    name : str
+        `"accuracy"` (how well the model does each task), `"curves"` (faithfulness and completeness of
+        circuits by number of nodes and treatment of errors, with as many random nodes), `"dictionaries"`
+        (shares of errors in effects, and nodes that a faithfulness of 0.8 needs) or `"carriers"` (novel,
+        reconstruction and as many random latents as are novel, and the error of a dictionary, beside the
+        error of a narrower one or of another seed).
+
+    Raises
+    ------
+    ValueError
+        If there is no such table.
+
+    Examples
+    --------
+    >>> saekit.circuits_table("curves")["errors"].unique().tolist()
+    ['nodes', 'keep', 'remove', 'mean']
+    """
+    return pd.read_csv(BUNDLED / f"circuits_{choice('name', name, CIRCUITS)}.csv")
 
 
 def truth_table(name: str) -> pd.DataFrame:

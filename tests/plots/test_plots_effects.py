@@ -62,6 +62,17 @@ def test_curves_are_those_of_the_circuits(circuits, tmp_path):
     check_texts(alone.figure)
 
 
+def test_random_nodes_are_drawn_dotted_beside_the_circuit(model, effects):
+    circuit = measure_circuit(model, sae(), effects, sizes=[1, 4, 16], random_sets=1)
+    plot = circuit.plot()
+    (axes,) = plot.figure.axes
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    for line, column in zip(dotted, ("random_faithfulness", "random_completeness"), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), circuit.frame[["n_nodes", column]])
+    assert "as many random nodes" in [text.get_text() for text in plot.figure.legends[0].get_texts()]
+    check_texts(plot.figure)
+
+
 def test_dictionaries_that_never_get_there_are_marked(model, tmp_path):
     members = {"ReLU 10": sae(width=10), "ReLU 40, after inserting": sae(width=40, seed=3)}
     result = compare_circuits(
