@@ -284,7 +284,8 @@ class Bars:
 class Text:
     """A text at a place, moved by points right and up; cut to `room` points if there is a limit.
 
-    With `over`, coordinates named in it (`"x"`, `"y"`) are shares of the panel instead of values.
+    With `over`, coordinates named in it (`"x"`, `"y"`) are shares of the panel instead of values. In a live
+    explorer a click on a text opens `goto`, the (width, latent) that it names.
     """
 
     x: float
@@ -299,6 +300,7 @@ class Text:
     over: str = ""
     ground: bool = False
     bold: bool = False
+    goto: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

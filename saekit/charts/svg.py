@@ -342,6 +342,8 @@ class _Drawing:
         if text.room is not None:
             shown = cut(shown, text.room * PX * self.stretch / (LETTER * text.size / 7))
         extra = ('class="sk-halo" ' if text.ground else "") + ('font-weight="600"' if text.bold else "")
+        if text.goto is not None:
+            extra += f' data-goto="{text.goto[0]}/{text.goto[1]}"'
         return _write(
             x + PX * text.move[0],
             y + down - PX * text.move[1],

@@ -89,7 +89,8 @@ def splitting_tree(
 
     def above(node: dict[str, Any], row: float, room: float) -> None:
         text = f"{node['latent']}  {label(node)}".rstrip()
-        texts.append(Text(at[node["width"]], row, text, "end", "bottom", size=6.5, move=(-4, 2.2), room=room))
+        x, named = at[node["width"]], (node["width"], node["latent"])
+        texts.append(Text(x, row, text, "end", "bottom", size=6.5, move=(-4, 2.2), room=room, goto=named))
 
     root = nodes[0]
     for place, node in enumerate(ancestors):
@@ -111,7 +112,8 @@ def splitting_tree(
             text = f"{node['latent']}  {label(node)}".rstrip()
             hidden = f"  + {node['n_children']} more" if node["n_children"] else ""
             room = LEAF_ROOM - 7 + PAGE - LEAF_ROOM - 7 - x
-            texts.append(Text(x, row, text + hidden, "start", size=6.5, move=(5, 0), room=room))
+            named = node["width"], node["latent"]
+            texts.append(Text(x, row, text + hidden, "start", size=6.5, move=(5, 0), room=room, goto=named))
         dot(node, row)
     for parent, row, n in more:
         x = at[columns[columns.index(parent["width"]) + 1]]
@@ -243,7 +245,8 @@ def related_latents(result: RelatedLatents, off: Collection[int] = ()) -> Chart:
             links.append(Link((_MIDDLE[1], here), (_RIGHT[0], end), LATENT, strength, dash=dash))
             name = f"{member.latent}" if len(widths) == 1 else f"{member.width}/{member.latent}"
             text, room = f"{name}  {member.label}".rstrip(), _RIGHT[1] - _RIGHT[0] - 5
-            texts.append(Text(_RIGHT[0] + 3.6, end, text, "start", size=6.5, room=room))
+            named = member.width, member.latent
+            texts.append(Text(_RIGHT[0] + 3.6, end, text, "start", size=6.5, room=room, goto=named))
             value = f"{member.activation:.2f}"
             texts.append(Text(PAGE - 2.2, end, value, "end", colour="quiet", size=6.5))
     height = max(float(y[-1]) + _STEP + 8.6, 28.0)

@@ -1,6 +1,7 @@
 """The workspace without a browser: one selection over all views, history, tables, a list of one's own."""
 
 import json
+import re
 import time
 from dataclasses import replace
 from urllib.parse import parse_qs, urlparse
@@ -85,6 +86,14 @@ def test_a_click_in_an_explorer_opens_the_latent_everywhere(workspace):
     assert workspace.selected == (48, 11)
     workspace.explorers["splitting"].goto(24, 2)  # of one that is not displayed
     assert workspace.selected == (24, 2)
+
+
+def test_a_drawing_links_the_latents_that_it_names(workspace, atlas):
+    start = atlas.tree.most_split(1, width=24).iloc[0]
+    workspace.show(width=24, latent=int(start["latent"]), view="splitting")
+    drawn = workspace.explorers["splitting"]._drawing.value
+    for child in atlas.tree.children(24, int(start["latent"])):
+        assert re.search(rf'<text [^>]*data-goto="48/{child["latent"]}"', drawn)
 
 
 def test_an_explorer_on_its_own_says_what_it_cannot_show(world):
