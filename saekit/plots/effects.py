@@ -268,7 +268,7 @@ def circuits_by_width(curves: pd.DataFrame, errors: str = "nodes") -> Plot:
             *(Line2D([], [], color=colours[width], label=f"width {width}") for width in widths),
             Line2D([], [], color=INK, linestyle=":", label="as many random nodes"),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // 2))
     found = "; ".join(
         f"{kind_style(kind).label} {width} {fixed(part['faithfulness'].median())}"
         for (kind, width), part in data[data["n_nodes"] == middle].groupby(["kind", "width"], sort=False)
