@@ -585,22 +585,35 @@ def _export_options(parser: Parser) -> None:
 
 def _latents(text: str) -> range:
     """A latent, or the first and last of several."""
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    found = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", text)
     if not found:
         raise argparse.ArgumentTypeError(
             f"expected a latent such as 7, or several such as 0-99, found {text!r}"
         )
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise argparse.ArgumentTypeError(f"expected the lower latent first, as in 0-99, found {text!r}")
+    return range(first, last + 1)
 
 
 def _export(options: argparse.Namespace) -> None:
+    from saekit.files import writable_folder
+    from saekit.loading.names import load_family
     from saekit.site.export import export_site, require_site_folder
+    from saekit.site.pages import choose_latents
 
     out = require_site_folder(options.out)
-    chosen = _given(options, "widths")
-    if hasattr(options, "latents"):
-        chosen["latents"] = sorted({latent for several in options.latents for latent in several})
-    print(export_site(_atlas(options), out, progress=options.progress, **chosen))
+    family = load_family(options.family)
+    # Refused before anything is computed, and before a range of any length becomes a list.
+    widths, last = getattr(options, "widths", None), max(family.widths) - 1
+    several = getattr(options, "latents", None)
+    if several is not None and (beyond := [one for one in several if one[-1] > last]):
+        raise IndexError(f"latents must be between 0 and {last}, found {beyond[0][-1]}.")
+    latents = None if several is None else sorted({latent for one in several for latent in one})
+    choose_latents(family, widths, latents)
+    writable_folder(out)
+    atlas = _atlas(family, options)
+    print(export_site(atlas, out, widths=widths, latents=latents, progress=options.progress))
 
 
 def _serve_options(parser: Parser) -> None:
@@ -615,6 +628,7 @@ def _serve_options(parser: Parser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from saekit.loading.names import load_family
     from saekit.site.serve import HOST, PORT, is_loopback, require_free, require_voila, serve
 
     host, port = getattr(options, "host", HOST), getattr(options, "port", PORT)
@@ -626,7 +640,7 @@ def _serve(options: argparse.Namespace) -> None:
             "and each visitor starts a process here.",
             file=sys.stderr,
         )
-    _atlas(options)  # kept, so that visitors need not wait for it
+    _atlas(load_family(options.family), options)  # kept, so that visitors need not wait for it
     place = f"[{host}]" if ":" in host else host
     print(f"The workspace is at http://{place}:{port}/ (Ctrl-C stops it).", flush=True)
     given = _given(options, "family", "store", "allow_mismatch", "model", "revision", "processing")
@@ -637,19 +651,19 @@ def _serve(options: argparse.Namespace) -> None:
 
 def workspace(**given: Any) -> Workspace:
     """The workspace that `saekit serve` shows to a visitor, from the options that it was given."""
+    from saekit.loading.names import load_family
     from saekit.widgets.workspace import Workspace
 
-    return Workspace(_atlas(argparse.Namespace(progress=False, **given)))
+    options = argparse.Namespace(progress=False, **given)
+    return Workspace(_atlas(load_family(options.family), options))
 
 
-def _atlas(options: argparse.Namespace) -> Atlas:
+def _atlas(family: Family, options: argparse.Namespace) -> Atlas:
     """Everything that the pages of a family look up, kept for the next time."""
     from saekit.activations import ActivationStore
-    from saekit.loading.names import load_family
     from saekit.series.profiles import store_for
     from saekit.widgets.atlas import build_atlas
 
-    family = load_family(options.family)
     info = family[family.widths[0]].info
     own = {"processing": info.get("model_processing", {})} | (
         {"name": info["model"]} if "model" in info else {}

@@ -128,7 +128,7 @@ def measure_ablation(
     order = within.argsort(stable=True)
     order = order[within[order] < length - 1]
     with tqdm(total=len(order), disable=not progress, unit="position", desc="ablation") as bar:
-        for batch in order.split(batch_size):
+        for batch in order.split(batch_size) if len(order) else ():
             place = within[batch]
             rows = store.tokens[chosen[batch] // length]
             run = run_to(model, rows[:, : int(place.max()) + 1], writes, inputs=reads)

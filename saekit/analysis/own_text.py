@@ -16,7 +16,7 @@ from saekit.cache import cached
 from saekit.corpora import separator_of
 from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.identity import Identity
-from saekit.models import capture, require_rows, token_strings
+from saekit.models import capture, require_rows, special_token_ids, token_strings
 from saekit.results import Result
 from saekit.selection import select_latent
 
@@ -40,6 +40,8 @@ class TextReading(Result):
         The latent that is active there, int64 `[entries]`.
     values : Tensor
         Its activation, float32 `[entries]`.
+    special : tuple of int
+        Indices of special tokens in the text, at which no latent counts as active.
     """
 
     dictionary: Identity
@@ -47,6 +49,7 @@ class TextReading(Result):
     places: Tensor
     latents: Tensor
     values: Tensor
+    special: tuple[int, ...] = ()
 
     def of(self, latent: int) -> list[float]:
         """A latent's activation on each token, 0 where it is silent.
@@ -98,12 +101,12 @@ class TextReading(Result):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """`dictionary`, `n_tokens`, `n_latents` (active on some token), `l0`."""
+        """`dictionary`, `n_tokens`, `n_latents` (active on some token), `l0` (special tokens apart)."""
         return {
             "dictionary": str(self.dictionary),
             "n_tokens": len(self.tokens),
             "n_latents": len(self.latents.unique()),
-            "l0": len(self.values) / len(self.tokens),
+            "l0": len(self.values) / (len(self.tokens) - len(self.special)),
         }
 
 
@@ -115,7 +118,8 @@ def read_text(
     """Run the model on a text and find every latent that is active on it.
 
     The text follows a separator, as documents do in packed rows. The separator itself is left out, as every
-    analysis leaves out special tokens and the first position of a row.
+    analysis leaves out special tokens and the first position of a row; special tokens in the text are read
+    by the model, but no latent counts as active on them.
 
     Parameters
     ----------
@@ -133,7 +137,8 @@ def read_text(
     TypeError
         If `text` is not text.
     ValueError
-        If it holds no token or more than the model takes, or the dictionary names no hook point.
+        If it holds no token, only special ones, more than the model takes, or half of a surrogate pair; or
+        the dictionary names no hook point.
     MismatchError
         If model and dictionary do not belong together.
 
@@ -151,17 +156,33 @@ def read_text(
     check_agreement(model=model, dictionaries=[dictionary], allow_mismatch=allow_mismatch)
     if dictionary.hook_point is None:
         raise ValueError(f"{dictionary.identity.described} names no hook point to read the text at.")
-    ids: Sequence[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ValueError("The text holds no token: give at least one word.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text holds half of a surrogate pair at character {error.start}, which no tokenizer reads."
+        ) from error
+    ids: Sequence[int] = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    apart = {*special_token_ids(model.tokenizer)}
+    special = torch.tensor([token in apart for token in ids], dtype=torch.bool)
+    if special.all():
+        holds = "only special tokens" if ids else "no token"
+        raise ValueError(f"The text holds {holds}: give at least one word.")
     row = torch.tensor([[separator_of(model.tokenizer), *ids]])
+    if row.shape[1] > model.cfg.n_ctx:
+        raise ValueError(
+            f"The text has {len(ids):,} tokens, but the model takes at most {model.cfg.n_ctx - 1:,} after "
+            "the separator: give a shorter one."
+        )
     require_rows(model, row)
     activations = capture(model, row, dictionary.hook_point)[0, 1:]
     found = dictionary.encode_sparse(activations.to(dictionary.W_enc))
+    kept = ~special.to(found.rows.device)[found.rows.long()]
     return TextReading(
         dictionary.identity,
         tuple(token_strings(model.tokenizer, ids)),
-        found.rows.long().cpu(),
-        found.indices.long().cpu(),
-        found.values.float().cpu(),
+        found.rows[kept].long().cpu(),
+        found.indices[kept].long().cpu(),
+        found.values[kept].float().cpu(),
+        tuple(special.nonzero()[:, 0].tolist()),
     )

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from saekit import charts, html
+from saekit import charts, html, settings
 from saekit.dictionary import Dictionary
+from saekit.family import Family
 from saekit.files import hash_json, source_hash
 from saekit.provenance import provenance_of
 from saekit.selection import Latents, select_latents
@@ -120,6 +121,30 @@ class Chapter:
         return steps | (dict(zip(dead, np.resize(order, len(dead)).tolist(), strict=True)) if order else {})
 
 
+def choose_latents(
+    family: Family, widths: Sequence[int] | None, latents: Latents | None
+) -> dict[int, np.ndarray]:
+    """The latents that have a page, ascending, by width.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        If the family has no such width, one of the widths no such latent, or none is chosen.
+    """
+    given = family.widths if widths is None else widths
+    chosen = sorted({settings.whole("width", width) for width in given})
+    unknown = [width for width in chosen if width not in family.widths]
+    if unknown:
+        raise ValueError(f"The family has widths {listed(family.widths)}, found {unknown[0]}.")
+    found = {
+        width: np.arange(width) if latents is None else np.unique(select_latents(latents, width).numpy())
+        for width in chosen
+    }
+    if not any(map(len, found.values())):
+        raise ValueError("A site needs at least one latent, found none.")
+    return found
+
+
 class Site:
     """What a site shows, and the bytes of each of its files.
 
@@ -142,10 +167,10 @@ class Site:
         self, atlas: Atlas, *, widths: Sequence[int] | None = None, latents: Latents | None = None
     ) -> None:
         self.atlas = atlas
-        chosen = atlas.widths if widths is None else sorted({atlas.select(width, 0)[0] for width in widths})
-        self.chapters = [self._chapter(width, latents) for width in chosen]
-        if not self.chapters or not len(self.chapters[0].latents):
-            raise ValueError("A site needs at least one latent, found none.")
+        self.chapters = [
+            self._chapter(width, chosen)
+            for width, chosen in choose_latents(atlas.family, widths, latents).items()
+        ]
         self._chapter_of = {chapter.width: chapter for chapter in self.chapters}
         family = atlas.family
         place = "" if family.hook_point is None else f" at {family.hook_point}"
@@ -154,9 +179,7 @@ class Site:
         self.inputs = self._inputs()
         self.digest = hash_json(self.inputs)
 
-    def _chapter(self, width: int, latents: Latents | None) -> Chapter:
-        wanted = np.arange(width) if latents is None else select_latents(latents, width).numpy()
-        wanted = np.unique(wanted)
+    def _chapter(self, width: int, wanted: np.ndarray) -> Chapter:
         dead = self.atlas.table(width)["dead"].to_numpy()
         return Chapter(width, wanted, ~dead[wanted])
 
@@ -166,11 +189,14 @@ class Site:
         tables = [[frame.columns.tolist(), _plain(frame)] for frame in map(atlas.table, atlas.widths)]
         labels = [atlas.labels[width].frame.to_dict("list") for width in atlas.widths]
         meta = None if atlas.meta is None else atlas.meta.dictionary.content_hash
+        theta = None if atlas.tree is None else atlas.tree.theta
+        sources = [evidence.sources and [*evidence.sources] for evidence in atlas.evidence.values()]
         return {
             "the family": hash_json([member.content_hash for member in atlas.family]),
             "the activations": self.store,
             "the labels": hash_json(labels),
-            "the results": hash_json([tables, meta]),
+            "the results": hash_json([tables, meta, theta]),
+            "the sources": hash_json(sources),
             "the choice of latents": hash_json([[c.width, c.latents.tolist()] for c in self.chapters]),
             "the version of saekit": source_hash(),
         }

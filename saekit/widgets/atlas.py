@@ -28,7 +28,7 @@ from saekit.cache import keeping
 from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.identity import Identity
-from saekit.selection import select_latent
+from saekit.selection import Latents, select_latent
 from saekit.widgets.evidence import Evidence, collect_evidence
 from saekit.wording import listed
 
@@ -135,9 +135,9 @@ class Atlas:
             of the next smaller width), `novel` (that cosine is under the tree's theta), `larger_match`
             and `larger_cosine`, `children` and `status` (its fate at the next larger width, see
             `SplittingTree.nodes`); `seed_cosine` (greatest cosine in another seed, averaged over the
-            other seeds); `meta_latents` (their number) and `mse_change` (on insertion) where the atlas
-            has them for this width. Where there is no such width or seed, matches are -1, cosines NaN
-            and the status is empty.
+            other seeds); `meta_latents` (their number) and `mse_change` (on insertion) if the atlas has
+            a meta-SAE or an insertion, NaN where it is not of this width. Where there is no such width or
+            seed, matches are -1, cosines NaN and the status is empty.
         """
         width, _ = self.select(width, 0)
         if width not in self._tables:
@@ -160,6 +160,9 @@ class Atlas:
                 "children": 0,
                 "status": "",
                 "seed_cosine": np.nan,
+                # Every width has every column, so that a filter or an order holds for all of them.
+                **({} if self.meta is None else {"meta_latents": np.nan}),
+                **({} if self.insertion is None else {"mse_change": np.nan}),
             }
         )
         if self.tree is not None:
@@ -255,7 +258,7 @@ class Atlas:
         """
         return read_text(self._with_model("reads a text"), self.dictionary(width), text)
 
-    def ablation(self, width: int, latent: int, positions: Sequence[int]) -> dict[int, float]:
+    def ablation(self, width: int, latent: int, positions: Latents) -> dict[int, float]:
         """Change of the next-token loss when a latent is removed, by position of the store.
 
         Kept by content; see `saekit.measure_ablation`. NaN where a row ends.
@@ -266,10 +269,22 @@ class Atlas:
             As `saekit.measure_ablation`, and if the atlas has no model.
         """
         width, latent = self.select(width, latent)
-        model = self._with_model("ablates a latent")
+        model = self.require_ablation(width)
         with keeping(self._keep):
-            found = measure_ablation(model, self.family[width], latent, self.store, list(positions))
+            found = measure_ablation(model, self.family[width], latent, self.store, positions)
         return dict(zip(found.frame["position"], found.frame["change"], strict=True))
+
+    def require_ablation(self, width: int) -> TransformerBridge:
+        """The model that latents of a width are ablated in.
+
+        Raises
+        ------
+        ValueError
+            If the atlas has none, or the latents depend on each other (see `saekit.as_jumprelu`).
+        """
+        model = self._with_model("ablates a latent")
+        self.dictionary(width).require_independent("Ablation of one latent")
+        return model
 
     def _with_model(self, what: str) -> TransformerBridge:
         if self.model is None:
@@ -297,14 +312,23 @@ class Atlas:
         DataFrame
             `width`, `latent`, `label`, `score`, `where` (`"number"`, `"label"`, `"fires on"` or
             `"promotes"`: the best match of the last word).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `query` is not text, or `n` not a whole number from 1.
         """
-        words = query.casefold().split()
+        if not isinstance(query, str):
+            raise TypeError(f"query must be a str, found {type(query).__name__}.")
+        words = list(dict.fromkeys(query.casefold().split()))
         score, where = self._numbered(words)
         if words and not score.any():
             score = np.ones(len(score))
             for word in words:
                 best, where = self._matching(word)
                 score = np.where(best > 0, score + best, 0) * (score > 0)
+                if not score.any():  # of a pasted page, say, whose other words change nothing
+                    break
         found = np.flatnonzero(score)
         rows = self._rows
         order = np.lexsort(
@@ -326,7 +350,8 @@ class Atlas:
         """Latents that a query names by number."""
         rows = self._rows
         named = np.zeros(len(rows["width"]), dtype=bool)
-        number = re.fullmatch(r"(?:([\d,]+)/)?(\d+)", words[0]) if len(words) == 1 else None
+        # No latent has a number of more digits, and Python converts only so many.
+        number = re.fullmatch(r"(?:(\d[\d,]{0,17})/)?(\d{1,18})", words[0]) if len(words) == 1 else None
         if number:
             named = rows["latent"] == int(number[2])
             if number[1]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from ipywidgets import widgets
 from markupsafe import Markup
 
 from saekit import html
+from saekit.analysis.own_text import TextReading
 from saekit.analysis.similarity import largest
 from saekit.charts.chart import Chart
 from saekit.family import Family
 from saekit.identity import Identity
 from saekit.widgets.atlas import Atlas
-from saekit.widgets.base import Explorer, LatentState
+from saekit.widgets.base import Explorer, LatentState, as_trait_error
 from saekit.widgets.evidence import Evidence, require_evidence_of_each
 from saekit.widgets.latent_page import latent_charts, latent_page
 
@@ -30,6 +32,34 @@ class PageState(LatentState):
     order = ("width", "latent", "text", "ablation")
     text = traitlets.Unicode("")
     ablation = traitlets.Bool(False)
+
+    def __init__(
+        self,
+        atlas: Atlas,
+        read: Callable[[int, str], TextReading],
+        width: int,
+        latent: int,
+        *,
+        follow: Callable[[int, int, int], int],
+    ) -> None:
+        self._atlas, self._read = atlas, read
+        super().__init__(atlas.widths, width, latent, follow=follow)
+
+    # A text that cannot be read is refused here, since no latent could be shown as long as it stays.
+    @traitlets.validate("text")
+    def _readable(self, proposal: Any) -> str:
+        text: str = proposal["value"]
+        if text:
+            with as_trait_error():
+                self._read(self.width, text)
+        return text
+
+    @traitlets.validate("ablation")
+    def _measurable(self, proposal: Any) -> bool:
+        if proposal["value"]:
+            with as_trait_error():
+                self._atlas.require_ablation(self.width)
+        return bool(proposal["value"])
 
 
 class LatentExplorer(Explorer):
@@ -97,7 +127,7 @@ class LatentExplorer(Explorer):
         if latent is None:
             latent = next(iter(evidence[width].alive), 0) if width in evidence else 0
         self._random = np.random.default_rng(0)
-        super().__init__(PageState(family.widths, width, latent, follow=self._nearest))
+        super().__init__(PageState(self.atlas, self._read, width, latent, follow=self._nearest))
 
     def _build(self) -> list[widgets.Widget]:
         controls = self._latent_controls(self.family.widths)

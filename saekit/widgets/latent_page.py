@@ -75,8 +75,12 @@ def latent_page(
     >>> "Activations" in latent_page(atlas, 16, 0)
     True
     """
+    if not isinstance(atlas, Atlas):
+        raise TypeError(f"atlas must be an Atlas (saekit.build_atlas), found {type(atlas).__name__}.")
     width, latent = atlas.select(width, latent)
     dictionary, evidence = atlas.dictionary(width), atlas.evidence[width]
+    if own is not None and not isinstance(own, TextReading):
+        raise TypeError(f"own must be a TextReading (atlas.read(width, text)), found {type(own).__name__}.")
     if own is not None:
         dictionary.identity.require(own.dictionary, "The dictionary that read the text")
     examples = _Examples(atlas, width, latent, n, ablation, whole_rows)

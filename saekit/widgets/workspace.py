@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -50,7 +51,7 @@ TITLES = {
     "meta_latents": "meta-latents",
     "mse_change": "MSE change",
 }  # columns of the table; those without a value for any latent are left out
-TERM = re.compile(r"(\w+)(<=|>=|!=|=|<|>)(.+)")
+TERM = re.compile(r"(\w+)(<=|>=|!=|==?|<|>)(.+)")
 
 
 class WorkspaceState(LatentState):
@@ -324,7 +325,7 @@ class Workspace(Explorer):
                 self._boxes[state.view].children = (self.explorers[state.view].view,)
         elif state.view == "table":
             self._sort.options = [(TITLES[name], name) for name in self._columns()]
-            self._sort.value, self._filter.value = state.sort, state.filter
+            self._sort.value, self._filter.value = self._sorted_by(), state.filter
             self._descending.value = state.descending
             self._page.max = self._n_pages()
             self._page.value = state.page + 1
@@ -486,7 +487,7 @@ class Workspace(Explorer):
     def rows(self) -> pd.DataFrame:
         """All rows of the table, filtered and sorted, on whatever page."""
         state = self.state
-        column = state.sort if state.sort in self._columns() else "latent"
+        column = self._sorted_by()
         key = state.width, state.filter, column, state.descending
         if self._rows[0] != key:
             table = self.atlas.table(state.width)[self._kept(state.width, state.filter)]
@@ -498,6 +499,10 @@ class Workspace(Explorer):
             )
             self._rows = key, ordered
         return self._rows[1]
+
+    def _sorted_by(self) -> str:
+        """The column that orders the table: the one asked for, where this width has it."""
+        return self.state.sort if self.state.sort in self._columns() else "latent"
 
     def _n_pages(self) -> int:
         return max(1, -(-len(self.rows) // ROWS))
@@ -513,7 +518,7 @@ class Workspace(Explorer):
     def _page_of_table(self) -> Markup:
         state, rows, columns = self.state, self.rows, self._columns()
         first = state.page * ROWS
-        sorted_by = state.sort if state.sort in columns else "latent"
+        sorted_by = self._sorted_by()
         arrow = {True: " ↓", False: " ↑"}[state.descending]
         header = [
             html.markup('<span data-sort="{}">{}{}</span>', name, TITLES[name], arrow * (name == sorted_by))
@@ -774,8 +779,18 @@ class Workspace(Explorer):
         return pd.concat(rows, ignore_index=True)
 
     def _charts(self) -> dict[str, Chart]:
-        explorer = self.explorers.get(self.state.view)
-        return {} if explorer is None else explorer._charts()
+        if self.state.view in self.explorers:
+            return self.explorers[self.state.view]._charts()
+        if self.state.view != "side by side":
+            return {}
+        found = {}
+        for width, latent in (state_latent(self.state), self._second()):
+            chart = self.atlas.evidence[width].chart(latent)
+            if chart is not None:
+                name = f"latent {latent} of {self.atlas.family[width].name}"
+                caption = f"Activations where it is active: {name}. {chart.alt}"
+                found[f"{width}/{latent}"] = replace(chart, caption=caption)
+        return found
 
     def _identities(self) -> Sequence[Identity]:
         return [self.atlas.family[width].identity for width in self.atlas.widths]
@@ -829,12 +844,14 @@ def _compare(table: pd.DataFrame, name: str, how: str, value: str) -> np.ndarray
     elif pd.api.types.is_numeric_dtype(column):
         try:
             wanted = float(value)
-        except ValueError as error:
-            raise ValueError(f"A filter compares {name} with a number, found {value!r}.") from error
+        except ValueError:
+            wanted = np.nan
+        if wanted != wanted:
+            raise ValueError(f"A filter compares {name} with a number, found {value!r}.")
     else:
         column, wanted = column.str.casefold(), value.casefold()
-    if how in ("=", "!="):
-        found = column == wanted if how == "=" else column != wanted
+    if how in ("=", "==", "!="):
+        found = column != wanted if how == "!=" else column == wanted
     else:
         found = {"<": column.lt, "<=": column.le, ">": column.gt, ">=": column.ge}[how](wanted)
     return found.to_numpy(dtype=bool)

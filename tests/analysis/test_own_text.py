@@ -43,11 +43,39 @@ def test_a_text_that_cannot_be_read_is_refused(model):
         read_text(model, sae(), 3)
     with pytest.raises(ValueError, match="holds no token"):
         read_text(model, sae(), "")
-    with pytest.raises(ValueError, match="takes at most"):
+    with pytest.raises(ValueError, match="The text has 2,000 tokens, but the model takes at most 63 after"):
         read_text(model, sae(), " king" * 2000)
+    with pytest.raises(ValueError, match="holds only special tokens"):
+        read_text(model, sae(), "<|begin|><|endoftext|>")
+    with pytest.raises(ValueError, match="half of a surrogate pair at character 4"):
+        read_text(model, sae(), "king\ud83d")
     bare = Dictionary(**sae().tensors())
     with pytest.raises(ValueError, match="names no hook point"):
         read_text(model, bare, "king")
+
+
+def test_no_latent_is_active_on_a_special_token(model):
+    dictionary, text = sae(), "<|begin|>the old<|endoftext|> king"
+    reading = read_text(model, dictionary, text)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(torch.tensor([[separator_of(model.tokenizer), *ids]]))
+    dense = dictionary.encode(cache[HOOK_POINT][0, 1:])
+    special = [reading.tokens.index(token) for token in ("<|begin|>", "<|endoftext|>")]
+    assert reading.special == (0, special[1])
+    assert (dense[special] > 0).any(1).all()  # there is something to leave out
+    dense[special] = 0
+    for latent in range(dictionary.width):
+        assert reading.of(latent) == pytest.approx(dense[:, latent].tolist(), rel=1e-5, abs=1e-6)
+    assert reading.summary["l0"] == pytest.approx(int((dense > 0).sum()) / (len(ids) - 2))
+
+
+def test_nothing_is_measured_at_the_ends_of_rows(model, store):
+    last = store.context_length - 1
+    found = measure_ablation(model, sae(), 0, store, [last]).frame
+    assert found["position"].tolist() == [last]
+    assert found["change"].isna().all()
+    assert measure_ablation(model, sae(), 0, store, []).frame.empty
 
 
 def test_the_loss_of_an_ablation_is_that_of_the_edited_model(model, store):

@@ -1,5 +1,6 @@
 """The static site: its structure, its links, going on after an interrupt, and hostile text."""
 
+import contextlib
 import functools
 import json
 import operator
@@ -290,6 +291,7 @@ def test_a_site_of_other_inputs_is_refused_with_what_changed(atlas, small):
         (atlas, {}, "the choice of latents"),
         (replace(atlas, labels=labels), {"widths": [24]}, "the labels"),
         (replace(atlas, tree=None, _tables={}), {"widths": [24]}, "the results"),
+        (make_atlas(make_world(), sources=["toy <b>source</b>"]), {"widths": [24]}, "the sources"),
         (make_atlas(make_world(kind="gated")), {"widths": [24]}, "the family"),
     ):
         with pytest.raises(ValueError, match=f"holds a site of other inputs \\(.*{changed}.* changed\\)"):
@@ -367,6 +369,21 @@ def test_the_command_writes_what_the_python_call_does(store, model_folder, tmp_p
     assert files_of(out) == files_of(tmp_path / "called")
     assert main(["--quiet", "export", *arguments]) == 1
     assert "holds a site of other inputs (the choice of latents changed)" in capsys.readouterr().err
+    monkeypatch.setattr("saekit.cli._atlas", lambda *_: pytest.fail("refused too late"))
+    (tmp_path / "file").write_text("x")
+    for wrong, found in (
+        (["--widths", "9"], "The family has widths 8 and 16, found 9."),
+        (["--latents", "16"], "latents must be between 0 and 15, found 16."),
+        (["--latents", "8"], "latents must be between 0 and 7, found 8."),
+        (["--latents", "0-99999999999999"], "latents must be between 0 and 15, found 99999999999999."),
+        (["--latents", "7-5"], "expected the lower latent first, as in 0-99, found '7-5'"),
+    ):
+        with contextlib.suppress(SystemExit):  # of argparse
+            assert main(["--quiet", "export", str(folder), str(tmp_path / "new"), *wrong]) == 1
+        assert found in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
+    assert main(["--quiet", "export", str(folder), str(tmp_path / "file" / "out")]) == 1
+    assert "Nothing can be written to the folder" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_folder_before_it_loads_anything(tmp_path, capsys):

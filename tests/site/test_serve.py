@@ -34,7 +34,7 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded(monkeypatch, capsys)
 @pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
 def test_another_host_is_warned_of(host, warned, monkeypatch, capsys):
     monkeypatch.setattr(serve, "require_voila", lambda: None)
-    monkeypatch.setattr("saekit.cli._atlas", lambda options: None)
+    monkeypatch.setattr("saekit.cli._atlas", lambda family, options: None)
     asked = {}
     monkeypatch.setattr(serve, "serve", lambda source, **options: asked.update(options, source=source))
     assert main(["--quiet", "serve", "relu", "--host", host, "--port", "0", "--no-browser"]) == 0

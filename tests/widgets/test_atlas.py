@@ -15,6 +15,7 @@ from saekit.dictionary import Dictionary, Transcoder
 from saekit.family import Family
 from saekit.metrics import evaluate
 from saekit.widgets import build_atlas
+from saekit.widgets.atlas import Atlas
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_a_table_holds_what_brute_force_finds(world, atlas, width):
             assert table[f"{side}_cosine"].isna().all()
             assert (table[f"{side}_match"] == -1).all()
     assert np.allclose(table["seed_cosine"], cosines(world, (width, 0), (width, 1)).max(1), atol=1e-6)
-    assert ("mse_change" in table) == (width == 48)
+    assert table["mse_change"].isna().all() == (width != 48)
 
 
 def test_what_a_latent_is_near_to(world, atlas):
@@ -109,6 +110,27 @@ def test_a_latent_is_found_by_its_number(atlas):
     assert atlas.search("24/1700").empty
 
 
+@pytest.mark.parametrize("query", [",/3", "/3", "3" * 5000, f"{'9' * 5000}/1", "9" * 30, "[(*", "x" * 10_000])
+def test_a_query_without_sense_finds_nothing(atlas, query):
+    assert atlas.search(query).empty
+
+
+def test_a_pasted_page_is_searched_no_further_than_its_first_word_without_a_match(atlas, monkeypatch):
+    asked = []
+    matching = Atlas._matching
+    monkeypatch.setattr(Atlas, "_matching", lambda self, word: asked.append(word) or matching(self, word))
+    assert atlas.search("king " * 5000 + " ".join(f"nothing{i}" for i in range(5000))).empty
+    assert asked == ["king", "nothing0"]
+    with pytest.raises(TypeError, match="query must be a str, found int"):
+        atlas.search(3)
+
+
+def test_every_width_has_every_column(atlas):
+    assert len({tuple(atlas.table(width).columns) for width in atlas.widths}) == 1
+    assert atlas.table(8)["mse_change"].isna().all()
+    assert atlas.table(48)["mse_change"].notna().all()
+
+
 @pytest.mark.parametrize(
     ("widths", "seeds"), [((24,), (0, 1)), ((8, 24), (0,)), ((24,), (0,))], ids=lambda given: str(given)
 )
@@ -163,7 +185,7 @@ def test_meta_latents_of_a_latent(world):
     assert found["meta_latent"].tolist() == expected
     assert found["label"].tolist() == [atlas.meta_labels.of(i) for i in expected]
     assert atlas.table(24)["meta_latents"].iat[3] == len(expected)
-    assert "meta_latents" not in atlas.table(48)
+    assert atlas.table(48)["meta_latents"].isna().all()
     assert atlas.meta_latents(48, 3).empty
 
 

@@ -10,6 +10,7 @@ from toy_effects import sae
 from toy_meta import make_meta
 from toy_stores import in_memory
 from toy_world import DEAD, make_atlas
+from traitlets import TraitError
 from widget_checks import shown
 
 from saekit import html
@@ -184,10 +185,40 @@ def test_the_explorer_reads_a_text_and_measures_ablations_with_its_model(live, w
     assert explorer.static() == static
     without = LatentExplorer(world.family, world.evidence)
     assert without.view
-    with pytest.raises(ValueError, match="reads a text with its model"):
+    with pytest.raises(TraitError, match="reads a text with its model"):
         without.state.text = "king"
+    with pytest.raises(TraitError, match="ablates a latent with its model"):
+        without.state.ablation = True
     with pytest.raises(ValueError, match="atlas must be of the family"):
         LatentExplorer(world.family, world.evidence, atlas=live)
+
+
+def test_what_cannot_be_read_or_ablated_changes_nothing(live, model, store):
+    explorer = LatentExplorer(live.family, live.evidence, atlas=live)
+    assert explorer.view
+    explorer.show(text="the king", latent=3)
+    before = explorer.code()
+    for text in ("king " * 2000, "\ud800", "<|endoftext|>"):
+        with pytest.raises(TraitError, match="The text h"):
+            explorer.show(text=text)
+        with pytest.raises(TraitError, match="The text h"):
+            explorer._text.value = text
+        assert explorer.code() == before
+    explorer.state.latent = 4  # the next click works
+    assert "This latent" in shown(explorer)
+    family = Family([replace(live.family[20], k=3)])
+    topk = build_atlas(family, store, model, keep=False, progress=False)
+    competing = LatentExplorer(family, topk.evidence, atlas=topk)
+    with pytest.raises(TraitError, match="do not depend on each other"):
+        competing.show(ablation=True)
+    assert competing.static()
+
+
+def test_what_is_no_atlas_and_no_reading_is_refused(atlas):
+    with pytest.raises(TypeError, match=r"atlas must be an Atlas .* found dict"):
+        latent_page({}, 24, 2)
+    with pytest.raises(TypeError, match=r"own must be a TextReading .* found str"):
+        latent_page(atlas, 24, 2, own="king")
 
 
 def test_a_link_only_where_the_dictionary_names_its_public_page(world):

@@ -200,6 +200,7 @@ def test_pages_of_the_table(workspace):
         ("A filter compares one of", {"filter": "weight>3"}),
         ("with a number, found 'much'", {"filter": "density>much"}),
         ("dead in a filter", {"filter": "dead=perhaps"}),
+        ("with a number, found 'nan'", {"filter": "density>nan"}),
         ("sort", {"sort": "weight"}),
         ("view", {"view": "weight"}),
         ("second must be None or a pair", {"second": 3}),
@@ -212,6 +213,23 @@ def test_what_does_not_exist_is_refused_and_changes_nothing(workspace, wrong, ch
     with pytest.raises(traitlets.TraitError, match=wrong):
         workspace.show(**change)
     assert workspace.code() == before
+
+
+def test_a_filter_of_one_width_holds_no_other_width_back(workspace):
+    workspace.show(width=48, view="table", filter="mse_change>0", sort="mse_change")
+    assert len(workspace.rows)
+    send(workspace, goto="8/3")
+    assert workspace.selected == (8, 3)
+    assert workspace.rows.empty
+    assert workspace._sort.value == "latent"
+    workspace.show(filter="latent==3")
+    assert workspace.rows["latent"].tolist() == [3]
+    workspace.show(filter="", sort="larger_cosine", descending=True)
+    assert workspace.rows["larger_cosine"].is_monotonic_decreasing
+    workspace.show(width=48)  # the widest, which has no such column
+    assert workspace.rows["latent"].is_monotonic_decreasing
+    workspace.state.width = 8
+    assert workspace._sort.value == "larger_cosine"
 
 
 def test_two_latents_side_by_side(world, workspace):
@@ -230,8 +248,14 @@ def test_two_latents_side_by_side(world, workspace):
     assert workspace.state.second == (24, 4)
     workspace._other_width.value = 48
     assert workspace.state.second[0] == 48
+    assert list(workspace.charts) == ["8/3", f"48/{workspace.state.second[1]}"]
+    for name, chart in workspace.charts.items():
+        width, latent = map(int, name.split("/"))
+        assert chart.data["count"].sum() == workspace.atlas.evidence[width].counts[latent]
+    assert len(workspace.figure().figure.axes) == 2
     workspace.show(width=8, latent=DEAD)
     assert "none of those of the first" in workspace._sides.value
+    assert len(workspace.charts) == 1
 
 
 def test_one_width_is_compared_within_itself(world):
