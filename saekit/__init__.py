@@ -15,7 +15,7 @@ Uniqueness       match_latents, measure_uniqueness, compare_codes, measure_subst
 Lines, maps      cluster_latents, measure_irreducibility, show_clusters, fit_map, measure_maps,
                  carry_dictionary, explain_latents, score_explanations, Endpoint
 Worth            World, measure_recovery, measure_hedging, frozen_decoder, soft_frozen_decoder,
-                 permuted_decoder, random_at_equal_l0, compare_with_baselines,
+                 permuted_decoder, random_at_equal_l0, compare_with_baselines, baselines_table,
                  harvest_last_tokens, LastTokens, probe, ProbingExplorer, WorldExplorer
 Latents          collect, logit_table, measure_readability, label_latents, label_meta_latents,
                  multiple_choice_test, detection_test, known_facts, measure_edits, read_text
@@ -25,10 +25,9 @@ Explorers        explore, build_atlas, collect_evidence, LatentExplorer, Splitti
                  NoveltyExplorer, StitchingExplorer, MetaExplorer, CircuitExplorer, EditExplorer
 Report, figures  write_report, export_site, plots, figures, figures_folder, provenance_of,
                  provenance_table, neuronpedia, push_to_hub, TensorBoardLogger, WandbLogger
-The series       load_series, store_for, embedded_rows, embedded_store, bundled_table,
-                 convergence_table, kinds_table, kinds_l0_table, releases_table, truth_table,
-                 baselines_table, probing_table, components_table, circuits_table, facts_table,
-                 edits_table, order_table
+The series       load_series, store_for, embedded_rows, embedded_store, convergence_table,
+                 kinds_l0_table, bundled_table, releases_table, probing_table, components_table,
+                 circuits_table, kinds_table, facts_table, edits_table, order_table, truth_table
 
 Results have `.summary`, `.plot()`, most `.frame`; modules such as `saekit.corpora` are there.
 """

@@ -116,6 +116,11 @@ def require_site_folder(folder: str | Path) -> Path:
     ------
     ValueError
         If it does.
+
+    Examples
+    --------
+    >>> require_site_folder("new-site").name
+    'new-site'
     """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not _manifest(folder):
