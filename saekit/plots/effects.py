@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -242,6 +243,7 @@ def circuits_by_width(curves: pd.DataFrame, errors: str = "nodes") -> Plot:
     tasks, kinds, widths = (data[name].unique().tolist() for name in ("task", "kind", "width"))
     middle = _middle(data)
     colours = width_colours(sorted(widths))
+    markers = dict(zip(sorted(widths), cycle("osD^vPX"), strict=False))  # shades alone are hard to tell apart
     with house_style():
         figure = new_figure(FULL, 0.9 + 1.7 * len(kinds))
         panels = figure.subplots(len(kinds), len(tasks), sharex=True, sharey=True, squeeze=False)
@@ -253,8 +255,9 @@ def circuits_by_width(curves: pd.DataFrame, errors: str = "nodes") -> Plot:
                 for (width, seed), part in here.groupby(["width", "seed"]):
                     first = seed == here.loc[here["width"] == width, "seed"].min()
                     inside = part[part["n_nodes"] > 0]
-                    style = {"color": colours[width], "linewidth": 1.2 if first else 0.6}
-                    axes.plot(inside["n_nodes"], inside["faithfulness"], "-", **style)
+                    style = {"color": colours[width], "linewidth": 1.0 if first else 0.5}
+                    marks = {"marker": markers[width], "markersize": 3.5 if first else 0}
+                    axes.plot(inside["n_nodes"], inside["faithfulness"], "-", **style, **marks)
                     axes.plot(inside["n_nodes"], inside["random_faithfulness"], ":", **style)
                 axes.set_xscale("log")
                 axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
@@ -265,7 +268,10 @@ def circuits_by_width(curves: pd.DataFrame, errors: str = "nodes") -> Plot:
             axes.set_xlabel("nodes in the circuit")
         panels[0, 0].set_ylim(-0.15, 1.2)
         handles = [
-            *(Line2D([], [], color=colours[width], label=f"width {width}") for width in widths),
+            *(
+                Line2D([], [], color=colours[width], marker=markers[width], label=f"width {width}")
+                for width in widths
+            ),
             Line2D([], [], color=INK, linestyle=":", label="as many random nodes"),
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // 2))
