@@ -29,7 +29,8 @@ MARKS = {
     "meta-latents, as in the post": ("*", META),
     "meta-latents, as in the code": ("X", META),
 }
-SMALL, LARGE = 4.0, 8.0  # size of a mark: more components, larger
+STROKES = "x", "+"  # marks without an inside
+SMALL, LARGE = 3.5, 7.0  # size of a mark: more components, larger
 
 
 def edits_by_method(edits: Edits) -> Chart:
@@ -71,17 +72,24 @@ def edits_by_method(edits: Edits) -> Chart:
                 marks.append(Line([row[f"{measure}_low"], row[f"{measure}_high"]], [at[1]] * 2, colour, 0.5))
                 marks.append(Line([at[0]] * 2, [row["cause_low"], row["cause_high"]], colour, 0.5))
                 told = [f"{method}, {row['n']}: cause {at[1]:.2f}, {measure} {at[0]:.2f}"]
-                marks.append(Dots(*at, colour, marker, size, titles=told))
+                fill, edge = _inside_and_edge(marker, colour)
+                marks.append(Dots(*at, fill, marker, size, edge=edge, titles=told))
         first = measure == "isolation"
         y = scale(-0.05, 1.05, label="cause: edits that take" if first else "")
         drawn.append(Panel(x, y, tuple(marks), data=data if first else pd.DataFrame(), name=measure))
     n_pairs = edits.summary["n_pairs"]
+    keys = []
+    for name in methods:
+        marker, colour = MARKS[name]
+        fill, edge = _inside_and_edge(marker, colour)
+        keys.append(Key(name, fill, marker, edge=edge, size=5))
+    keys.append(Key("mean of 0.5, as with no edit", "quiet", dash=":", width=0.8))
     return Chart(
         (tuple(drawn),),
         alt=f"Cause against isolation, and against damage, of {len(data)} methods",
         height=205,
         widths=(1.25, 1),
-        keys=tuple(Key(name, MARKS[name][1], MARKS[name][0], size=5) for name in methods),
+        keys=tuple(keys),
         key_columns=3,
         caption=f"Edits of facts about {len(edits.entities)} entities. Over {n_pairs} pairs of base and "
         "source, cause is the share of edits after which the edited attribute is the source's, isolation "
@@ -90,6 +98,11 @@ def edits_by_method(edits: Edits) -> Chart:
         "added at every position. Larger marks swap more components; bars are 95% bootstrap intervals, over "
         "pairs or rows of text",
     )
+
+
+def _inside_and_edge(marker: str, colour: str) -> tuple[str, str]:
+    """The colours of a mark: open where it has an inside, so that marks on each other can be told apart."""
+    return (colour, "") if marker in STROKES else ("none", colour)
 
 
 def at_method(chart: Chart, method: str, n: int) -> Chart:

@@ -198,6 +198,8 @@ def _key(key: Key, x: float, y: float) -> str:
 
 def _dot(x: float, y: float, dots: Dots, title: str = "") -> str:
     look = _fill(dots.colour, _on_dark(dots.alpha))
+    if dots.colour == "none" and title:  # its inside has the title too
+        look += ";pointer-events:all"
     if dots.edge or _is_open(dots.marker):
         look += _edge(dots.edge or dots.colour, dots.edge_width)
     if dots.marker == "o":

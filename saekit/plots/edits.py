@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from saekit.charts import edits as drawing
 from saekit.figures import Plot
 from saekit.plots.common import made_from
+from saekit.wording import fixed
 
 if TYPE_CHECKING:
     from saekit.analysis.edits import Edits
@@ -27,18 +28,16 @@ def edits_by_method(result: Edits) -> Plot:
     chart = drawing.edits_by_method(result)
     data = chart.data
     best = data.sort_values("disentangle", ascending=False)
-    found = "; ".join(
-        f"{row.method} ({row.n}) cause {row.cause:.2f}, isolation {row.isolation:.2f}, "
-        f"damage {row.damage:.2f}"
-        for row in best.itertuples()
-    )
+    most = data.sort_values("cause", ascending=False).groupby("method", sort=False).first()
+    found = "; ".join(f"{name} {fixed(row.cause)}" for name, row in most.head(4).iterrows())
     first = best.iloc[0]
     return Plot(
         chart.figure(),
         data,
         caption=f"{chart.caption}. Greatest mean: {first['method']} ({first['n']}), "
         f"{first['disentangle']:.2f}.",
-        alt="Scatter of cause against isolation, and against damage. By the mean of cause and isolation: "
-        f"{found}.",
+        alt=f"Scatter of cause against isolation, and against damage, for {len(data)} edits. Greatest mean "
+        f"of cause and isolation: {first['method']} ({first['n']}), {fixed(first['disentangle'])}; leaving "
+        f"everything as it is has 0.50. Greatest cause: {found}.",
         made_from=made_from(result),
     )
