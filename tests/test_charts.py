@@ -70,7 +70,7 @@ def test_a_histogram_draws_every_bin():
     tall = np.array([float(height) for _, height in drawn])
     np.testing.assert_allclose(tall, tall[0] * counts[counts > 0] / 70, atol=1)  # at least a pixel
     assert tall.min() >= 1
-    assert "2.00 to 3.00: 1 activation" in chart.svg()
+    assert "2.00 to 3.00: 1 token" in chart.svg()
     with pytest.raises(ValueError, match="4 bins have 5 edges, found 4"):
         charts.histogram(counts, [0, 1, 2, 3])
 

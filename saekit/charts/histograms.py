@@ -17,7 +17,12 @@ HEIGHT = 90.0
 
 
 def histogram(
-    counts: ArrayLike, edges: ArrayLike, *, label: str = "activation", at: float | None = None
+    counts: ArrayLike,
+    edges: ArrayLike,
+    *,
+    label: str = "activation",
+    of: str = "token",
+    at: float | None = None,
 ) -> Chart:
     """Draw how often a latent is how active, in deeper orange to the right.
 
@@ -29,6 +34,8 @@ def histogram(
         Of the bins, ascending, `[n + 1]`.
     label : str
         What the horizontal axis shows.
+    of : str
+        What is counted, in the singular.
     at : float, optional
         A value to mark, such as the activation on a text of one's own.
 
@@ -44,7 +51,7 @@ def histogram(
     """
     n = len(np.asarray(counts))
     colours = [shade(ORANGE, 0.65 * (1 - (place + 1) / n)) for place in range(n)]
-    return _histogram(counts, edges, label, at, colours, "activation", "linear")
+    return _histogram(counts, edges, label, at, colours, of, "linear")
 
 
 def logit_histogram(
@@ -90,7 +97,8 @@ def _histogram(
     marks: tuple[Mark, ...] = (Bars(edges[:-1], edges[1:], counts, colours, titles), *more)
     powers = [10.0**n for n in range(9) if 0.02 * high <= 10**n <= high]
     ticks = round_ticks(0, high, 3) if kind == "linear" else [0, *powers]
-    y = scale(0, 1.05 * high, kind, ticks=ticks)
+    axis = f"{what}s" if kind == "linear" else f"{what}s (√ scale)"
+    y = scale(0, 1.05 * high, kind, ticks=ticks, label=axis)
     moving = () if at is None else (Rule("x", at, width=1.2, dash="--"),)
     return Chart(
         ((Panel(scale(edges[0], edges[-1], label=label), y, marks, moving, data),),),

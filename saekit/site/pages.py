@@ -333,7 +333,7 @@ class Site:
             "dead": int(table["dead"].sum()),
             "l0": number(float(density.sum())),
             "density": share(float(np.median(alive))) if len(alive) else MISSING,
-            "histogram": charts.histogram(counts, edges, label="log₁₀ of the density").svg(),
+            "histogram": charts.histogram(counts, edges, label="log₁₀ of the density", of="latent").svg(),
         }
 
     def _facts(self) -> list[tuple[str, str]]:

@@ -27,7 +27,10 @@ from saekit.widgets.bridge import Bridge
 from saekit.wording import listed
 
 if TYPE_CHECKING:
+    from saekit.activations import ActivationStore
     from saekit.figures import Plot
+    from saekit.widgets.atlas import Atlas
+    from saekit.widgets.evidence import Evidence
 
 
 def guard(method: Callable[..., None]) -> Callable[..., None]:
@@ -135,6 +138,7 @@ class Explorer:
     """
 
     _leader: Leader | None = None  # the explorer that it is a part of
+    _atlas: Atlas | None = None  # that its results and evidence are from
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -182,6 +186,24 @@ class Explorer:
     def _identities(self) -> Sequence[Identity]:
         """The dictionaries that the explorer is about, for the record of a figure."""
         raise NotImplementedError
+
+    def _described_selection(self) -> Mapping[str, Any]:
+        """What a caption tells of the selection; values that are empty are left out."""
+        return self.selection
+
+    def _inputs(self) -> dict[str, dict[str, Any]]:
+        """The dictionaries, and the store and model of the evidence where they are known."""
+        from saekit.figures import describe
+        from saekit.models import describe_model
+        from saekit.provenance import provenance_of
+
+        record, atlas, evidence = describe(*self._identities()), self._atlas, getattr(self, "evidence", None)
+        store = atlas.store if atlas is not None else _store_of(evidence)
+        record |= provenance_of(**{"store of the evidence": store})
+        if atlas is not None and atlas.model is not None:
+            model = describe_model(atlas.model)
+            record["model"] = {"what": model.pop("name"), "hash": model.pop("weights"), **model}
+        return record
 
     def _panel(self, **layout: str) -> widgets.HTML:
         """Make a view that is emptied when rendering fails."""
@@ -406,18 +428,22 @@ class Explorer:
             If there is no picture of the selection, or none of such a name.
         """
         from saekit.charts.paper import draw_figure
-        from saekit.figures import Plot, describe
+        from saekit.figures import Plot
 
         found = self._drawn()
         wanted = {settings.choice("names", name, list(found)): found[name] for name in names} or found
-        told = listed(f"{name} {value}" for name, value in self.selection.items())
+        told = listed(
+            f"{name} {value}"
+            for name, value in self._described_selection().items()
+            if value not in (None, "")
+        )
+        caption = _caption_of([chart.caption or chart.alt for chart in wanted.values()])
         return Plot(
             draw_figure(list(wanted.values())),
             stacked("picture", {name: chart.data for name, chart in wanted.items()}),
-            caption=" ".join(f"{chart.caption or chart.alt}." for chart in wanted.values())
-            + f" Selection: {told}.",
+            caption=f"{caption} Selection: {told}.",
             alt=". ".join(chart.alt for chart in wanted.values()) + ".",
-            made_from=describe(*self._identities()),
+            made_from=self._inputs(),
             settings=self.selection,
             modules=(type(self).__module__,),
         )
@@ -473,6 +499,26 @@ class Explorer:
             _close_parts(self._view)
             self._view.close()
             self._view = None
+
+
+def _caption_of(captions: Sequence[str]) -> str:
+    """The captions of a figure's pictures as one, whose first sentence, the title, names all of them."""
+    split = [caption.partition(". ") for caption in captions]
+    named = [title.partition(": ") for title, _, _ in split]
+    kinds, subjects = (list(dict.fromkeys(name[part] for name in named)) for part in (0, 2))
+    whole = " ".join(f"{caption}." for caption in captions)
+    if len(captions) == 1 or "" in subjects or len(kinds) * len(subjects) != len(captions):
+        return whole
+    kinds[1:] = [kind[:1].lower() + kind[1:] for kind in kinds[1:]]
+    details = " ".join(f"{detail}." for _, _, detail in split if detail)
+    return f"{listed(kinds)}: {listed(subjects)}. {details}"
+
+
+def _store_of(evidence: Evidence | Mapping[Any, Evidence] | None) -> ActivationStore | None:
+    """The store of an explorer's evidence; that of several widths is the same."""
+    if isinstance(evidence, Mapping):
+        evidence = next(iter(evidence.values()), None)
+    return None if evidence is None else evidence.store
 
 
 def _close_parts(widget: widgets.Widget) -> None:

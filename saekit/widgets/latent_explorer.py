@@ -122,6 +122,7 @@ class LatentExplorer(Explorer):
         # The whole family is held: a click should not have to read a dictionary.
         self.atlas = Atlas.of_evidence(family, evidence) if atlas is None else atlas
         self._read = lru_cache(maxsize=16)(self.atlas.read)
+        self._atlas = self.atlas
         self.family, self.evidence, self.n_contexts = self.atlas.family, evidence, n_contexts
         width = family.widths[0] if width is None else width
         if latent is None:

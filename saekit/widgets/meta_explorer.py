@@ -393,7 +393,7 @@ class MetaExplorer(Explorer):
         if not len(values):
             return None
         counts, edges = np.histogram(values, bins=24, range=(0, float(values.max())))
-        return charts.histogram(counts, edges, label="activation on a latent")
+        return charts.histogram(counts, edges, label="activation on a latent", of="latent")
 
     def _members_table(self) -> Markup:
         rows = [

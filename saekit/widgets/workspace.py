@@ -35,6 +35,8 @@ from saekit.wording import counted, listed, number, share
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
+    from saekit.figures import Plot
+
 ROWS = 25  # of a page of the table
 FOUND = 16  # latents listed for a search
 OWN_VIEWS = ("table", "side by side", "my list")
@@ -180,8 +182,10 @@ class Workspace(Explorer):
         width: int | None = None,
         latent: int | None = None,
     ) -> None:
-        self.atlas = atlas
+        self.atlas = self._atlas = atlas
         self.explorers = _explorers_of(atlas)
+        for explorer in self.explorers.values():
+            explorer._atlas = atlas
         for name, explorer in (explorers or {}).items():
             if name in self.explorers or name in OWN_VIEWS:
                 raise ValueError(f"There is a view {name!r} already: give the explorer another name.")
@@ -792,8 +796,35 @@ class Workspace(Explorer):
                 found[f"{width}/{latent}"] = replace(chart, caption=caption)
         return found
 
+    def figure(self, *names: str) -> Plot:
+        """The pictures on the screen, with the selection and the inputs of the explorer that draws them.
+
+        See `Explorer.figure`.
+
+        Raises
+        ------
+        ValueError
+            If there is no picture of the selection, or none of such a name.
+        """
+        inner = self.explorers.get(self.state.view)
+        if inner is not None:
+            return inner.figure(*names)
+        if self.state.view != "side by side":
+            having = listed(
+                repr(view) for view in self.state.views if view in (*self.explorers, "side by side")
+            )
+            raise ValueError(
+                f"There is no picture of this selection: {self.code()}. The views {having} have pictures."
+            )
+        return super().figure(*names)
+
+    def _described_selection(self) -> Mapping[str, Any]:
+        """Of two latents side by side, the only picture of its own."""
+        return {"width": self.state.width, "latent": self.state.latent, "second": self._second()}
+
     def _identities(self) -> Sequence[Identity]:
-        return [self.atlas.family[width].identity for width in self.atlas.widths]
+        widths = sorted({self.state.width, self._second()[0]})  # those of the latents side by side
+        return [self.atlas.family[width].identity for width in widths]
 
     def close(self) -> None:
         """Close every widget; the workspace itself remains, and can be displayed again."""

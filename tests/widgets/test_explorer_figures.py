@@ -37,6 +37,7 @@ from saekit.widgets import (
     StitchingExplorer,
     WorldExplorer,
 )
+from saekit.widgets.base import _caption_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning"),
@@ -311,3 +312,16 @@ def test_a_selection_without_a_picture_says_so(made):
     explorer.show(width=8, latent=1)
     with pytest.raises(ValueError, match="names must be"):
         explorer.figure("circuit")
+
+
+def test_the_title_names_both_pictures():
+    made = _caption_of(["Active: latent 1 of a. Ten tokens", "Effect: latent 1 of a. Few tokens"])
+    assert made == "Active and effect: latent 1 of a. Ten tokens. Few tokens."
+    assert _caption_of(["One. More", "Two. More"]) == "One. More. Two. More."
+    assert _caption_of(["Active: latent 1 of a. Ten tokens"]) == "Active: latent 1 of a. Ten tokens."
+
+
+def test_the_axis_of_counts_tells_its_unit_and_scale():
+    assert charts.histogram([3, 1], [0, 1, 2]).panels[0].y.label == "tokens"
+    assert charts.histogram([3, 1], [0, 1, 2], of="latent").panels[0].y.label == "latents"
+    assert charts.logit_histogram([3, 1], [-1, 0, 1]).panels[0].y.label == "tokens (√ scale)"

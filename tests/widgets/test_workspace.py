@@ -15,7 +15,7 @@ from widget_checks import live_widgets, shown
 
 from saekit.analysis import stitch
 from saekit.family import Family
-from saekit.widgets import LatentExplorer, Workspace, build_atlas
+from saekit.widgets import LatentExplorer, Workspace, build_atlas, collect_evidence
 from saekit.widgets.workspace import ROWS
 
 
@@ -415,3 +415,47 @@ def test_answers_are_fast_at_49_152_latents(wide_atlas):
             change()
             times.append(time.perf_counter() - start)
         assert sorted(times)[3] < 0.1, (name, times)
+
+
+def test_a_figure_records_the_explorer_that_draws_it(workspace, atlas, tmp_path):
+    workspace.show(view="novelty", width=48, latent=3)
+    inner = workspace.explorers["novelty"]
+    inner.state.theta = 0.5
+    plot = workspace.figure()
+    assert plot.settings["theta"] == 0.5
+    assert "theta 0.5" in plot.caption
+    assert (plot.settings, plot.caption) == (inner.selection, inner.figure().caption)
+    assert plot.made_from["store of the evidence"]["hash"] == atlas.store.content_hash
+    plot.save("novelty", folder=tmp_path)
+    saved = json.loads((tmp_path / "novelty.json").read_text())
+    assert saved["settings"]["theta"] == 0.5
+    assert saved["inputs"]["store of the evidence"]["hash"] == atlas.store.content_hash
+    workspace.show(view="side by side", width=24, latent=1)
+    title, _, told = workspace.figure().caption.partition("Selection: ")
+    width, latent = workspace._second()
+    names = atlas.family[24].name, atlas.family[width].name
+    assert title.startswith(
+        f"Activations where it is active: latent 1 of {names[0]} and latent {latent} of {names[1]}. Hist"
+    )
+    assert told == f"width 24, latent 1 and second {workspace._second()}."
+    both = {member["hash"] for member in workspace.figure().made_from.values()}
+    assert both == {atlas.family[24].content_hash, atlas.family[48].content_hash, atlas.store.content_hash}
+
+
+def test_a_view_without_pictures_names_those_with_some(workspace):
+    workspace.show(view="table")
+    with pytest.raises(ValueError, match="'side by side', 'splitting', 'novelty' and 'stitching' have"):
+        workspace.figure()
+
+
+def test_an_explorer_of_another_dictionary_tells_its_own(world, atlas):
+    other = Family([world.family.get(8, 1)])
+    evidence = collect_evidence(other, world.store, None, vocabulary=world.evidence[8].vocabulary)
+    workspace = Workspace(atlas, explorers={"mine": LatentExplorer(other, evidence)}, width=24, latent=1)
+    workspace.show(view="mine")
+    plot = workspace.figure()
+    hashes = {name: entry["hash"] for name, entry in plot.made_from.items()}
+    assert other[8].content_hash in hashes.values()
+    assert not {atlas.family[width].content_hash for width in atlas.widths} & set(hashes.values())
+    assert other[8].name in plot.caption
+    assert plot.settings["width"] == 8
