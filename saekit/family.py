@@ -235,7 +235,8 @@ class Family:
         return len(self._members)
 
     def __repr__(self) -> str:
-        return f"Family({self.kind}, widths={self.widths}, {len(self)} dictionaries at {self.hook_point})"
+        members = f"{len(self)} {'dictionary' if len(self) == 1 else 'dictionaries'}"
+        return f"Family({self.kind}, widths={self.widths}, {members} at {self.hook_point})"
 
     def comparisons(self, *, null: bool | None = None) -> list[Comparison]:
         """Neighbouring widths, smallest first, then each width's lowest seed with its other seeds.

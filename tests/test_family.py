@@ -35,6 +35,7 @@ def test_widths_seeds_and_pairs():
 
 def test_missing_members_are_named():
     family = Family([member(10, 0)])
+    assert "1 dictionary at" in repr(family)
     with pytest.raises(KeyError, match="no width 20"):
         family[20]
     with pytest.raises(KeyError, match="no seed 3"):

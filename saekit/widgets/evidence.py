@@ -264,7 +264,8 @@ class Evidence:
             (html.chip(token), f"{n_active:,} of {count:,}", number(mean))
             for token, n_active, count, mean in self.top_tokens(latent, n)
         ]
-        return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption="Fires on")
+        caption = html.join(["Fires on ", html.small("(by mean activation over all occurrences of a token)")])
+        return html.table(("token", "active on", "mean"), rows, numeric=(1, 2), caption=caption)
 
     def logits_table(self, latent: int) -> Markup:
         """Tokens that the latent promotes and suppresses, or the reason why they are not shown."""

@@ -260,16 +260,18 @@ def _tree(atlas: Atlas, width: int, latent: int) -> Markup:
         (html.goto(node["width"], node["latent"], f"{node['width']:,}/{node['latent']}") for node in path),
         " → ",
     )
+    way = html.markup("<p>Path (width/latent): {}</p>", crumbs) if len(path) > 1 else Markup()
     fate = {
-        "split": "Splits at the next width.",
-        "identical": "Identical at the next width.",
-        "refined": "Refined at the next width.",
-        "lost": "Has no child at the next width.",
-        "leaf": "Of the greatest width.",
+        "split": "Split at the next width: several children.",
+        "identical": "Identical at the next width: one child, each other's best match.",
+        "refined": "Refined at the next width: one child, which is not identical.",
+        "lost": "Lost at the next width: no child.",
+        "leaf": "This is the greatest width.",
     }[atlas.tree.subtree(width, latent)["status"]]
     if len(path) == 1 and width != atlas.widths[0]:
         fate = f"Novel at this width: no parent. {fate}"
-    shown = html.markup("<h4>Splitting</h4><p>{}</p><p>{}</p>", crumbs, fate)
+    # A path of one latent would be a link to this page.
+    shown = html.markup("<h4>Splitting</h4>{}<p>{}</p>", way, fate)
     children = atlas.tree.children(width, latent)
     if not children:
         return shown
@@ -289,7 +291,10 @@ def _tree(atlas: Atlas, width: int, latent: int) -> Markup:
 def _seeds(atlas: Atlas, width: int, latent: int) -> Markup:
     found = atlas.seeds(width, latent)
     if found.empty:
-        return Markup()
+        if width not in atlas.family.without_null:  # an atlas of evidence alone compares no seeds
+            return Markup()
+        none = f"There is no second seed of width {width:,}, so the cosines of this page have no null."
+        return html.markup("<h4>Other seeds</h4><p>{}</p>", none)
     typical = float(np.nanmedian(atlas.table(width)["seed_cosine"]))
     best = float(found["cosine"].max())
     theta = None if atlas.tree is None else atlas.tree.theta

@@ -258,3 +258,19 @@ def test_tables_of_tens_of_thousands_of_latents_take_seconds(wide_atlas):
     start = time.perf_counter()
     assert len(wide_atlas.search("king", n=20)) == 20
     assert time.perf_counter() - start < 0.5
+
+
+def test_a_second_call_reads_what_the_first_has_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEKIT_HOME", str(tmp_path))
+    call = {"activations": world.store, "vocabulary": WORDS, "progress": False}
+    first = build_atlas(world.family, **call)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("collects again")
+
+    monkeypatch.setattr("saekit.analysis.latents.one_pass", refuse)
+    second = build_atlas(world.family, **call)
+    for width in world.family.widths:
+        assert second.table(width).equals(first.table(width))
+    with pytest.raises(AssertionError, match="collects again"):
+        build_atlas(world.family, **call, keep=False)

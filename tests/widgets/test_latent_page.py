@@ -233,3 +233,33 @@ def test_a_link_only_where_the_dictionary_names_its_public_page(world):
 def replace_dictionary(evidence, dictionary):
     activations = replace(evidence.activations, dictionary=dictionary.identity)
     return Evidence(activations, evidence.store, evidence.vocabulary)
+
+
+def test_status_and_ranking_are_explained_in_words(atlas, live):
+    found = {}
+    for width in atlas.widths:
+        for latent, status in enumerate(atlas.table(width)["status"]):
+            found.setdefault(status, (width, latent))
+    told = {
+        "split": "Split at the next width: several children.",
+        "identical": "Identical at the next width: one child",
+        "refined": "Refined at the next width: one child, which is not identical.",
+        "lost": "Lost at the next width: no child.",
+        "leaf": "This is the greatest width.",
+    }
+    for status, place in found.items():
+        assert told[status] in latent_page(atlas, *place)
+    page = latent_page(atlas, 24, 2)
+    assert "Fires on <small>(by mean activation" in page
+    assert "by their contribution" in page
+    dead = latent_page(atlas, 8, DEAD)
+    assert "by their contribution" not in dead  # it has no words
+    assert "have no null" not in page
+    width = live.widths[0]
+    assert f"There is no second seed of width {width:,}" in latent_page(live, width, 0)
+
+
+def test_no_path_links_to_the_page_itself(atlas):
+    roots = [i for i in range(48) if not atlas.tree.ancestors(48, i)]
+    for width, latent in ((8, 1), *((48, latent) for latent in roots[:1])):
+        assert f'data-goto="{width}/{latent}"' not in latent_page(atlas, width, latent)
