@@ -406,7 +406,7 @@ def check_name(name: str) -> None:
     --------
     >>> check_name("02_max_cosine")
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(f"A figure's name may contain letters, digits, - and _; found {name!r}.")
 
 

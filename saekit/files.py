@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -55,7 +55,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise
         raise type(error)(error.errno, f"{path} cannot be written: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be made, its own error would hide the one that counts
+            temporary.unlink(missing_ok=True)
 
 
 def local_only(name: str | Path) -> bool:

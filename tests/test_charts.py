@@ -70,7 +70,22 @@ def test_a_histogram_draws_every_bin():
     tall = np.array([float(height) for _, height in drawn])
     np.testing.assert_allclose(tall, tall[0] * counts[counts > 0] / 70, atol=1)  # at least a pixel
     assert tall.min() >= 1
+<<<<<<< HEAD
     assert "2.00 to 3.00: 1 token" in chart.svg()
+=======
+    assert "2.00 to 3.00: 1 activation" in chart.svg()
+    for wrong, edges in (
+        ([1, 2], [0, float("nan"), 1]),
+        ([1, float("nan")], [0, 1, 2]),
+        ([1, 2], [0, 1, float("inf")]),
+        ([1, 2], [1, 1, 1]),
+    ):
+        with pytest.raises(ValueError, match="finite counts and finite edges that ascend"):
+            charts.histogram(wrong, edges)
+    for none in ([], [[1, 2]]):
+        with pytest.raises(ValueError, match="needs the counts of its bins"):
+            charts.histogram(none, [0, 1])
+>>>>>>> 55d621d (Refuse wrong types and numbers in one sentence before any work)
     with pytest.raises(ValueError, match="4 bins have 5 edges, found 4"):
         charts.histogram(counts, [0, 1, 2, 3])
 
@@ -142,3 +157,13 @@ def test_data_of_several_panels_name_their_panel():
     assert chart.data["panel"].tolist() == ["p0", "p0", "p1"]
     assert isinstance(chart.figure(), Figure)
     assert Scale(0, 1).share(0.25) == 0.25
+
+
+@pytest.mark.parametrize("kind", ["linear", "log", "symlog", "sqrt"])
+def test_values_that_are_all_the_same_have_a_place(kind):
+    one = scale(3.0, 3.0, kind)
+    assert one.low < 3.0 < one.high
+    panel = Panel(one, scale(0, 1), (Line([3.0, 3.0], [0, 1], "ink"),))
+    assert "nan" not in Chart(((panel,),), alt="a line").svg()
+    with pytest.raises(ValueError, match="A scale needs finite ends, found nan and 1"):
+        scale(float("nan"), 1.0, kind)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_hash_tensors_sees_names_shapes_types_and_values():
 def test_home_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SAEKIT_HOME", str(tmp_path))
     assert files.home() == tmp_path
+
+
+def test_a_place_that_cannot_be_is_named_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    target = tmp_path / "file" / "page.html"
+    with pytest.raises(OSError, match=f"{re.escape(str(target))} cannot be written"):
+        files.write_bytes(target, b"x")
 
 
 def test_a_folder_is_tried_before_the_work(tmp_path):

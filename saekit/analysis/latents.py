@@ -580,9 +580,7 @@ def _contexts(
         latent = select_latent(latent, activations.width)
     documents, length = store.document.flatten(), store.context_length
     if sources is not None:
-        known = {document["source"] for document in store.documents}
-        if unknown := sorted(set(sources) - known):
-            raise ValueError(f"The store has sources {sorted(known)}, found {unknown}.")
+        require_sources(store, sources)
         # No document is -1, and so the last of these.
         wanted = torch.tensor([*(document["source"] in sources for document in store.documents), False])
         positions = positions[wanted[documents[positions]]]
@@ -625,6 +623,33 @@ def display_strings(vocabulary: Sequence[str] | PreTrainedTokenizerBase, ids: Se
     if hasattr(vocabulary, "convert_ids_to_tokens"):
         return token_strings(vocabulary, list(ids))
     return [vocabulary[i] for i in ids]
+
+
+def require_sources(store: ActivationStore, sources: Sequence[str] | None) -> None:
+    """Refuse sources of text that a store does not have; None stands for all.
+
+    Raises
+    ------
+    TypeError
+        If they are a single string.
+    ValueError
+        If there is no such source.
+
+    Examples
+    --------
+    >>> require_sources(store, ["Sentences"])
+    >>> require_sources(store, "Sentences")
+    Traceback (most recent call last):
+        ...
+    TypeError: sources must be a list of names, found 'Sentences'.
+    """
+    if sources is None:
+        return
+    if isinstance(sources, str):
+        raise TypeError(f"sources must be a list of names, found {sources!r}.")
+    known = {document["source"] for document in store.documents}
+    if unknown := sorted(set(sources) - known):
+        raise ValueError(f"The store has sources {sorted(known)}, found {unknown}.")
 
 
 def require_vocabulary(vocabulary: Sequence[str] | PreTrainedTokenizerBase, n_tokens: int) -> None:

@@ -42,14 +42,14 @@ def histogram(
     Raises
     ------
     ValueError
-        If there is not one edge more than there are bins.
+        If there is not one edge more than there are bins, the edges do not ascend, or a value is not finite.
 
     Examples
     --------
     >>> histogram([3, 0, 1], [0, 1, 2, 3]).data["count"].tolist()
     [3, 0, 1]
     """
-    n = len(np.asarray(counts))
+    n = np.size(counts)
     colours = [shade(ORANGE, 0.65 * (1 - (place + 1) / n)) for place in range(n)]
     return _histogram(counts, edges, label, at, colours, of, "linear")
 
@@ -86,8 +86,12 @@ def _histogram(
     *more: Mark,
 ) -> Chart:
     counts, edges = np.asarray(counts), np.asarray(edges, dtype=float)
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"A histogram needs the counts of its bins, found shape {list(counts.shape)}.")
     if len(edges) != len(counts) + 1:
         raise ValueError(f"{len(counts)} bins have {len(counts) + 1} edges, found {len(edges)}.")
+    if not (np.isfinite(counts).all() and np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
+        raise ValueError("A histogram needs finite counts and finite edges that ascend.")
     high = max(1, int(counts.max(initial=0)))
     titles = [
         f"{number(low)} to {number(top)}: {counted(int(count), what)}"

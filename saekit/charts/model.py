@@ -113,12 +113,26 @@ def scale(
     grid : bool
         Draw a line across at each tick.
 
+    Raises
+    ------
+    ValueError
+        If an end is not finite.
+
     Examples
     --------
     >>> scale(0, 1, n=2).texts
     ('0', '0.5', '1')
+
+    Where all values are the same, they are in the middle:
+
+    >>> scale(3, 3).low, scale(3, 3).high
+    (2.5, 3.5)
     """
     low, high = float(low), float(high)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"A scale needs finite ends, found {low} and {high}.")
+    if low == high:
+        low, high = (low / 2, high * 2) if kind == "log" else (low - 0.5, high + 0.5)
     if ticks is None:
         ticks = _powers(low, high, unit, n) if kind in ("log", "symlog") else round_ticks(low, high, n)
     shown = tuple(float(tick) for tick in ticks if low - 1e-12 <= tick <= high + 1e-12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -73,6 +73,8 @@ def compose(rows: Sequence[Plot | Sequence[Plot]], title: str) -> Plot:
 
     Raises
     ------
+    TypeError
+        If a figure is not a `Plot`, or the title is not text.
     ValueError
         If there are no figures or more than letters, or a row is wider than the text of a page.
 
@@ -85,8 +87,15 @@ def compose(rows: Sequence[Plot | Sequence[Plot]], title: str) -> Plot:
     >>> compose(plots, "Insertion").data["letter"].unique().tolist()
     ['a', 'b']
     """
-    lines = [[row] if isinstance(row, Plot) else list(row) for row in rows]
+    if isinstance(rows, Plot) or not isinstance(rows, Iterable):
+        raise TypeError(f"rows must be a sequence of Plots or of rows of them, found {type(rows).__name__}.")
+    lines: list[list[Any]] = [list(row) if isinstance(row, list | tuple) else [row] for row in rows]
     found = [plot for line in lines for plot in line]
+    for plot in found:
+        if not isinstance(plot, Plot):
+            raise TypeError(f"A figure is composed of Plots, found {type(plot).__name__}.")
+    if not isinstance(title, str) or not title.strip():
+        raise TypeError(f"title must be text, which begins the caption, found {title!r}.")
     if not (all(lines) and 0 < len(found) <= len(LETTERS)):
         raise ValueError(f"A figure is composed of 1 to {len(LETTERS)} others, found {len(found)}.")
     sizes = [[plot.figure.get_size_inches() for plot in line] for line in lines]

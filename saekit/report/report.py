@@ -42,7 +42,7 @@ from saekit.analysis.probing import Probing
 from saekit.analysis.stitching.path import Stitching, StitchingPass
 from saekit.analysis.uniqueness.families import FamilyUniquenessPass
 from saekit.baselines import compare_with_baselines
-from saekit.dictionary import Dictionary
+from saekit.dictionary import Dictionary, require_dictionaries
 from saekit.family import Comparison, Family
 from saekit.figures import Plot, kind_style
 from saekit.files import writable_folder
@@ -144,7 +144,10 @@ def write_report(
     if len(family.widths) < 2:
         raise ValueError(f"A report needs a family of at least two widths, found {family.widths}.")
     theta = cosine("theta", theta)
-    chosen = RECIPES[choice("recipe", recipe, RECIPES)] if isinstance(recipe, str) else recipe
+    chosen = recipe if isinstance(recipe, Recipe) else RECIPES[choice("recipe", recipe, RECIPES)]
+    if not isinstance(baselines, list | tuple):
+        raise TypeError(f"baselines must be a list of dictionaries, found {type(baselines).__name__}.")
+    require_dictionaries(**{f"baselines[{place}]": one for place, one in enumerate(baselines)})
     for one in baselines:
         if one.width not in family.widths:
             raise ValueError(

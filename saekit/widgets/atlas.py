@@ -17,7 +17,7 @@ from saekit.activations import ActivationStore
 from saekit.agreement import check_agreement
 from saekit.analysis.ablation import measure_ablation
 from saekit.analysis.labels import Labels, label_latents, label_meta_latents
-from saekit.analysis.latents import LogitTable
+from saekit.analysis.latents import LogitTable, require_sources
 from saekit.analysis.meta.sae import MetaSAE
 from saekit.analysis.novelty import Insertion
 from saekit.analysis.own_text import TextReading, read_text
@@ -477,7 +477,13 @@ def build_atlas(
     }
     for name, (value, kind) in given.items():
         if not isinstance(value, kind) and (value is not None or name in ("family", "activations")):
-            raise TypeError(f"{name} must be a {kind.__name__}, found {type(value).__name__}.")
+            article = "an" if kind.__name__[0] in "AI" else "a"
+            raise TypeError(f"{name} must be {article} {kind.__name__}, found {type(value).__name__}.")
+    if labels is not None and not (
+        isinstance(labels, Mapping) and all(isinstance(one, Labels) for one in labels.values())
+    ):
+        raise TypeError("labels must be a dict of Labels by width, from saekit.label_latents.")
+    require_sources(activations, sources)
     family = Family(family)  # in memory: a click should not have to read a dictionary
     identities = {width: family[width].identity for width in family.widths}
     check_agreement(

@@ -157,6 +157,8 @@ class Workspace(Explorer):
 
     Raises
     ------
+    TypeError
+        If the atlas or a further explorer is something else.
     ValueError
         If a further explorer has the name of a view that there is already.
 
@@ -182,11 +184,13 @@ class Workspace(Explorer):
         width: int | None = None,
         latent: int | None = None,
     ) -> None:
+        if not isinstance(atlas, Atlas):
+            raise TypeError(f"atlas must be an Atlas (saekit.build_atlas), found {type(atlas).__name__}.")
         self.atlas = self._atlas = atlas
         self.explorers = _explorers_of(atlas)
         for explorer in self.explorers.values():
             explorer._atlas = atlas
-        for name, explorer in (explorers or {}).items():
+        for name, explorer in _by_name(explorers).items():
             if name in self.explorers or name in OWN_VIEWS:
                 raise ValueError(f"There is a view {name!r} already: give the explorer another name.")
             self.explorers[name] = explorer
@@ -656,7 +660,9 @@ class Workspace(Explorer):
 
     def pin(self, width: int | None = None, latent: int | None = None, *, note: str = "") -> None:
         """Add a latent to the list (the one that is open if left out), or give it another note."""
-        self._pins[self._or_selected(width, latent)] = str(note)
+        if not isinstance(note, str):
+            raise TypeError(f"note must be text, found {type(note).__name__}.")
+        self._pins[self._or_selected(width, latent)] = note
         self._again()
 
     def unpin(self, width: int | None = None, latent: int | None = None) -> None:
@@ -854,6 +860,16 @@ def _explorers_of(atlas: Atlas) -> dict[str, Explorer]:
 
         found["meta"] = MetaExplorer(
             atlas.meta, atlas.evidence, unembedding(atlas.model), labels=atlas.meta_labels
+        )
+    return found
+
+
+def _by_name(explorers: Any) -> Mapping[str, Explorer]:
+    """Further explorers, each with the name of its view."""
+    found = {} if explorers is None else explorers
+    if not isinstance(found, Mapping) or not all(isinstance(one, Explorer) for one in found.values()):
+        raise TypeError(
+            f"explorers must be a dict of explorers by the names of their views, found {found!r}."
         )
     return found
 

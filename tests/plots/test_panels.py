@@ -104,3 +104,20 @@ def test_two_processes_write_the_same_bytes(tmp_path):
 def test_errors(rows, message):
     with pytest.raises(ValueError, match=message):
         plots.compose(rows(), "Title")
+
+
+@pytest.mark.parametrize(
+    ("rows", "title", "message"),
+    [
+        (lambda: small(0), "Title", "rows must be a sequence of Plots or of rows of them, found Plot"),
+        (lambda: None, "Title", "rows must be a sequence .* found NoneType"),
+        (lambda: [small(0).figure], "Title", "composed of Plots, found Figure"),
+        (lambda: [[small(0), None]], "Title", "composed of Plots, found NoneType"),
+        (lambda: "ab", "Title", "composed of Plots, found str"),
+        (lambda: [small(0)], None, "title must be text"),
+        (lambda: [small(0)], " ", "title must be text"),
+    ],
+)
+def test_what_is_no_figure(rows, title, message):
+    with pytest.raises(TypeError, match=message):
+        plots.compose(rows(), title)

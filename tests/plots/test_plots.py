@@ -380,9 +380,9 @@ def test_max_cosine_distribution_against_brute_force():
     assert styles[0] != styles[1]
     assert "There is no second seed of width 12 and 48" in found.caption
     titles = [axes.get_title(loc="left") for axes in found.figure.axes]
-    assert all("(seeds: " in title for title in titles)
+    assert all("\nseeds: " in title for title in titles)
     alone = plots.max_cosine_distribution(family_similarity(Family([family[12], family[24]]), theta=THETA))
-    assert alone.figure.axes[0].get_title(loc="left").endswith("(no second seed)")
+    assert alone.figure.axes[0].get_title(loc="left").endswith("\nno second seed")
 
 
 def test_only_shares_on_hatched_bars_have_a_ground():

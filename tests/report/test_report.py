@@ -336,6 +336,13 @@ def test_results_on_causes_that_are_not_the_family_s_are_refused_at_once(family,
 def test_what_does_not_belong_beside_the_family_is_refused_at_once(family, store, beside, tmp_path):
     with pytest.raises(ValueError, match=r"width of the family, 12 and 24; .* has 5"):
         write_report(family, store, folder=tmp_path, baselines=[family[12].gather(range(5))])
+    for wrong, given in (
+        (r"baselines\[0\] must be a Dictionary, found int", {"baselines": [5]}),
+        ("baselines must be a list of dictionaries, found Dictionary", {"baselines": family[12]}),
+        ("recipe must be one of", {"recipe": 5}),
+    ):
+        with pytest.raises((TypeError, ValueError), match=wrong):
+            write_report(family, store, folder=tmp_path, **given)
     with pytest.raises(TypeError, match=r"must be a Probing, found DataFrame"):
         write_report(family, store, folder=tmp_path, probing=beside["probing"].frame)
     strange = replace(beside["probing"], frame=beside["probing"].frame.assign(dictionary="other"))

@@ -214,7 +214,7 @@ def test_what_it_refuses(world, atlas):
     elsewhere = Family([replace(family[8], info=family[8].info | {"hook_point": "elsewhere"})])
     labels = label_latents(family[8], world.activations[8], store, WORDS)
     for wrong, error, given in [
-        ("activations must be a ActivationStore, found Tensor", TypeError, {"activations": world.x}),
+        ("activations must be an ActivationStore, found Tensor", TypeError, {"activations": world.x}),
         ("family must be a Family", TypeError, {"family": family[8]}),
         ("tree must be a SplittingTree", TypeError, {"tree": world.insertion}),
         ("Without a model, the vocabulary", TypeError, {"vocabulary": None}),
@@ -223,6 +223,10 @@ def test_what_it_refuses(world, atlas):
         ("which is not among the family's", ValueError, {"tree": splitting_tree(other)}),
         ("tree has widths 8 and 24", ValueError, {"tree": splitting_tree(pair)}),
         ("tree compares other seeds", ValueError, {"tree": splitting_tree(seedless)}),
+        ("labels must be a dict of Labels", TypeError, {"labels": [labels]}),
+        ("labels must be a dict of Labels", TypeError, {"labels": {8: "king"}}),
+        ("sources must be a list of names, found 'toy'", TypeError, {"sources": "toy"}),
+        ("The store has sources", ValueError, {"sources": ["none"]}),
         ("labels has a width 16", ValueError, {"labels": {16: labels}}),
         ("dictionary of width 24 was", ValueError, {"labels": {24: labels}}),
         ("hook point", MismatchError, {"family": elsewhere}),

@@ -356,6 +356,17 @@ def test_numbers_and_pictures_are_those_of_the_view(workspace):
         workspace.figure()
 
 
+def test_what_is_of_another_type_is_refused(world, atlas, workspace):
+    with pytest.raises(TypeError, match="atlas must be an Atlas"):
+        Workspace(world.family)
+    for explorers in ([1], {"own": "explorer"}):
+        with pytest.raises(TypeError, match="explorers must be a dict of explorers"):
+            Workspace(atlas, explorers=explorers)
+    with pytest.raises(TypeError, match="note must be text, found NoneType"):
+        workspace.pin(note=None)
+    assert workspace.pins.empty
+
+
 def test_further_explorers_are_views(world, atlas):
     mine = LatentExplorer(world.family, world.evidence)
     workspace = Workspace(atlas, explorers={"mine": mine})
