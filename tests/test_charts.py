@@ -70,10 +70,7 @@ def test_a_histogram_draws_every_bin():
     tall = np.array([float(height) for _, height in drawn])
     np.testing.assert_allclose(tall, tall[0] * counts[counts > 0] / 70, atol=1)  # at least a pixel
     assert tall.min() >= 1
-<<<<<<< HEAD
     assert "2.00 to 3.00: 1 token" in chart.svg()
-=======
-    assert "2.00 to 3.00: 1 activation" in chart.svg()
     for wrong, edges in (
         ([1, 2], [0, float("nan"), 1]),
         ([1, float("nan")], [0, 1, 2]),
@@ -85,7 +82,6 @@ def test_a_histogram_draws_every_bin():
     for none in ([], [[1, 2]]):
         with pytest.raises(ValueError, match="needs the counts of its bins"):
             charts.histogram(none, [0, 1])
->>>>>>> 55d621d (Refuse wrong types and numbers in one sentence before any work)
     with pytest.raises(ValueError, match="4 bins have 5 edges, found 4"):
         charts.histogram(counts, [0, 1, 2, 3])
 
