@@ -127,7 +127,7 @@ def test_a_meta_latent_is_shown_with_its_members(world, meta, explorer):
     values = [float(all_of_them[offset[width] + latent]) for width, latent in options]
     assert values == sorted(values, reverse=True)
     np.testing.assert_allclose(values, all_of_them.sort(descending=True).values[: len(options)], rtol=1e-5)
-    drawn = re.findall(r"<title>[^<]*: (\d+) activations?</title>", explorer.charts["histogram"].svg())
+    drawn = re.findall(r"<title>[^<]*: (\d+) latents?</title>", explorer.charts["histogram"].svg())
     assert sum(map(int, drawn)) == count
 
 
