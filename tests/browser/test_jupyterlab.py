@@ -1,35 +1,19 @@
 """The explorers in a real JupyterLab, driven by a real browser, without a network."""
 
 import os
-import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
+from browser_checks import IN_A_BROWSER, free_port
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    # CI installs Chromium; there a missing one is a failure.
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"),
-]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = IN_A_BROWSER
 TESTS = Path(__file__).resolve().parents[1]
 SETUP = f"""
 import os, sys, warnings
@@ -50,14 +34,6 @@ workspace
 NOVELTY = "NoveltyExplorer(world.insertion, world.evidence[48], null=world.null, theta=0.7)"
 SOURCES = [SETUP + LATENT, NOVELTY, WORKSPACE, "circuit", "edits"]
 SCREENSHOTS = TESTS.parent / "build/screenshots"
-
-
-def free_port():
-    """A port outside the range from which the system serves kernels and browsers of other tests."""
-    while True:
-        with suppress(OSError), socket.socket() as s:
-            s.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
-            return s.getsockname()[1]
 
 
 @contextmanager
@@ -106,16 +82,6 @@ def root(tmp_path_factory):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "explore.ipynb")
     return root
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def refuse(page, route):

@@ -2,10 +2,7 @@
 
 import importlib.util
 import os
-import random
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,25 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from browser_checks import IN_A_BROWSER, free_port
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.browser,
-    # CI installs both; there a missing one is a failure.
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"),
+    *IN_A_BROWSER,
+    # CI installs Voila; there a missing one is a failure.
     pytest.mark.skipif(
         importlib.util.find_spec("voila") is None and not os.environ.get("CI"),
         reason="Voila is not installed",
     ),
-]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 TESTS = Path(__file__).resolve().parents[1]
 WORKSPACE = f"""
@@ -50,12 +37,7 @@ Workspace(make_atlas(make_world()))
 def served(tmp_path_factory):
     """The address of a served workspace; in the end Ctrl-C stops it cleanly, with nothing left behind."""
     folder = tmp_path_factory.mktemp("served")
-    with socket.socket() as probe:
-        while True:
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", random.randrange(20_000, 30_000)))
-                break
-        port = probe.getsockname()[1]
+    port = free_port()
     call = f"from saekit.site.serve import serve; serve({WORKSPACE!r}, port={port}, open_browser=False)"
     jupyter = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     (folder / "tmp").mkdir()
@@ -86,27 +68,23 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(served):
-    from playwright.sync_api import sync_playwright
-
+def page(served, browser):
     outside = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
 
-        def route(route):
-            inside = route.request.url.startswith((served, "data:", "blob:"))
-            if not inside:
-                outside.append(route.request.url)
-            route.continue_() if inside else route.abort()
+    def route(route):
+        inside = route.request.url.startswith((served, "data:", "blob:"))
+        if not inside:
+            outside.append(route.request.url)
+        route.continue_() if inside else route.abort()
 
-        context.route("**/*", route)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.goto(served, timeout=90_000)
-        live(page).wait_for(timeout=90_000)
-        yield page
-        browser.close()
+    context.route("**/*", route)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.goto(served, timeout=90_000)
+    live(page).wait_for(timeout=90_000)
+    yield page
+    context.close()
     assert outside == []
 
 

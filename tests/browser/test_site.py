@@ -2,28 +2,16 @@
 
 import os
 import re
-import shutil
 
 import pytest
+from browser_checks import IN_A_BROWSER
 from toy_world import make_atlas, make_world
 
 import saekit
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.browser,
+    *IN_A_BROWSER,
     pytest.mark.filterwarnings("ignore::saekit.identity.UnrecordedWarning"),
-    # CI installs Chromium; there a missing one is a failure.
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="Chromium is not installed"),
-]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 
 
@@ -37,16 +25,6 @@ def folder(tmp_path_factory):
             patch.setattr(f"saekit.site.{module}.ROWS", 10)
         saekit.export_site(make_atlas(make_world()), folder, progress=False)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
