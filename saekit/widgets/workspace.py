@@ -17,8 +17,12 @@ from markupsafe import Markup
 
 from saekit import html, settings
 from saekit.activations import ActivationStore
+from saekit.analysis.novelty import insertion
 from saekit.analysis.similarity import largest
+from saekit.analysis.stitching.path import stitch
+from saekit.cache import keeping
 from saekit.charts.chart import Chart
+from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.files import write_bytes
 from saekit.identity import Identity
@@ -909,12 +913,15 @@ def explore(
     activations: ActivationStore,
     model: TransformerBridge | None = None,
     *,
+    pair: tuple[int, int] | None = None,
     explorers: Mapping[str, Explorer] | None = None,
     **given: Any,
 ) -> Workspace:
     """Open a family in a workspace: every latent, search, tables and all explorers, in one call.
 
-    The first call computes what is shown and keeps it by content; later ones read it.
+    The first call computes what is shown and keeps it by content; later ones read it. Novelty and stitching
+    are computed between one pair of widths unless their results are given; a meta-SAE, which would have to be
+    trained, is shown where one is given.
 
     Parameters
     ----------
@@ -924,6 +931,9 @@ def explore(
         Activations with their tokens, of the same model and hook point.
     model : TransformerBridge, optional
         Its unembedding gives the tokens that latents promote, and its tokenizer the display strings.
+    pair : tuple of int, optional
+        The small and the large width of novelty and stitching; the two smallest widths if left out.
+        Neither is computed where latents depend on each other (TopK) or on the row.
     explorers : mapping of str to Explorer, optional
         Further explorers of results on this family, by the name of their view.
     **given
@@ -933,14 +943,37 @@ def explore(
     Raises
     ------
     TypeError, ValueError
-        As `saekit.build_atlas`.
+        As `saekit.build_atlas`, and if the pair is not of two widths of the family, the smaller one first.
 
     Examples
     --------
-    >>> result = saekit.insertion(saes[16], saes[32], harvested)
-    >>> workspace = saekit.explore(saes, harvested, model, insertion=result, keep=False, progress=False)
+    >>> workspace = saekit.explore(saes, harvested, model, keep=False, progress=False)
     >>> workspace.show(width=32, latent=5, view="novelty")
     >>> workspace.explorers["novelty"].selected
     (32, 5)
     """
-    return Workspace(build_atlas(family, activations, model, **given), explorers=explorers)
+    atlas = build_atlas(family, activations, model, **given)
+    small, large = _pair(atlas, pair)
+    if small is not None and large is not None:
+        how = {name: given[name] for name in ("progress", "allow_mismatch") if name in given}
+        compared: dict[str, Any] = {}
+        with keeping(given.get("keep", True)):
+            if atlas.insertion is None:
+                compared["insertion"] = insertion(small, large, activations, **{"progress": True, **how})
+            if atlas.stitching is None:
+                compared["stitching"] = stitch(small, large, activations, **{"progress": True, **how})
+        atlas = replace(atlas, _tables={}, **compared)
+    return Workspace(atlas, explorers=explorers)
+
+
+def _pair(atlas: Atlas, pair: tuple[int, int] | None) -> tuple[Dictionary | None, Dictionary | None]:
+    """The dictionaries to compare, where their latents can be moved one by one."""
+    if pair is None:
+        if len(atlas.widths) == 1:
+            return None, None
+        pair = atlas.widths[0], atlas.widths[1]
+    elif not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] >= pair[1]:
+        raise ValueError(f"pair must be two widths, the smaller one first, found {pair!r}.")
+    small, large = (atlas.dictionary(width) for width in pair)
+    independent = all(each.k is None and each.normalization is None for each in (small, large))
+    return (small, large) if independent else (None, None)

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
-from toy_world import DEAD, make_atlas
+from toy_world import DEAD, WORDS, make_atlas
 from widget_checks import live_widgets, shown
 
-from saekit.analysis import stitch
+from saekit import explore
+from saekit.analysis import insertion, stitch
+from saekit.dictionary import Dictionary
 from saekit.family import Family
 from saekit.widgets import LatentExplorer, Workspace, build_atlas, collect_evidence
 from saekit.widgets.workspace import ROWS
@@ -35,6 +37,38 @@ def send(workspace, **message):
     """What the bridge sends."""
     bridge = workspace.view.children[-1]
     bridge._handle_custom_msg(message, [])
+
+
+def test_explore_computes_novelty_and_stitching_of_a_pair(world):
+    how = {"vocabulary": WORDS, "keep": False, "progress": False}
+    opened = explore(world.family, world.store, pair=(24, 48), tree=world.tree, **how)
+    assert {"novelty", "stitching"} <= set(opened.state.views)
+    expected = insertion(world.family[24], world.family[48], world.store).frame["mse_change"]
+    np.testing.assert_array_equal(opened.atlas.table(48)["mse_change"], expected)
+    curve = stitch(world.family[24], world.family[48], world.store).frame
+    pd.testing.assert_frame_equal(opened.atlas.stitching.frame, curve)
+    smallest = explore(world.family, world.store, insertion=world.insertion, tree=world.tree, **how)
+    assert smallest.atlas.insertion is world.insertion
+    assert smallest.atlas.stitching.small.identity == world.family[8].identity
+    assert smallest.atlas.stitching.large.identity == world.family[24].identity
+    for wrong in ((48, 24), (24,), (24, 24), 24):
+        with pytest.raises(ValueError, match="two widths, the smaller one first"):
+            explore(world.family, world.store, pair=wrong, tree=world.tree, **how)
+    with pytest.raises(ValueError, match="The family has widths 8, 24 and 48, found 9"):
+        explore(world.family, world.store, pair=(9, 24), tree=world.tree, **how)
+
+
+def test_explore_leaves_out_what_dependent_latents_do_not_have(world):
+    def topk(width):
+        d = world.family[width]
+        return Dictionary.from_weights(
+            d.W_enc, d.W_dec, b_enc=d.b_enc, b_dec=d.b_dec, k=3, info={"hook_point": "toy"}
+        )
+
+    family = Family([topk(24), topk(48)])
+    opened = explore(family, world.store, vocabulary=WORDS, keep=False, progress=False)
+    assert not {"novelty", "stitching"} & set(opened.state.views)
+    assert "splitting" in opened.state.views
 
 
 def test_one_selection_over_all_views(workspace):
