@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from saekit.charts.model import Area, Band, Dots, Key, Line, Mark, Panel, Rule, Scale, Text, scale
+from saekit.charts.model import (
+    Area,
+    Band,
+    Dots,
+    Key,
+    Line,
+    Mark,
+    Panel,
+    Rule,
+    Scale,
+    Text,
+    round_ticks,
+    scale,
+)
 from saekit.colours import DARK_GREY, INK, NOVEL, NULL, RECONSTRUCTION
 from saekit.figures import kind_style
 
@@ -117,7 +130,9 @@ def stitching_panels(
     r, data = curve.result, curve.data
     style, series = kind_style(r.large.kind), dict(iter(data.groupby("series")))
     last = len(r.frame) - 1
-    x = scale(-0.02 * last, 1.02 * last, label="step", write=lambda step: f"{step:,.0f}")
+    # A number at the very end would reach beyond a narrow panel.
+    ticks = [step for step in round_ticks(0, last, 4) if step <= 0.95 * last] if last else None
+    x = scale(-0.02 * last, 1.02 * last, label="step", ticks=ticks, write=lambda step: f"{step:,.0f}")
     measures = [name for name in scales if data.get(name) is not None and name in data]
     shading = [
         Band(row.first_step - 1, row.last_step, PHASE_COLOURS[row.phase], 0.11)
