@@ -637,11 +637,11 @@ def require_sources(store: ActivationStore, sources: Sequence[str] | None) -> No
 
     Examples
     --------
-    >>> require_sources(store, ["Sentences"])
-    >>> require_sources(store, "Sentences")
+    >>> require_sources(store, ["toy"])
+    >>> require_sources(store, "toy")
     Traceback (most recent call last):
         ...
-    TypeError: sources must be a list of names, found 'Sentences'.
+    TypeError: sources must be a list of names, found 'toy'.
     """
     if sources is None:
         return

@@ -422,9 +422,9 @@ def test_one_command_runs_the_series_on_local_saes_and_checks_them(world):
         injected = [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", [])]
         assert len(injected) == bool(TINY["notebooks"][path.stem])
     figures = {path.stem for path in (out / "figures").glob("*.png")}
-    embedded = {"01_convergence", "01_kinds_frontier", "01_active_latents"}
+    embedded = {"01_convergence", "01_kinds_frontier", "01_active_latents", "01_kinds"}
     of_the_series = {path.stem for path in (ROOT / "figures").glob("*.png")}
-    of_others = ("00", "07", "08", "09", "10", "11", "12", "13")  # notebooks that no profile runs
+    of_others = ("00", "07", "08", "09", "10", "11", "12", "13", "14")  # notebooks that no profile runs
     assert figures == {name for name in of_the_series - embedded if not name.startswith(of_others)}
     assert "05_meta_baselines" in (out / "figures" / "README.md").read_text()
 
