@@ -952,9 +952,10 @@ def explore(
     >>> workspace.explorers["novelty"].selected
     (32, 5)
     """
+    pair = _pair(family, pair)
     atlas = build_atlas(family, activations, model, **given)
-    small, large = _pair(atlas, pair)
-    if small is not None and large is not None:
+    small, large = (None, None) if pair is None else (atlas.dictionary(width) for width in pair)
+    if small is not None and large is not None and _independent(small) and _independent(large):
         how = {name: given[name] for name in ("progress", "allow_mismatch") if name in given}
         compared: dict[str, Any] = {}
         with keeping(given.get("keep", True)):
@@ -966,14 +967,21 @@ def explore(
     return Workspace(atlas, explorers=explorers)
 
 
-def _pair(atlas: Atlas, pair: tuple[int, int] | None) -> tuple[Dictionary | None, Dictionary | None]:
-    """The dictionaries to compare, where their latents can be moved one by one."""
+def _pair(family: Family, pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The two widths to compare, checked before any work; None in a family of one."""
+    if not isinstance(family, Family):
+        return None  # build_atlas refuses it
+    widths = family.widths
     if pair is None:
-        if len(atlas.widths) == 1:
-            return None, None
-        pair = atlas.widths[0], atlas.widths[1]
-    elif not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] >= pair[1]:
+        return (widths[0], widths[1]) if len(widths) > 1 else None
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or pair[0] >= pair[1]:
         raise ValueError(f"pair must be two widths, the smaller one first, found {pair!r}.")
-    small, large = (atlas.dictionary(width) for width in pair)
-    independent = all(each.k is None and each.normalization is None for each in (small, large))
-    return (small, large) if independent else (None, None)
+    for width in pair:
+        if width not in widths:
+            raise ValueError(f"The family has widths {listed(widths)}, found {width!r} in pair.")
+    return pair[0], pair[1]
+
+
+def _independent(dictionary: Dictionary) -> bool:
+    """Whether latents can be moved one by one (`Dictionary.require_independent`)."""
+    return dictionary.k is None and dictionary.normalization is None

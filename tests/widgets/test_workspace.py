@@ -39,7 +39,7 @@ def send(workspace, **message):
     bridge._handle_custom_msg(message, [])
 
 
-def test_explore_computes_novelty_and_stitching_of_a_pair(world):
+def test_explore_computes_novelty_and_stitching_of_a_pair(world, monkeypatch):
     how = {"vocabulary": WORDS, "keep": False, "progress": False}
     opened = explore(world.family, world.store, pair=(24, 48), tree=world.tree, **how)
     assert {"novelty", "stitching"} <= set(opened.state.views)
@@ -51,10 +51,13 @@ def test_explore_computes_novelty_and_stitching_of_a_pair(world):
     assert smallest.atlas.insertion is world.insertion
     assert smallest.atlas.stitching.small.identity == world.family[8].identity
     assert smallest.atlas.stitching.large.identity == world.family[24].identity
+    with pytest.raises(TypeError, match="family must be a Family, found dict"):
+        explore({}, world.store, pair=(24, 48), **how)
+    monkeypatch.setattr("saekit.widgets.workspace.build_atlas", None)  # refused before any work
     for wrong in ((48, 24), (24,), (24, 24), 24):
         with pytest.raises(ValueError, match="two widths, the smaller one first"):
             explore(world.family, world.store, pair=wrong, tree=world.tree, **how)
-    with pytest.raises(ValueError, match="The family has widths 8, 24 and 48, found 9"):
+    with pytest.raises(ValueError, match="The family has widths 8, 24 and 48, found 9 in pair"):
         explore(world.family, world.store, pair=(9, 24), tree=world.tree, **how)
 
 
